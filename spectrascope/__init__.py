@@ -1,0 +1,29 @@
+"""Spectral diagnostics of neural-network loss landscapes.
+
+``spectrascope.probe(model, batches, loss_fn)`` measures how the loss curves along each weight's gradient
+singular directions and returns a :class:`spectrascope.records.Report`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["Report", "__version__", "probe"]
+
+if TYPE_CHECKING:
+    from spectrascope.api import probe
+    from spectrascope.records import Report
+
+
+def __getattr__(name: str) -> Any:  # torch is imported only when a measurement is asked for
+    if name == "probe":
+        from spectrascope.api import probe
+
+        return probe
+    if name == "Report":
+        from spectrascope.records import Report
+
+        return Report
+    raise AttributeError(f"module 'spectrascope' has no attribute {name!r}")

@@ -1,0 +1,468 @@
+"""What a measurement is made of: frozen records, standard library only.
+
+Everything downstream of a measurement (tables, JSON, gates, advice) reads these records and nothing else, so
+a saved report can be refitted, rendered or judged on a machine without torch. A value that was not measured
+is a :class:`Missing` with a reason, never ``None``, NaN or a sentinel number.
+
+Glossary: m outputs (rows), n inputs (columns) of a weight seen as a matrix; k direction, 1-based;
+``sigma`` singular values of the mean gradient; ``h`` second derivatives of the loss along unit directions
+``u_k v_k^T`` (loss per weight², both per unit Frobenius norm).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Union
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "Analysis",
+    "BenchReport",
+    "BetaQuartile",
+    "DataInfo",
+    "EngineName",
+    "Interval",
+    "LayerInfo",
+    "LayerKind",
+    "LayerReport",
+    "LayerRole",
+    "LayerRow",
+    "LayerStatus",
+    "Measurement",
+    "Missing",
+    "ModelInfo",
+    "PowerFit",
+    "ProbeOptions",
+    "Provenance",
+    "RankComparison",
+    "RankModel",
+    "RankModelFit",
+    "Report",
+    "SelfCheck",
+    "SkippedLayer",
+    "Summary",
+    "SummaryGroup",
+    "Triangle",
+    "ZetaBound",
+]
+
+SCHEMA_VERSION = 1
+
+
+class LayerStatus(str, Enum):
+    """How the measurement of one weight ended."""
+
+    OK = "ok"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+class LayerKind(str, Enum):
+    """The operation that uses the weight."""
+
+    LINEAR = "linear"
+    CONV = "conv"
+    CONV_TRANSPOSE = "conv_transpose"
+    EMBEDDING = "embedding"
+    NORM = "norm"
+    BIAS = "bias"
+    OTHER = "other"
+
+
+class LayerRole(str, Enum):
+    """What the weight is for; decides what advice may be given about it."""
+
+    MATRIX = "matrix"
+    CONV = "conv"
+    EMBEDDING = "embedding"
+    UNEMBEDDING = "unembedding"
+    EXPERT = "expert"
+    NORM = "norm"
+    BIAS = "bias"
+    OTHER = "other"
+
+
+class EngineName(str, Enum):
+    """Curvature engines, as spelled on the command line and in JSON."""
+
+    AUTO = "auto"
+    GAUSS_NEWTON = "gauss-newton"
+    DOUBLE_BACKPROP = "double-backprop"
+
+
+class RankModel(str, Enum):
+    """Models of log sigma_k against k (MEASUREMENT section 3)."""
+
+    POWER_LAW = "power_law"
+    EXPONENTIAL = "exponential"
+    LOGNORMAL = "lognormal"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A value that was not measured, and why."""
+
+    reason: str
+
+    def __post_init__(self) -> None:
+        if not self.reason:
+            raise ValueError("a Missing value needs a reason")
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A two-sided 95 % interval, ``low <= high``."""
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.high:
+            raise ValueError(f"interval bounds out of order: {self.low} > {self.high}")
+
+
+@dataclass(frozen=True, slots=True)
+class PowerFit:
+    """An exponent from ordinary least squares on natural logarithms.
+
+    ``value`` is the exponent with the sign convention of its definition (``alpha_g`` and ``alpha_h`` are minus
+    the slope). ``ci95`` is the OLS interval (how straight the line is); ``jackknife_ci95`` the interval over
+    sample groups (how well the batch determines it). ``n`` points were used, ``n_dropped`` left out
+    (non-positive curvature).
+    """
+
+    value: float
+    intercept: float
+    stderr: float
+    ci95: Interval
+    jackknife_ci95: Interval | Missing
+    r2: float
+    n: int
+    n_dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Triangle:
+    """The identity alpha_h ≈ beta · alpha_g on one layer.
+
+    ``relative_error`` is ``|alpha_h − predicted| / |alpha_h|``; well conditioned means at most 0.1.
+    """
+
+    predicted: float
+    relative_error: float
+    well_conditioned: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RankModelFit:
+    """One rank model fitted to log sigma_k: residual sum of squares and information criteria.
+
+    ``params`` are, in order: power law (a, gamma), exponential (a, kappa), log-normal (a, b, c).
+    """
+
+    model: RankModel
+    params: tuple[float, ...]
+    rss: float
+    bic: float
+    aic: float
+    r2: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankComparison:
+    """The three rank models on the same points; the lowest BIC wins.
+
+    ``delta_bic`` is the runner-up's BIC minus the winner's (≥ 0); ``tie`` means it is below 2.
+    """
+
+    best: RankModel
+    runner_up: RankModel
+    delta_bic: float
+    tie: bool
+    best_aic: RankModel
+    n: int
+    fits: tuple[RankModelFit, RankModelFit, RankModelFit]
+
+
+@dataclass(frozen=True, slots=True)
+class ZetaBound:
+    """Bound on PR_h for curvature decaying as k^(−s), s = beta · alpha_g (MEASUREMENT section 4).
+
+    ``infinite`` is zeta(s)²/zeta(2s) (needs s > 1), ``finite`` the finite-window form; ``*_holds`` whether the
+    measured PR_h obeys it.
+    """
+
+    s: float
+    infinite: float | Missing
+    finite: float
+    infinite_holds: bool | Missing
+    finite_holds: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BetaQuartile:
+    """Beta on one quarter of the window (only for windows of at least 40 directions)."""
+
+    name: str  # "top" | "mid_high" | "mid_low" | "bottom"
+    window: tuple[int, int]
+    fit: PowerFit | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class LayerInfo:
+    """Which weight, and how it is seen as an m × n matrix."""
+
+    name: str
+    kind: LayerKind
+    role: LayerRole
+    shape: tuple[int, int]
+    stored_shape: tuple[int, ...]
+    tied_names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What was measured on one weight: arrays over directions k = 1 … K, in order of decreasing sigma.
+
+    ``curvature_matrix`` is M_kj = <D_k, H D_j>, whose diagonal is ``h``. ``group_sigma[g][k]`` is
+    u_kᵀ G_g v_k with G_g the mean gradient of sample group g (so their size-weighted mean is ``sigma``), and
+    ``group_h[g][k]`` likewise. ``rank`` counts singular values above ``max(m, n)·eps·sigma_1``; ``full_rank``
+    is min(m, n). ``noise_floor`` is half the spectral norm of the difference of two half-batch gradients:
+    singular values below it are sampling noise. ``residual`` is this layer's self-check: the largest
+    |h − h_reference| / max|h_reference| over the pairs compared.
+    """
+
+    sigma: tuple[float, ...]
+    h: tuple[float, ...]
+    curvature_matrix: tuple[tuple[float, ...], ...]
+    group_sizes: tuple[int, ...]
+    group_sigma: tuple[tuple[float, ...], ...]
+    group_h: tuple[tuple[float, ...], ...]
+    rank: int
+    full_rank: int
+    pr_g: float | Missing
+    effective_rank_g: float | Missing
+    noise_floor: float | Missing
+    engine: EngineName
+    engine_reason: str
+    exact: bool
+    residual: float | Missing
+
+    def __post_init__(self) -> None:
+        k = len(self.sigma)
+        if len(self.h) != k or len(self.curvature_matrix) != k:
+            raise ValueError(f"{k} singular values but {len(self.h)} curvatures")
+        if any(a < b for a, b in zip(self.sigma, self.sigma[1:], strict=False)):
+            raise ValueError("singular values are not in decreasing order")
+        if not len(self.group_sizes) == len(self.group_sigma) == len(self.group_h):
+            raise ValueError("sample groups of different number")
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What follows from a :class:`Measurement` by fits over a window ``(k1, k2)``, 1-based and inclusive."""
+
+    window: tuple[int, int]
+    beta: PowerFit | Missing
+    alpha_g: PowerFit | Missing
+    alpha_h: PowerFit | Missing
+    triangle: Triangle | Missing
+    rank_models: RankComparison | Missing
+    pr_h: float | Missing
+    effective_rank_h: float | Missing
+    zeta_bound: ZetaBound | Missing
+    n_negative: int
+    n_above_noise: int | Missing
+    off_diagonal_mass: float | Missing
+    curvature_eigenvalues: tuple[float, ...]
+    beta_quartiles: tuple[BetaQuartile, ...] | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class LayerReport:
+    """A measured weight."""
+
+    info: LayerInfo
+    measurement: Measurement
+    analysis: Analysis
+
+    @property
+    def status(self) -> LayerStatus:
+        """Always ``ok``."""
+        return LayerStatus.OK
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedLayer:
+    """A candidate weight without numbers: left out on purpose (``skipped``) or not measurable (``failed``)."""
+
+    info: LayerInfo
+    status: LayerStatus
+    reason: str
+
+    def __post_init__(self) -> None:
+        if self.status is LayerStatus.OK or not self.reason:
+            raise ValueError("a layer without numbers is skipped or failed, with a reason")
+
+
+LayerRow = Union[LayerReport, SkippedLayer]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Where the network came from. ``sha256`` is of the checkpoint file's bytes."""
+
+    id: str
+    architecture: str
+    source: str  # "built-in" | "checkpoint" | "torchvision" | "factory" | "python"
+    path: str | Missing
+    sha256: str | Missing
+    weights: str  # "checkpoint", "IMAGENET1K_V2", "random (seed 0)", …
+    n_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataInfo:
+    """Which samples were used. ``digest`` is a sha256 over the inputs and targets in order."""
+
+    id: str
+    n: int
+    n_available: int | Missing
+    digest: str
+    input_shape: tuple[int, ...]
+    n_classes: int | Missing
+    preprocessing: str
+    label_order: str
+    synthetic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SelfCheck:
+    """The fast engines against plain double backprop on ``n_pairs`` (layer, k) pairs of ``n_samples`` samples.
+
+    ``residual`` is the largest |h − h_reference| / max|h_reference of the layer|.
+    """
+
+    residual: float
+    tolerance: float
+    n_pairs: int
+    n_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What produced a report."""
+
+    versions: dict[str, str]
+    command: str
+    created: str  # ISO 8601, UTC
+    model: ModelInfo
+    data: DataInfo
+    loss_name: str
+    loss: float
+    accuracy: float | Missing
+    device: str
+    dtype: str
+    seed: int
+    micro_batch: int
+    memory_format: str
+    threads: int
+    seconds: dict[str, float]  # wall time per stage
+    engines: dict[str, int]  # engine -> number of layers
+    self_check: SelfCheck | Missing
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOptions:
+    """What was asked for. ``window`` of an analysis is ``min_rank … min(top_k, rank)``."""
+
+    num_samples: int = 2048
+    top_k: int = 20
+    min_rank: int = 1
+    layers: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    engine: EngineName = EngineName.AUTO
+    device: str = "auto"
+    dtype: str = "float32"
+    micro_batch: int | str = "auto"
+    seed: int = 0
+    groups: int = 16
+    self_check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryGroup:
+    """Statistics over the measured layers of one kind (or all of them)."""
+
+    kind: str
+    n: int
+    beta_median: float | Missing
+    beta_iqr: Interval | Missing
+    triangle_error_median: float | Missing
+    n_well_conditioned: int
+    bic_wins: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The report in a few numbers; layers without a value never enter a statistic."""
+
+    n_ok: int
+    n_skipped: int
+    n_failed: int
+    overall: SummaryGroup
+    by_kind: tuple[SummaryGroup, ...]
+    # Medians over layers whose triangle is well conditioned, keys beta, alpha_g, alpha_h, triangle_error.
+    well_conditioned_median: dict[str, float] | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """A whole measurement."""
+
+    provenance: Provenance
+    options: ProbeOptions
+    layers: tuple[LayerRow, ...]
+    summary: Summary
+    schema_version: int = SCHEMA_VERSION
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """The engines of ``probe`` against plain double backprop, timed in one interleaved run.
+
+    Seconds are for all ``n_products`` = layers × directions over ``n_samples`` samples. The reference is timed on
+    ``n_products_timed`` products of ``n_samples_timed`` samples and scaled up (``extrapolated``). A
+    forward-equivalent is the time of one plain ``no_grad`` forward pass over the same samples, taken at the
+    fastest micro-batch and memory format found. ``max_relative_difference`` is
+    max |h − h_reference| / max |h_reference of the layer| over the products timed.
+    """
+
+    model: ModelInfo
+    data: DataInfo
+    versions: dict[str, str]
+    device: str
+    dtype: str
+    threads: int
+    engines: dict[str, int]
+    top_k: int
+    n_layers: int
+    n_samples: int
+    n_samples_timed: int
+    n_products: int
+    n_products_timed: int
+    extrapolated: bool
+    rounds: int
+    micro_batch: int
+    forward_seconds: float
+    engine_seconds: float
+    reference_seconds: float
+    ratio: float
+    ratio_rounds: tuple[float, ...]
+    engine_forward_equivalents: float
+    reference_forward_equivalents: float
+    max_relative_difference: float
+    schema_version: int = SCHEMA_VERSION
