@@ -1,0 +1,350 @@
+"""Exponents by ordinary least squares on natural logarithms, and how well the batch determines them.
+
+Two intervals stand beside every exponent. The OLS interval says how straight the line is; the jackknife over
+sample groups says how far the exponent would move with other samples. NumPy and SciPy only: a saved report is
+refitted without torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+from spectrascope.records import Interval, Missing, PowerFit
+
+__all__ = [
+    "MIN_GROUPS",
+    "MIN_POINTS",
+    "SampleGroups",
+    "as_vector",
+    "compute_r2",
+    "find_nonfinite",
+    "fit_alpha_g",
+    "fit_alpha_h",
+    "fit_beta",
+    "fit_log_log",
+    "is_constant",
+    "jackknife",
+]
+
+Vector = NDArray[np.float64]
+Refit = Callable[[Vector, Vector], PowerFit | Missing]
+
+MIN_POINTS = 4
+"""Fewest points of a fit: two parameters and two degrees of freedom left to judge them by."""
+
+MIN_GROUPS = 4
+"""Fewest sample groups of a jackknife: with three, Student's factor alone is 4.3."""
+
+_EPS = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True, slots=True)
+class SampleGroups:
+    """The measurement split by sample group, over the directions of one window.
+
+    The directions u_k, v_k are those of the whole batch, the same for every group.
+
+    Attributes:
+        sizes: samples per group, all positive.
+        sigma: ``sigma[g][k]`` = u_kᵀ G_g v_k with G_g the mean gradient of group g.
+        h: ``h[g][k]`` = the curvature of group g's mean loss along direction k.
+
+    Raises:
+        ValueError: tables of unequal shape, or an empty group.
+    """
+
+    sizes: tuple[int, ...]
+    sigma: tuple[tuple[float, ...], ...]
+    h: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not len(self.sizes) == len(self.sigma) == len(self.h):
+            raise ValueError(f"{len(self.sizes)} group sizes, {len(self.sigma)} rows of sigma, {len(self.h)} rows of h")
+        if len({len(row) for row in (*self.sigma, *self.h)}) > 1:
+            raise ValueError("sample groups measured along different numbers of directions")
+        if any(size < 1 for size in self.sizes):
+            raise ValueError(f"every sample group needs at least one sample, sizes are {self.sizes}")
+
+    def restrict(self, first: int, last: int) -> SampleGroups:
+        """Return the same groups over directions ``first`` … ``last`` (1-based, inclusive).
+
+        >>> SampleGroups((1,), ((3.0, 2.0, 1.0),), ((9.0, 4.0, 1.0),)).restrict(2, 3).h
+        ((4.0, 1.0),)
+        """
+        window = slice(first - 1, last)
+        return SampleGroups(self.sizes, tuple(row[window] for row in self.sigma), tuple(row[window] for row in self.h))
+
+    def leave_one_out(self) -> Iterator[tuple[Vector, Vector]]:
+        """Yield, for each group in turn, the size-weighted means (sigma, h) of all the others.
+
+        >>> [(float(s[0]), float(h[0])) for s, h in
+        ...  SampleGroups((1, 3), ((1.0,), (5.0,)), ((2.0,), (4.0,))).leave_one_out()]
+        [(5.0, 4.0), (1.0, 2.0)]
+        """
+        sizes = np.asarray(self.sizes, dtype=np.float64)
+        sigma, h = np.asarray(self.sigma, dtype=np.float64), np.asarray(self.h, dtype=np.float64)
+        for left_out in range(len(sizes)):
+            others = np.delete(np.arange(len(sizes)), left_out)
+            weights = sizes[others] / sizes[others].sum()
+            yield weights @ sigma[others], weights @ h[others]
+
+
+def as_vector(values: ArrayLike, name: str) -> Vector:
+    """Return ``values`` as a float64 vector.
+
+    Raises:
+        ValueError: not one-dimensional.
+    """
+    vector = np.asarray(values, dtype=np.float64)
+    if vector.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, got shape {vector.shape}")
+    return vector
+
+
+def find_nonfinite(*vectors: Vector) -> Missing | None:
+    """Return why points with these coordinates cannot be used if any is NaN or infinite, else ``None``.
+
+    >>> find_nonfinite(np.array([1.0, 2.0]), np.array([np.nan, 1.0]))
+    Missing(reason='NaN or infinity in 1 of 2 points')
+    """
+    finite = np.logical_and.reduce([np.isfinite(vector) for vector in vectors])
+    n_bad = int(np.count_nonzero(~finite))
+    return Missing(f"NaN or infinity in {n_bad} of {finite.size} points") if n_bad else None
+
+
+def is_constant(values: Vector) -> bool:
+    """Say whether values differ by no more than the rounding of their own computation (a few ulp)."""
+    spread = float(values.max() - values.min())
+    return spread <= 8 * _EPS * max(1.0, float(np.abs(values).max()))
+
+
+def compute_r2(rss: float, y: Vector) -> float:
+    """Return the share of the variance of ``y`` that a least-squares fit with intercept explains.
+
+    Always in [0, 1], never NaN: a constant ``y`` (0/0) counts as explained, since the fitted line passes
+    through every point.
+
+    Args:
+        rss: residual sum of squares of the fit.
+        y: ordinates, shape (n,).
+
+    >>> compute_r2(0.5, np.array([0.0, 1.0])), compute_r2(0.0, np.array([3.0, 3.0]))
+    (0.0, 1.0)
+    """
+    if is_constant(y):
+        return 1.0
+    return float(np.clip(1.0 - rss / float(np.sum((y - y.mean()) ** 2)), 0.0, 1.0))
+
+
+def fit_log_log(x: ArrayLike, y: ArrayLike, *, sign: int = 1, n_dropped: int = 0) -> PowerFit | Missing:
+    """Fit y = e^intercept · x^slope by ordinary least squares on natural logarithms.
+
+    Points with a non-positive coordinate have no logarithm: they are left out and counted. A constant ``y``
+    is an exact exponent 0 with R² = 1 (see :func:`compute_r2`).
+
+    Args:
+        x: abscissae, shape (n,), any unit.
+        y: ordinates, shape (n,), any unit.
+        sign: 1 to report the slope, -1 to report minus the slope (decay exponents). The intercept keeps its
+            sign.
+        n_dropped: points the caller has already left out, added to those left out here.
+
+    Returns:
+        The exponent with intercept, standard error, 95 % interval by Student's t with n - 2 degrees of
+        freedom and R², all finite; or why there is none: NaN or infinity, fewer than 4 usable points, or no
+        spread in x.
+
+    Raises:
+        ValueError: ``x`` and ``y`` of different length or not vectors, or ``sign`` not 1 or -1.
+
+    Cost: O(n).
+
+    Reference: MEASUREMENT section 2.
+
+    >>> fit = fit_log_log([1, 2, 4, 8], [3, 12, 48, 192])
+    >>> round(fit.value, 12), round(float(np.exp(fit.intercept)), 12), round(fit.r2, 12), fit.n
+    (2.0, 3.0, 1.0, 4)
+    >>> fit_log_log([1, 2, 3, 4], [1.0, 0.5, 0.25, -0.1])
+    Missing(reason='3 usable points of 4, a fit needs at least 4')
+    """
+    if sign not in (1, -1):
+        raise ValueError(f"sign must be 1 or -1, got {sign}")
+    x, y = as_vector(x, "x"), as_vector(y, "y")
+    if x.size != y.size:
+        raise ValueError(f"x has {x.size} points, y has {y.size}")
+    if nonfinite := find_nonfinite(x, y):
+        return nonfinite
+    usable = (x > 0) & (y > 0)
+    n, n_all = int(usable.sum()), x.size + n_dropped
+    if n < MIN_POINTS:
+        return Missing(f"{n} usable points of {n_all}, a fit needs at least {MIN_POINTS}")
+    log_x, log_y = np.log(x[usable]), np.log(y[usable])
+    if is_constant(log_x):
+        return Missing(f"all {n} abscissae are equal, a slope is not defined")
+
+    # Centred sums: the uncentred normal equations lose half the digits on short windows at high rank.
+    centred_x = log_x - log_x.mean()
+    sxx = float(centred_x @ centred_x)
+    slope = 0.0 if is_constant(log_y) else float(centred_x @ (log_y - log_y.mean())) / sxx
+    intercept = float(log_y.mean() - slope * log_x.mean())
+    residual = log_y - log_y.mean() - slope * centred_x
+    rss = float(residual @ residual)
+    stderr = float(np.sqrt(rss / (n - 2) / sxx))
+    value = sign * slope
+    return PowerFit(
+        value=value,
+        intercept=intercept,
+        stderr=stderr,
+        ci95=_interval_about(value, stderr, dof=n - 2),
+        jackknife_ci95=Missing("no sample groups were given"),
+        r2=compute_r2(rss, log_y),
+        n=n,
+        n_dropped=n_all - n,
+    )
+
+
+def fit_beta(sigma: ArrayLike, h: ArrayLike, *, groups: SampleGroups | None = None) -> PowerFit | Missing:
+    """Fit the curvature exponent beta, h_k ∝ sigma_k^beta, over the directions with h_k > 0.
+
+    Args:
+        sigma: gradient singular values, shape (k,), loss per weight.
+        h: curvatures along the same directions, shape (k,), loss per weight².
+        groups: the same directions by sample group, for the jackknife interval.
+
+    Returns:
+        beta (the slope of log h on log sigma), or why there is none; ``n_dropped`` counts non-positive h.
+
+    Raises:
+        ValueError: shapes that do not match.
+
+    Cost: O(k) and one refit per group.
+
+    Reference: MEASUREMENT section 2.
+
+    >>> round(fit_beta([8, 4, 2, 1], [16, 8, 4, 2]).value, 12)
+    1.0
+    """
+    return _add_jackknife(fit_log_log(sigma, h), groups, len(as_vector(sigma, "sigma")), fit_log_log)
+
+
+def fit_alpha_g(sigma: ArrayLike, first_rank: int = 1, *, groups: SampleGroups | None = None) -> PowerFit | Missing:
+    """Fit the gradient's rank-decay exponent alpha_g, sigma_k ∝ k^(-alpha_g).
+
+    Args:
+        sigma: gradient singular values in decreasing order, shape (k,).
+        first_rank: the rank k of ``sigma[0]``, 1-based.
+        groups: the same directions by sample group, for the jackknife interval.
+
+    Returns:
+        alpha_g (minus the slope of log sigma on log k), or why there is none.
+
+    Raises:
+        ValueError: ``first_rank`` below 1, or shapes that do not match.
+
+    Cost: O(k) and one refit per group.
+
+    Reference: MEASUREMENT section 2.
+
+    >>> round(fit_alpha_g([1, 1 / 4, 1 / 9, 1 / 16]).value, 12)
+    2.0
+    """
+    sigma = as_vector(sigma, "sigma")
+    fit = fit_log_log(_ranks(sigma.size, first_rank), sigma, sign=-1)
+    # A replicate's sigma need not be in order: its k stays that of the direction, which is held fixed.
+    return _add_jackknife(fit, groups, sigma.size, lambda s, _: fit_alpha_g(s, first_rank))
+
+
+def fit_alpha_h(h: ArrayLike, first_rank: int = 1, *, groups: SampleGroups | None = None) -> PowerFit | Missing:
+    """Fit the curvature decay exponent alpha_h, h_(j) ∝ j^(-alpha_h), over the positive h in falling order.
+
+    j is a rank of curvature, not of sigma.
+
+    Args:
+        h: curvatures in any order, shape (k,).
+        first_rank: the rank given to the largest h, 1-based (the window's first k).
+        groups: the same directions by sample group, for the jackknife interval; each replicate is sorted
+            anew.
+
+    Returns:
+        alpha_h (minus the slope of log h_(j) on log j), or why there is none; ``n_dropped`` counts
+        non-positive h.
+
+    Raises:
+        ValueError: ``first_rank`` below 1, or shapes that do not match.
+
+    Cost: O(k log k) and one refit per group.
+
+    Reference: MEASUREMENT section 2.
+
+    >>> fit = fit_alpha_h([1 / 9, 1, -5, 1 / 16, 1 / 4])
+    >>> round(fit.value, 12), fit.n, fit.n_dropped
+    (2.0, 4, 1)
+    """
+    h = as_vector(h, "h")
+    if nonfinite := find_nonfinite(h):
+        return nonfinite
+    ordered = np.sort(h[h > 0])[::-1]
+    fit = fit_log_log(_ranks(ordered.size, first_rank), ordered, sign=-1, n_dropped=h.size - ordered.size)
+    return _add_jackknife(fit, groups, h.size, lambda _, h_without: fit_alpha_h(h_without, first_rank))
+
+
+def jackknife(value: float, groups: SampleGroups, refit: Refit) -> Interval | Missing:
+    """Return the 95 % interval of an exponent under leaving out one sample group at a time.
+
+    For each group g the exponent θ_g is refitted to sigma^(-g) and h^(-g), the size-weighted means over the
+    other groups; SE² = (n - 1)/n Σ (θ_g - mean θ)², and the interval is value ± t(n - 1, 0.975)·SE. The
+    directions u_k, v_k are held fixed: u_kᵀ G^(-g) v_k is the k-th singular value of G^(-g) to first order,
+    so the interval leaves out how the directions themselves turn from batch to batch. Groups are treated as
+    of equal weight, which is exact when their sizes are equal. A sigma^(-g) or h^(-g) that is not positive
+    drops out of that one replicate.
+
+    Args:
+        value: the exponent on all samples; the interval is centred there.
+        groups: sigma and h by sample group over the fit's window.
+        refit: (sigma, h), each of shape (k,), to a fit.
+
+    Returns:
+        The interval, or why there is none: fewer than 4 groups, or a replicate that cannot be fitted.
+
+    Cost: one refit per group.
+
+    Reference: MEASUREMENT section 2.
+    """
+    n = len(groups.sizes)
+    if n < MIN_GROUPS:
+        return Missing(f"{n} sample groups, a jackknife needs at least {MIN_GROUPS}")
+    replicates = np.empty(n)
+    for g, (sigma, h) in enumerate(groups.leave_one_out()):
+        fit = refit(sigma, h)
+        if isinstance(fit, Missing):
+            return Missing(f"without sample group {g + 1}: {fit.reason}")
+        replicates[g] = fit.value
+    stderr = float(np.sqrt((n - 1) / n * np.sum((replicates - replicates.mean()) ** 2)))
+    return _interval_about(value, stderr, dof=n - 1)
+
+
+def _ranks(count: int, first_rank: int) -> Vector:
+    if first_rank < 1:
+        raise ValueError(f"ranks start at 1, got first_rank = {first_rank}")
+    return np.arange(first_rank, first_rank + count, dtype=np.float64)
+
+
+def _interval_about(value: float, stderr: float, *, dof: int) -> Interval:
+    # stdtrit is scipy.stats.t.ppf without the second that importing scipy.stats takes.
+    half_width = float(special.stdtrit(dof, 0.975)) * stderr
+    return Interval(value - half_width, value + half_width)
+
+
+def _add_jackknife(
+    fit: PowerFit | Missing, groups: SampleGroups | None, n_directions: int, refit: Refit
+) -> PowerFit | Missing:
+    if isinstance(fit, Missing) or groups is None:
+        return fit
+    if groups.sigma and len(groups.sigma[0]) != n_directions:
+        raise ValueError(f"sample groups over {len(groups.sigma[0])} directions, the fit is over {n_directions}")
+    return replace(fit, jackknife_ci95=jackknife(fit.value, groups, refit))
