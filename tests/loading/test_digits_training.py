@@ -1,0 +1,21 @@
+"""The script that trained the embedded network still does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from spectrascope.loading.checkpoint import read_checkpoint
+from spectrascope.loading.target import load_model
+
+
+def test_training_script(tmp_path: Path) -> None:
+    script = Path(__file__).parents[2] / "examples" / "train_digits_cnn.py"
+    output = tmp_path / "net.safetensors"
+    subprocess.run([sys.executable, str(script), str(output)], check=True, capture_output=True)
+    metadata = read_checkpoint(output).metadata
+    assert 0.97 < float(metadata["test_accuracy"]) < 1.0
+    assert 0.02 < float(metadata["train_loss"]) < 0.1
+    loaded = load_model(str(output))
+    assert (loaded.info.architecture, loaded.default_dataset) == ("digits-cnn", "digits")

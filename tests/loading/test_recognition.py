@@ -1,0 +1,153 @@
+"""Every built-in and torchvision architecture is told from its keys and shapes; strangers are refused."""
+
+from __future__ import annotations
+
+import re
+import time
+from itertools import combinations
+
+import pytest
+import torch
+
+from spectrascope.errors import LoadError
+from spectrascope.loading import torchvision_models
+from spectrascope.loading.labels import CIFAR10, CIFAR100, imagenet_wnids, match_labels
+from spectrascope.loading.recognise import _skeleton, recognise
+from spectrascope.loading.skeleton import build_skeleton
+from spectrascope.loading.zoo import ZOO, find_entry
+from spectrascope.loading.zoo.resnet_cifar import cifar_resnet
+
+BUILT_IN = [*ZOO, "mlp:784-256-128-10", "mlp:64-10"]
+TORCHVISION = [
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
+    "inception_v3", "maxvit_t", "mnasnet1_0", "mobilenet_v2", "mobilenet_v3_small",
+    "regnet_y_400mf", "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x1_0",
+    "squeezenet1_1", "swin_t", "swin_v2_t", "vgg11_bn", "vgg16", "vit_b_16", "wide_resnet50_2",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_architectures(name: str) -> None:
+    entry = find_entry(name)
+    assert entry is not None
+    num_classes = entry.num_classes if name.startswith("mlp:") else 37
+    recognised = recognise(build_skeleton(lambda: entry.build(num_classes)).state_dict())
+    assert (recognised.architecture, recognised.num_classes) == (name, num_classes)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvision_architectures_with_another_head(name: str) -> None:
+    state_dict = build_skeleton(lambda: torchvision_models.build_model(name, 37)).state_dict()
+    start = time.process_time()
+    recognised = recognise(state_dict)
+    assert time.process_time() - start < 2.0
+    assert (recognised.architecture, recognised.num_classes) == (name, 37)
+    built = recognised.build().state_dict()
+    assert {k: v.shape for k, v in built.items()} == {k: v.shape for k, v in state_dict.items()}
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_files_without_the_training_heads(name: str) -> None:
+    network = build_skeleton(lambda: torchvision_models.build_model(name, 5, auxiliary=False))
+    recognised = recognise(network.state_dict())
+    assert (recognised.architecture, recognised.num_classes) == (name, 5)
+
+
+def test_every_torchvision_model_has_one_family() -> None:
+    """A release that adds a family shows here; its checkpoints would be refused until it is listed."""
+    for name in torchvision_models.list_names():
+        assert sum(bool(re.fullmatch(p, name)) for p in torchvision_models.FAMILIES) == 1, name
+
+
+@pytest.mark.parametrize("pattern", torchvision_models.FAMILIES)
+def test_family_keys_are_in_each_of_its_models(pattern: str) -> None:
+    for name in torchvision_models.names_in([pattern]):
+        assert pattern in torchvision_models.families_of(_skeleton(name).shapes), name
+
+
+def test_no_two_architectures_share_keys_and_shapes() -> None:
+    """The reason that a fit needs no tie-break: were there two, the user would be asked."""
+    shapes = {name: _skeleton(name).shapes for name in (*ZOO, *torchvision_models.list_names())}
+    assert [pair for pair in combinations(shapes, 2) if shapes[pair[0]] == shapes[pair[1]]] == []
+
+
+def test_batch_counters_may_be_absent_or_extra() -> None:
+    state_dict = cifar_resnet(20).state_dict()
+    bare = {key: value for key, value in state_dict.items() if "num_batches" not in key}
+    assert len(bare) < len(state_dict)
+    assert recognise(bare).architecture == recognise(state_dict).architecture == "cifar-resnet20"
+
+
+def test_other_spellings() -> None:
+    state_dict = build_skeleton(lambda: ZOO["resnet18-cifar"].build(10)).state_dict()
+    respelt = {
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): value
+        for key, value in state_dict.items()
+    }
+    recognised = recognise(respelt)
+    assert recognised.architecture == "resnet18-cifar"
+    assert list(recognised.state_dict) == list(state_dict)
+    dense = build_skeleton(lambda: torchvision_models.build_model("densenet121", 9)).state_dict()
+    dotted = {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): v for key, v in dense.items()
+    }
+    assert list(dotted) != list(dense)
+    assert recognise(dotted).architecture == "densenet121"
+
+
+def test_the_state_dict_of_another_variant_comes_back_renamed() -> None:
+    state_dict = cifar_resnet(20).state_dict()
+    recognised = recognise({f"model.{key}": value for key, value in state_dict.items()})
+    assert list(recognised.state_dict) == list(state_dict)
+
+
+def test_nearest_is_named_with_the_difference() -> None:
+    state_dict = dict(cifar_resnet(32).state_dict())
+    del state_dict["layer3.4.conv2.weight"]
+    state_dict["extra.weight"] = torch.ones(1)
+    state_dict["conv1.weight"] = torch.ones(16, 1, 3, 3)
+    with pytest.raises(
+        LoadError,
+        match=r"nearest is cifar-resnet32, which differs by 1 missing \(layer3\.4\.conv2\.weight\), "
+        r"1 unexpected \(extra\.weight\), "
+        r"1 of another shape \(conv1\.weight: expected \(16, 3, 3, 3\), got \(16, 1, 3, 3\)\)",
+    ):
+        recognise(state_dict)
+
+
+def test_strangers_are_refused_in_one_line() -> None:
+    start = time.process_time()
+    with pytest.raises(LoadError, match=r"fit no known network; nearest is .* missing .*--arch") as error:
+        recognise({f"encoder.{i}.attention.weight": torch.ones(2, 3) for i in range(50)})
+    assert time.process_time() - start < 2.0
+    assert "\n" not in str(error.value)
+
+
+def test_missing_running_statistics_are_not_optional() -> None:
+    state_dict = {
+        key: value for key, value in cifar_resnet(20).state_dict().items() if "running_mean" not in key
+    }
+    with pytest.raises(LoadError, match=r"differs by 19 missing \(bn1\.running_mean"):
+        recognise(state_dict)
+
+
+def test_class_lists() -> None:
+    assert len(CIFAR10) == 10
+    assert len(set(CIFAR100)) == 100
+    assert list(CIFAR100) == sorted(CIFAR100)
+    assert len(set(imagenet_wnids())) == 1000
+    assert list(imagenet_wnids()) == sorted(imagenet_wnids())
+
+
+def test_matching_labels() -> None:
+    assert match_labels(["Car", "PLANE", "truck", "house"], CIFAR10) == {
+        "Car": 1, "PLANE": 0, "truck": 9, "house": None,
+    }  # fmt: skip
+    assert match_labels(["Maple-Tree", "aquarium fish"], CIFAR100) == {"Maple-Tree": 47, "aquarium fish": 1}
+    categories = torchvision_models.find_weights("resnet18", None).meta["categories"]
+    # n01440764 is the tench, class 0.
+    assert match_labels(["n01440764", "goldfish", "tree"], tuple(categories)) == {
+        "n01440764": 0, "goldfish": 1, "tree": None,
+    }  # fmt: skip
+    # A name that two classes share says nothing.
+    assert match_labels(["crane", "dog"], ("crane", "dog", "Crane")) == {"crane": None, "dog": 1}
