@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Union
+from typing import Any, TypeAlias
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -306,7 +306,7 @@ class SkippedLayer:
             raise ValueError("a layer without numbers is skipped or failed, with a reason")
 
 
-LayerRow = Union[LayerReport, SkippedLayer]
+LayerRow: TypeAlias = "LayerReport | SkippedLayer"
 
 
 @dataclass(frozen=True, slots=True)

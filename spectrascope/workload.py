@@ -57,9 +57,7 @@ class TensorSource(SampleSource):
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.targets):
-            raise DataError(
-                f"inputs and targets differ in length: {len(self.inputs)} and {len(self.targets)}"
-            )
+            raise DataError(f"inputs and targets differ in length: {len(self.inputs)} and {len(self.targets)}")
 
     @property
     def n(self) -> int:
@@ -73,21 +71,36 @@ class TensorSource(SampleSource):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured. ``loss_fn`` is a mean over samples; the model is in whatever mode its owner left it."""
+    """What is measured. ``loss_fn`` is a mean over samples; the model is in whatever mode its owner left it.
+
+    ``n_classes`` is the number of class scores the model gives, where labels must lie below it.
+    """
 
     model: nn.Module
     source: SampleSource
     loss_fn: LossFunction
     device: torch.device
     dtype: torch.dtype
+    n_classes: int | None = None
 
     def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype."""
+        """Samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
+
+        Raises:
+            DataError: a label is outside the model's classes.
+        """
         inputs, targets = self.source.fetch(start, stop)
+        if self.n_classes is not None and len(targets):
+            low, high = int(targets.min()), int(targets.max())
+            # −100 is PyTorch's mark for "no label here"
+            if high >= self.n_classes or (low < 0 and low != -100):
+                wrong = high if high >= self.n_classes else low
+                raise DataError(
+                    f"label {wrong} does not fit a model with {self.n_classes} outputs (0 … {self.n_classes - 1}): "
+                    "the dataset and the model have different classes"
+                )
         inputs = inputs.to(self.device, self.dtype if inputs.is_floating_point() else None, non_blocking=True)
-        targets = targets.to(
-            self.device, self.dtype if targets.is_floating_point() else None, non_blocking=True
-        )
+        targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None, non_blocking=True)
         return inputs, targets
 
     def batches(self, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -110,11 +123,7 @@ def source_from_batches(batches: object, num_samples: int | None = None) -> Samp
     """
     if isinstance(batches, SampleSource):
         return batches
-    if (
-        isinstance(batches, (tuple, list))
-        and len(batches) == 2
-        and all(isinstance(t, Tensor) for t in batches)
-    ):
+    if isinstance(batches, (tuple, list)) and len(batches) == 2 and all(isinstance(t, Tensor) for t in batches):
         pairs: Iterable[Any] = [batches]
     elif isinstance(batches, Iterable):
         pairs = batches
@@ -124,9 +133,7 @@ def source_from_batches(batches: object, num_samples: int | None = None) -> Samp
         )
     inputs, targets, n = [], [], 0
     for pair in pairs:
-        if not (
-            isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)
-        ):
+        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
             raise DataError(
                 f"batches: each item must be a pair of tensors (inputs, targets), got {type(pair).__name__}"
             )

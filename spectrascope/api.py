@@ -1,0 +1,137 @@
+"""``spectrascope.probe``: the command's measurement on a model you already hold."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrascope.errors import OptionError
+from spectrascope.pipeline import run_probe
+from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
+from spectrascope.workload import LossFunction, SampleSource, source_from_batches
+
+__all__ = ["probe"]
+
+
+def probe(
+    model: nn.Module,
+    batches: object,
+    loss_fn: LossFunction | None = None,
+    *,
+    num_samples: int | None = 2048,
+    top_k: int = 20,
+    min_rank: int = 1,
+    layers: tuple[str, ...] | list[str] = (),
+    exclude: tuple[str, ...] | list[str] = (),
+    engine: EngineName | str = EngineName.AUTO,
+    device: str = "auto",
+    dtype: str | None = None,
+    micro_batch: int | str = "auto",
+    seed: int = 0,
+    groups: int = 16,
+    self_check: bool = True,
+    on_progress: Callable[[str, int, int], None] | None = None,
+) -> Report:
+    """Measure how the loss curves along each weight's gradient singular directions.
+
+    Args:
+        model: any ``nn.Module``. It is left exactly as found (mode per module, gradients, hooks, buffers, random
+            state) and copied first if it has to move to another device or dtype.
+        batches: an ``(inputs, targets)`` pair of tensors, an iterable of such pairs (a ``DataLoader``; read once,
+            in its own order), or a :class:`spectrascope.workload.SampleSource`.
+        loss_fn: ``(output, targets) -> scalar``, the mean over samples; softmax cross-entropy when ``None``.
+        num_samples: use at most this many samples; all when ``None``.
+        top_k: directions per weight.
+        min_rank: first direction (1-based) of the fitted window.
+        layers: globs on parameter names to measure; all when empty.
+        exclude: globs on parameter names to leave out.
+        engine: ``auto``, ``gauss-newton`` or ``double-backprop``.
+        device: ``auto`` (where the model is, or CUDA if there is one), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        dtype: ``float32`` or ``float64``; ``None`` measures in float64 for a float64 model, else in float32.
+        micro_batch: samples per pass, or ``auto``.
+        seed: of the pairs the self-check draws.
+        groups: sample groups of the jackknife.
+        self_check: compare a few (weight, k) pairs with a reference; off saves a little time.
+        on_progress: called with (stage, done, total).
+
+    Returns:
+        A :class:`spectrascope.records.Report`; ``spectrascope.reports`` turns it into JSON, CSV, tables.
+
+    Raises:
+        SpectrascopeError: one of its kinds, with a one-line message.
+    """
+    try:
+        chosen = EngineName(engine)
+    except ValueError as error:
+        names = ", ".join(e.value for e in EngineName)
+        raise OptionError(f"engine {engine!r}: expected one of {names}") from error
+    source = source_from_batches(batches, num_samples)
+    if dtype is None:
+        double = any(p.dtype == torch.float64 for p in model.parameters())
+        dtype = "float64" if double else "float32"
+    options = ProbeOptions(
+        num_samples=source.n,
+        top_k=top_k,
+        min_rank=min_rank,
+        layers=tuple(layers),
+        exclude=tuple(exclude),
+        engine=chosen,
+        device=device,
+        dtype=dtype,
+        micro_batch=micro_batch,
+        seed=seed,
+        groups=groups,
+        self_check=self_check,
+    )
+    extra: dict[str, Any] = {} if on_progress is None else {"on_progress": on_progress}
+    return run_probe(
+        model,
+        source,
+        loss_fn,
+        options=options,
+        model_info=_describe_model(model),
+        data_info=_describe_source(source),
+        command=f"spectrascope.probe({type(model).__name__})",
+        **extra,
+    )
+
+
+def _describe_model(model: nn.Module) -> ModelInfo:
+    return ModelInfo(
+        id=type(model).__name__,
+        architecture=type(model).__name__,
+        source="python",
+        path=Missing("the model was passed in memory"),
+        sha256=Missing("the model was passed in memory"),
+        weights="in memory",
+        n_parameters=sum(p.numel() for p in model.parameters()),
+    )
+
+
+def _describe_source(source: SampleSource) -> DataInfo:
+    inputs, targets = source.fetch(0, 1)
+    labels: int | Missing = Missing("targets are not class labels")
+    if _is_label(targets):
+        labels = 1 + max(
+            int(source.fetch(start, min(start + 1024, source.n))[1].max()) for start in range(0, source.n, 1024)
+        )
+    where = inspect.getmodule(type(source))
+    return DataInfo(
+        id="tensors" if where is not None and where.__name__ == "spectrascope.workload" else type(source).__name__,
+        n=source.n,
+        n_available=Missing("the samples were passed in memory"),
+        digest=source.digest(),
+        input_shape=tuple(inputs.shape[1:]),
+        n_classes=labels,
+        preprocessing="as passed",
+        label_order="as passed",
+        synthetic=False,
+    )
+
+
+def _is_label(targets: Tensor) -> bool:
+    return targets.dim() == 1 and not targets.is_floating_point()

@@ -1,0 +1,130 @@
+"""Leave the user's model, and torch itself, exactly as found."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectrascope.errors import NondeterministicError, NonFiniteError
+from spectrascope.workload import Workload
+
+__all__ = ["held_still", "require_deterministic", "require_finite_weights"]
+
+
+@contextlib.contextmanager
+def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.device) -> Iterator[None]:
+    """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
+
+    Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
+    ``.grad`` of every parameter, buffers (values and identity), hooks (none are added), the random state of the
+    CPU and of ``device``, autocast and TF32 settings, the attention fast path.
+    """
+    modules = list(model.modules())
+    training = [module.training for module in modules]
+    parameters = list(model.parameters())
+    flags = [p.requires_grad for p in parameters]
+    grads = [p.grad for p in parameters]
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    wanted = {id(w) for w in weights}
+    devices = [device] if device.type == "cuda" else []
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(_ieee_float32())
+        try:
+            model.eval()
+            for p in parameters:
+                p.requires_grad_(id(p) in wanted)
+            torch.backends.mha.set_fastpath_enabled(False)
+            yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fastpath)
+            for module, flag in zip(modules, training, strict=True):
+                module.training = flag
+            for p, flag, grad in zip(parameters, flags, grads, strict=True):
+                p.requires_grad_(flag)
+                p.grad = grad
+            with torch.no_grad():
+                for module, name, buffer, value in buffers:
+                    if not _same(buffer, value):
+                        buffer.copy_(value)
+                    module._buffers[name] = buffer
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    """Equal entry by entry, NaN counting as equal to NaN."""
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
+
+
+@contextlib.contextmanager
+def _ieee_float32() -> Iterator[None]:
+    """No TF32 or BF16 inside float32 products, whatever the process had set."""
+    holders = _precision_switches()
+    before = [getattr(holder, name) for holder, name, _ in holders]
+    try:
+        for holder, name, full in holders:
+            setattr(holder, name, full)
+        yield
+    finally:
+        for (holder, name, _), value in zip(holders, before, strict=True):
+            setattr(holder, name, value)
+
+
+def _precision_switches() -> list[tuple[Any, str, Any]]:
+    """(holder, attribute, value for full precision); torch 2.9 renamed them and forbids mixing old and new."""
+    backends: Any = torch.backends
+    if not hasattr(backends.cuda.matmul, "fp32_precision"):
+        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
+    places = [backends.cuda.matmul]
+    for parent in (backends.cudnn, backends.mkldnn):
+        places += [getattr(parent, op) for op in ("conv", "rnn", "matmul") if hasattr(parent, op)]
+    return [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
+
+
+def require_finite_weights(model: nn.Module) -> None:
+    """Raise if a parameter or buffer holds NaN or infinity.
+
+    Raises:
+        NonFiniteError: names the first such tensor.
+    """
+    for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
+        for name, tensor in named:
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                bad = int((~torch.isfinite(tensor)).sum())
+                raise NonFiniteError(
+                    f"{kind} {name!r} holds NaN or infinity in {bad} of {tensor.numel()} entries: "
+                    "the checkpoint is damaged or training diverged; nothing can be measured on it"
+                )
+
+
+def require_deterministic(workload: Workload, n_samples: int = 32) -> None:
+    """Run the model twice on the same few samples and compare the losses.
+
+    Raises:
+        NondeterministicError: the losses differ (dropout left on, sampling inside the model or the loss).
+        NonFiniteError: the loss is NaN or infinite.
+    """
+    inputs, targets = workload.fetch(0, min(n_samples, workload.source.n))
+    with torch.no_grad():
+        first, second = (float(workload.loss_fn(workload.model(inputs), targets)) for _ in range(2))
+    if not (math.isfinite(first) and math.isfinite(second)):
+        raise NonFiniteError(
+            f"the loss on the first {len(inputs)} samples is {first}: expected a finite number; "
+            "check the preprocessing, the labels and the weights"
+        )
+    if abs(first - second) > 1e-5 * max(abs(first), abs(second), 1e-30):
+        raise NondeterministicError(
+            f"two identical passes gave losses {first:.9g} and {second:.9g}: the model or loss is random in eval "
+            "mode; make it deterministic (no dropout or sampling) before measuring"
+        )

@@ -1,0 +1,543 @@
+"""Which operations are linear or piecewise linear, and how a batch of cotangents goes back through each.
+
+An operation absent from this table is treated as smooth: an omission costs speed, never correctness. Being
+listed is a claim, made by hand, that away from kinks the operation is linear in the tensors that depend on the
+weights (jointly, if ``joint``; one at a time otherwise, as for a product).
+
+Cotangents carry a leading column axis: ``(c, *value.shape)``. A :class:`Columns` may also carry a per-channel
+factor that has not been multiplied in yet: eval-mode BatchNorm only scales channels, ReLU commutes with that,
+and the convolution before it absorbs the factor into its filters, so the scaling costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Columns", "Rule", "Saved", "find_rule"]
+
+aten = torch.ops.aten
+
+
+@dataclass(slots=True)
+class Columns:
+    """Cotangents of one value: ``tensor`` (c, *shape), times ``scale`` (channels) along the value's axis 1.
+
+    ``owned`` says nobody else holds the tensor, so it may be added into.
+    """
+
+    tensor: Tensor
+    scale: Tensor | None = None
+    owned: bool = True
+
+    def plain(self) -> Tensor:
+        """The cotangents with the scale multiplied in."""
+        if self.scale is None:
+            return self.tensor
+        shape = [1] * self.tensor.dim()
+        shape[2] = -1
+        return self.tensor * self.scale.view(shape)
+
+    def plus(self, other: Columns) -> Columns:
+        """Sum of two contributions to the same value."""
+        if self.scale is None and other.scale is None:
+            if self.owned:
+                return Columns(self.tensor.add_(other.tensor))
+            if other.owned:
+                return Columns(other.tensor.add_(self.tensor))
+        return Columns(self.plain() + other.plain())
+
+
+class Saved:
+    """What a node keeps for the backward sweep; activations in it survive later in-place writes by copying."""
+
+    __slots__ = ("items",)
+
+    def __init__(self, items: tuple[Any, ...]) -> None:
+        self.items = items
+
+    def activations(self) -> Iterator[Tensor]:
+        """Tensors that an in-place operation of the network could overwrite."""
+        for item in self.items:
+            if isinstance(item, Tensor):
+                yield item
+            elif isinstance(item, (tuple, list)):
+                yield from (i for i in item if isinstance(i, Tensor))
+
+    def copy(self) -> None:
+        """Clone every activation kept."""
+
+        def fresh(item: Any) -> Any:
+            if isinstance(item, Tensor):
+                return item.clone()
+            return type(item)(fresh(i) for i in item) if isinstance(item, (tuple, list)) else item
+
+        self.items = tuple(fresh(item) for item in self.items)
+
+
+Grads = Sequence["Columns | None"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How one operation behaves.
+
+    ``save(args, kwargs, out, before, positions)`` picks what the sweep needs; ``positions`` are the tensor
+    arguments that depend on the weights. ``vjp(saved, grads, positions)`` maps cotangents of the outputs to
+    cotangents of those arguments. ``refuse`` returns a reason when this call is not piecewise linear after all.
+    """
+
+    save: Callable[[tuple[Any, ...], dict[str, Any], Any, Any, tuple[int, ...]], tuple[Any, ...]]
+    vjp: Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]
+    joint: bool = True
+    before: Callable[[tuple[Any, ...]], Any] = lambda args: None
+    refuse: Callable[[tuple[Any, ...], dict[str, Any], list[int]], str | None] = lambda a, k, p: None
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def find_rule(name: str) -> Rule | None:
+    """The rule of an operation such as ``aten.relu_``, ``None`` if it is not known to be piecewise linear."""
+    return _RULES.get(name)
+
+
+def _register(names: str, rule: Rule) -> None:
+    for name in names.split():
+        _RULES[f"aten.{name}"] = rule
+
+
+def _only(grads: Grads) -> Columns:
+    grad = grads[0]
+    assert grad is not None
+    return grad
+
+
+# -- convolution ------------------------------------------------------------------------------------------------
+
+
+def _save_conv(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
+    return (
+        weight,
+        tuple(x.shape),
+        (stride, padding, dilation, transposed, output_padding, groups),
+        _is_channels_last(x),
+    )
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _vjp_conv(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    if not positions:
+        return []
+    weight, shape, conv, last = saved.items
+    grad = _only(grads)
+    scale = grad.scale
+    if scale is not None:
+        axis = 1 if conv[3] else 0
+        if conv[3] and conv[5] > 1:
+            grad = Columns(grad.plain())
+        else:
+            view = [1] * weight.dim()
+            view[axis] = -1
+            weight = weight * scale.view(view)
+    flat = grad.tensor.flatten(0, 1)
+    columns, batch = grad.tensor.shape[:2]
+    # Only the shape and memory format of the input matter for its own gradient: untouched memory costs nothing.
+    like = torch.empty((columns * batch, *shape[1:]), dtype=flat.dtype, device=flat.device)
+    if last:
+        like = torch.empty_like(like, memory_format=torch.channels_last)
+        flat = flat.contiguous(memory_format=torch.channels_last)
+    back = aten.convolution_backward(flat, like, weight, None, *conv[:5], conv[5], [True, False, False])[0]
+    return [Columns(back.unflatten(0, (columns, batch)))]
+
+
+_register("convolution", Rule(_save_conv, _vjp_conv, joint=False))
+
+
+# -- matrix products --------------------------------------------------------------------------------------------
+
+
+def _save_addmm(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    return args[1], args[2], kwargs.get("alpha", 1), kwargs.get("beta", 1), tuple(args[0].shape)
+
+
+def _vjp_addmm(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    left, right, alpha, beta, bias_shape = saved.items
+    if not positions:
+        return []
+    grad = _only(grads).plain()
+    found: list[Columns | None] = []
+    for position in positions:
+        if position == 0:
+            found.append(Columns(_sum_to(grad, bias_shape) * beta, owned=False))
+        elif position == 1:
+            found.append(Columns(torch.matmul(grad, right.t()) * alpha))
+        else:
+            found.append(Columns(torch.matmul(left.t(), grad) * alpha))
+    return found
+
+
+def _save_product(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    return args[0], args[1]
+
+
+def _vjp_matmul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    left, right = saved.items
+    if not positions:
+        return []
+    grad = _only(grads).plain()
+    return [
+        Columns(torch.matmul(grad, right.transpose(-1, -2)) if p == 0 else torch.matmul(left.transpose(-1, -2), grad))
+        for p in positions
+    ]
+
+
+_register("addmm", Rule(_save_addmm, _vjp_addmm, joint=False))
+_register("mm bmm", Rule(_save_product, _vjp_matmul, joint=False))
+
+
+# -- elementwise ------------------------------------------------------------------------------------------------
+
+
+def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Undo broadcasting: sum columns (c, *out) down to (c, *shape)."""
+    extra = grad.dim() - 1 - len(shape)
+    if extra:
+        grad = grad.sum(tuple(range(1, 1 + extra)))
+    axes = tuple(i + 1 for i, n in enumerate(shape) if n == 1 and grad.shape[i + 1] != 1)
+    return grad.sum(axes, keepdim=True) if axes else grad
+
+
+def _save_add(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    shapes = tuple(tuple(a.shape) for a in args[:2] if isinstance(a, Tensor))
+    return shapes, float(kwargs.get("alpha", 1)), tuple(out.shape)
+
+
+def _vjp_add(sign: float) -> Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]:
+    def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+        shapes, alpha, out_shape = saved.items
+        grad = _only(grads)
+        found: list[Columns | None] = []
+        for position in positions:
+            factor = sign * alpha if position == 1 else 1.0
+            if shapes[position] == out_shape:
+                part = Columns(grad.tensor, grad.scale, owned=False)
+            else:
+                part = Columns(_sum_to(grad.plain(), shapes[position]), owned=False)
+            found.append(part if factor == 1.0 else Columns(part.tensor * factor, part.scale))
+        return found
+
+    return vjp
+
+
+def _save_mul(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    other = args[1] if 0 in positions else args[0]
+    shape = tuple(args[positions[0]].shape) if positions else ()
+    return other, shape
+
+
+def _save_mul_in_place(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    if 0 in positions:
+        return args[1], tuple(args[0].shape)
+    return before, tuple(args[1].shape)
+
+
+def _vjp_mul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    other, shape = saved.items
+    grad = _only(grads).plain()
+    return [Columns(_sum_to(grad * other, shape)) for _ in positions]
+
+
+def _vjp_div(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    other, shape = saved.items
+    return [Columns(_sum_to(_only(grads).plain() / other, shape)) for _ in positions]
+
+
+def _refuse_division(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+    return "div is not linear in its denominator" if any(p > 0 for p in positions) else None
+
+
+def _copy_target(args: tuple[Any, ...]) -> Any:
+    return args[0].clone()
+
+
+_register("add add_", Rule(_save_add, _vjp_add(1.0)))
+_register("sub sub_", Rule(_save_add, _vjp_add(-1.0)))
+_register("mul", Rule(_save_mul, _vjp_mul, joint=False))
+_register("mul_", Rule(_save_mul_in_place, _vjp_mul, joint=False, before=_copy_target))
+_register("div", Rule(_save_mul, _vjp_div, joint=False, refuse=_refuse_division))
+
+
+def _save_out(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    return (out,)
+
+
+def _vjp_relu(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    (out,) = saved.items
+    grad = _only(grads)
+    return [Columns(aten.threshold_backward(grad.tensor, out.unsqueeze(0), 0), grad.scale)]
+
+
+def _save_hardtanh(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
+    high = args[2] if len(args) > 2 else kwargs.get("max_val", 1.0)
+    # Inside the bounds output = input, so the output alone tells where the slope is one.
+    return out, low, high
+
+
+def _vjp_hardtanh(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    out, low, high = saved.items
+    grad = _only(grads)
+    return [Columns(grad.tensor * ((out > low) & (out < high)), grad.scale)]
+
+
+def _save_leaky(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
+    return out, slope
+
+
+def _vjp_leaky(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    out, slope = saved.items
+    grad = _only(grads)
+    return [Columns(torch.where(out > 0, grad.tensor, grad.tensor * slope), grad.scale)]
+
+
+def _refuse_leaky(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+    slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
+    return None if slope >= 0 else "leaky_relu with a negative slope cannot be inverted from its output"
+
+
+_register("relu relu_", Rule(_save_out, _vjp_relu))
+_register("hardtanh hardtanh_", Rule(_save_hardtanh, _vjp_hardtanh))
+_register("leaky_relu leaky_relu_", Rule(_save_leaky, _vjp_leaky, refuse=_refuse_leaky))
+
+
+# -- normalisation with fixed statistics ------------------------------------------------------------------------
+
+
+def _batch_norm_training(args: tuple[Any, ...], name: str) -> bool:
+    return bool(args[5])
+
+
+def _save_batch_norm(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    _, weight, _, _, variance = args[:5]
+    eps = args[7] if isinstance(args[5], bool) else args[6]
+    scale = torch.rsqrt(variance + eps)
+    return (scale if weight is None else scale * weight,)
+
+
+def _vjp_channel_scale(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    (scale,) = saved.items
+    grad = _only(grads)
+    return [Columns(grad.tensor, scale if grad.scale is None else scale * grad.scale, owned=grad.owned)]
+
+
+def _refuse_batch_norm(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+    if positions != [0]:
+        return "the weight enters a batch normalisation's own parameters"
+    if isinstance(args[5], bool) and args[5]:
+        return "batch normalisation uses batch statistics (train mode)"
+    return None
+
+
+_register(
+    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training",
+    Rule(_save_batch_norm, _vjp_channel_scale, refuse=_refuse_batch_norm),
+)
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------
+
+
+def _save_shape(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    return (tuple(args[0].shape),)
+
+
+def _vjp_reshape(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    (shape,) = saved.items
+    grad = _only(grads).plain()
+    return [Columns(grad.reshape(grad.shape[0], *shape), owned=False)]
+
+
+def _vjp_same(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    grad = _only(grads)
+    return [Columns(grad.tensor, grad.scale, owned=False)]
+
+
+def _save_mean(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    x = args[0]
+    dims = args[1] if len(args) > 1 and args[1] else list(range(x.dim()))
+    dims = tuple(sorted(d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)))
+    keep = bool(args[2]) if len(args) > 2 else bool(kwargs.get("keepdim", False))
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return tuple(x.shape), dims, keep, count
+
+
+def _vjp_mean(divide: bool) -> Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]:
+    def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+        shape, dims, keep, count = saved.items
+        grad = _only(grads).plain()
+        if not keep:
+            for d in dims:
+                grad = grad.unsqueeze(d + 1)
+        if divide:
+            grad = grad / count
+        return [Columns(grad.expand(grad.shape[0], *shape), owned=False)]
+
+    return vjp
+
+
+_register("view _unsafe_view reshape squeeze unsqueeze flatten", Rule(_save_shape, _vjp_reshape))
+_register("clone contiguous alias lift_fresh", Rule(_save_shape, _vjp_same))
+_register("mean", Rule(_save_mean, _vjp_mean(True)))
+_register("sum", Rule(_save_mean, _vjp_mean(False)))
+
+
+# -- pooling ----------------------------------------------------------------------------------------------------
+
+
+def _save_max_pool(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+    return out[1], tuple(args[0].shape)
+
+
+def _vjp_max_pool(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    indices, shape = saved.items
+    grad = _only(grads)
+    columns = grad.tensor.shape[0]
+    flat = grad.tensor.flatten(-2)
+    where = indices.flatten(-2).unsqueeze(0).expand(columns, *indices.shape[:-2], -1)
+    size = (columns, *shape[:-2], shape[-2] * shape[-1])
+    back = flat.new_zeros(size).scatter_add_(-1, where, flat)
+    return [Columns(back.view(columns, *shape), grad.scale)]
+
+
+_register("max_pool2d_with_indices", Rule(_save_max_pool, _vjp_max_pool))
+
+
+# -- everything else that is piecewise linear: differentiate the one operation with autograd --------------------
+
+
+def _generic(name: str) -> Rule:
+    """Replay the single operation under autograd and pull each column back through it."""
+    func = getattr(aten, name.removesuffix("_"))
+    in_place = name.endswith("_")
+
+    def save(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+        kept = (before, *args[1:]) if in_place else args
+        n_out = len([o for o in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(o, Tensor)])
+        return kept, kwargs, n_out
+
+    def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+        args, kwargs, _ = saved.items
+        with torch.enable_grad():
+            leaves: list[Tensor] = []
+            counter = [-1]
+
+            def fresh(arg: Any) -> Any:
+                if isinstance(arg, Tensor):
+                    counter[0] += 1
+                    if counter[0] in positions:
+                        leaves.append(arg.detach().requires_grad_())
+                        return leaves[-1]
+                    return arg.detach()
+                return [fresh(a) for a in arg] if isinstance(arg, (tuple, list)) else arg
+
+            out = func(*[fresh(a) for a in args], **kwargs)
+            outs = [o for o in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(o, Tensor)]
+            pairs = [(o, g.plain()) for o, g in zip(outs, grads, strict=True) if g is not None and o.requires_grad]
+            columns = pairs[0][1].shape[0]
+            rows = [
+                torch.autograd.grad(
+                    [o for o, _ in pairs],
+                    leaves,
+                    [g[c] for _, g in pairs],
+                    retain_graph=True,
+                    allow_unused=True,
+                )
+                for c in range(columns)
+            ]
+        found: list[Columns | None] = []
+        for i in range(len(leaves)):
+            parts = [row[i] for row in rows]
+            found.append(None if any(p is None for p in parts) else Columns(torch.stack(parts)))
+        return found
+
+    return Rule(save, vjp, before=_copy_target if in_place else (lambda args: None))
+
+
+for _name in [
+    "permute",
+    "transpose",
+    "t",
+    "expand",
+    "select",
+    "slice",
+    "split",
+    "split_with_sizes",
+    "unbind",
+    "cat",
+    "stack",
+    "repeat",
+    "flip",
+    "roll",
+    "diagonal",
+    "constant_pad_nd",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "pixel_shuffle",
+    "pixel_unshuffle",
+    "channel_shuffle",
+    "native_channel_shuffle",
+    "im2col",
+    "col2im",
+    "unfold",
+    "cumsum",
+    "tril",
+    "triu",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "max_pool3d_with_indices",
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_linear1d",
+    "neg",
+    "neg_",
+    "abs",
+    "abs_",
+    "clamp",
+    "clamp_",
+    "clamp_min",
+    "clamp_min_",
+    "clamp_max",
+    "clamp_max_",
+    "threshold",
+    "threshold_",
+    "maximum",
+    "minimum",
+    "softshrink",
+    "hardshrink",
+    "index_select",
+    "gather",
+    "masked_fill",
+    "masked_fill_",
+]:
+    _register(_name, _generic(_name))

@@ -1,0 +1,119 @@
+"""How the fixed batch is cut into micro-batches: within memory, fast on this machine, on group borders.
+
+Every quantity measured is a sum over samples, so how they are cut changes nothing but rounding. That freedom is
+used to try a few sizes on the first slices (their work counts, nothing is thrown away) and keep the fastest, and
+to halve the size and repeat a slice that did not fit in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from spectrascope.errors import SpectrascopeError
+
+__all__ = ["OutOfMemoryError", "Schedule", "group_borders", "is_out_of_memory"]
+
+
+class OutOfMemoryError(SpectrascopeError):
+    """Not even one sample at a time fits in memory."""
+
+
+def group_borders(n: int, groups: int) -> list[int]:
+    """Borders of ``groups`` nearly equal runs of samples: ``[0, …, n]``.
+
+    >>> group_borders(10, 4)
+    [0, 2, 5, 8, 10]
+    """
+    groups = max(1, min(groups, n))
+    return [round(g * n / groups) for g in range(groups + 1)]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception is a failed allocation, on any device."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower())
+
+
+@dataclass
+class Schedule:
+    """Cuts ``n`` samples into slices.
+
+    Args:
+        n: number of samples.
+        size: micro-batch size, or ``None`` to choose it by timing.
+        borders: sample numbers that no slice may straddle.
+        candidates: sizes tried, in order, when ``size`` is ``None``; trying stops when one is clearly slower.
+        synchronize: waits for the device, so that times mean something.
+    """
+
+    n: int
+    size: int | None = None
+    borders: Sequence[int] = ()
+    candidates: Sequence[int] = (16, 32, 64, 128)
+    synchronize: Callable[[], None] = lambda: None
+    chosen: int = field(default=0, init=False)
+
+    def run(self, work: Callable[[int, int], None], progress: Callable[[int, int], None] | None = None) -> None:
+        """Call ``work(start, stop)`` over all samples in order.
+
+        ``work`` must add its result only once it is complete: a slice that runs out of memory is repeated in
+        halves.
+
+        Raises:
+            OutOfMemoryError: one sample alone does not fit.
+        """
+        limit = self.n
+        trial = [] if self.size is not None else [c for c in self.candidates if c <= self.n // 4]
+        times: dict[int, float] = {}
+        self.chosen = self.size or (self.candidates[0] if not trial else trial[0])
+        start = 0
+        warm = not trial
+        while start < self.n:
+            trying = trial[0] if trial else 0
+            stop = self._stop(start, min(trying or self.chosen, limit))
+            began = time.perf_counter()
+            try:
+                work(start, stop)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                limit = (stop - start) // 2
+                if limit < 1:
+                    raise OutOfMemoryError(
+                        "out of memory with one sample at a time: use a smaller input, fewer directions "
+                        "(--top-k), fewer layers (--layers) or a device with more memory"
+                    ) from error
+                trial = []
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                self.chosen = min(self.chosen, limit)
+                continue
+            if trial:
+                self.synchronize()
+                if not warm:
+                    warm = True  # the first slice pays for one-off set-up: it counts as work, not as a timing
+                else:
+                    seconds = (time.perf_counter() - began) / (stop - start)
+                    if stop - start == trying:
+                        times[trying] = seconds
+                        trial.pop(0)
+                        best = min(times, key=lambda size: times[size])
+                        if seconds > 1.15 * times[best]:
+                            trial = []
+                        self.chosen = best
+            start = stop
+            if progress is not None:
+                progress(start, self.n)
+
+    def _stop(self, start: int, size: int) -> int:
+        stop = min(start + max(size, 1), self.n)
+        for border in self.borders:
+            if start < border < stop:
+                return border
+        return stop

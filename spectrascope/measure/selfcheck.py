@@ -1,0 +1,168 @@
+"""Compare what the engines say with an independent reference, on a few pairs, in every run.
+
+Gauss–Newton is held to double backprop on the same samples and precision. Double backprop is held to central
+differences of the gradient on a float64 copy of the model, which share none of its second-order machinery.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectrascope.errors import UnsupportedModelError
+from spectrascope.measure.curvature.double_backprop import hessian_products, loss_gradients
+from spectrascope.measure.curvature.engine import CurvatureEngine, Target
+from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.measure.schedule import is_out_of_memory
+from spectrascope.records import EngineName, Missing, SelfCheck
+from spectrascope.workload import SampleSource, Workload
+
+__all__ = ["CheckedPairs", "FirstSamples", "check_engines", "tolerance_of"]
+
+_SAMPLES = 16
+_LAYERS = 4  # per engine: the earliest, the last and two drawn by seed
+
+
+@dataclass(frozen=True)
+class FirstSamples(SampleSource):
+    """The first samples of a source."""
+
+    source: SampleSource
+    size: int
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.size
+
+    def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The same samples as in the whole source."""
+        return self.source.fetch(start, stop)
+
+
+@dataclass(frozen=True)
+class CheckedPairs:
+    """Residual per weight name, and the run's summary (``Missing`` if no pair could be compared)."""
+
+    residuals: dict[str, float]
+    summary: SelfCheck | Missing
+
+
+def tolerance_of(dtype: torch.dtype) -> float:
+    """Largest residual accepted: 1e-3 in float32, 1e-6 in float64, of the layer's largest curvature.
+
+    Rounding alone gives about 1e-6 and 1e-14 on trained networks; a wrong rule gives 0.01 to 10.
+    """
+    return 1e-6 if dtype == torch.float64 else 1e-3
+
+
+def check_engines(
+    workload: Workload, targets: Sequence[Target], engines: Sequence[EngineName], seed: int
+) -> CheckedPairs:
+    """Compare a few (weight, k) pairs on the first samples of the batch.
+
+    Args:
+        workload: as measured.
+        targets: all measured weights, in network order.
+        engines: the engine that measured each.
+        seed: draws the weights and directions compared, besides the earliest and last of each engine.
+
+    Returns:
+        Residuals max |h − h_reference| / max |h_reference| per weight compared.
+    """
+    head = replace(workload, source=FirstSamples(workload.source, min(_SAMPLES, workload.source.n)))
+    rng = np.random.default_rng(seed)
+    residuals: dict[str, float] = {}
+    n_pairs = 0
+    problem = "no weight was measured"
+    for name in (EngineName.GAUSS_NEWTON, EngineName.DOUBLE_BACKPROP):
+        group = [t for t, e in zip(targets, engines, strict=True) if e is name and t.directions.k]
+        for target in _draw(group, rng):
+            k = target.directions.k
+            picks = sorted({0, int(rng.integers(k))})
+            try:
+                if name is EngineName.GAUSS_NEWTON:
+                    found = _engine_values(GaussNewton(micro_batch=head.source.n), head, target, picks)
+                    truth = _double_backprop_values(head, target, picks)
+                else:
+                    found = _double_backprop_values(head, target, picks)
+                    truth = _difference_values(head, target, picks)
+            except UnsupportedModelError as error:
+                problem = str(error)
+                continue
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0]
+                continue
+            size = max(float(truth.abs().max()), float(torch.finfo(torch.float32).tiny))
+            residuals[target.layer.name] = float((found - truth).abs().max()) / size
+            n_pairs += len(picks)
+    if not residuals:
+        return CheckedPairs({}, Missing(f"no pair could be compared: {problem}"))
+    return CheckedPairs(
+        residuals, SelfCheck(max(residuals.values()), tolerance_of(workload.dtype), n_pairs, head.source.n)
+    )
+
+
+def _draw(group: list[Target], rng: np.random.Generator) -> list[Target]:
+    if len(group) <= _LAYERS:
+        return group
+    # Always an early weight: its directions cross every operation downstream.
+    middle = rng.choice(np.arange(1, len(group) - 1), size=_LAYERS - 2, replace=False)
+    return [group[i] for i in sorted({0, len(group) - 1, *middle.tolist()})]
+
+
+def _engine_values(engine: CurvatureEngine, head: Workload, target: Target, picks: list[int]) -> Tensor:
+    (curvature,) = engine.measure(head, [target], groups=1)
+    return curvature.h[picks]
+
+
+def _double_backprop_values(head: Workload, target: Target, picks: list[int]) -> Tensor:
+    inputs, labels = head.fetch(0, head.source.n)
+    (gradient,) = loss_gradients(head, [target], inputs, labels)
+    d = target.directions
+    return torch.stack(
+        [
+            _form(target.layer.matrix(product), d.left[:, k], d.right[:, k])
+            for k, product in zip(picks, hessian_products(target, gradient, picks), strict=True)
+        ]
+    )
+
+
+def _form(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    return left @ matrix.detach().cpu().double() @ right
+
+
+def _difference_values(head: Workload, target: Target, picks: list[int]) -> Tensor:
+    """Central differences of ``.backward()`` gradients in float64, on a copy of the model."""
+    if head.device.type == "mps":
+        raise UnsupportedModelError("central differences need float64, which this device lacks")
+    model = copy.deepcopy(head.model).double()
+    weight = model.get_parameter(target.layer.info.name.split("[", maxsplit=1)[0])
+    layer = replace(target.layer, parameter=weight)
+    inputs, labels = replace(head, dtype=torch.float64).fetch(0, head.source.n)
+    d = target.directions
+    step = 1e-5 * max(float(weight.detach().norm()) / max(weight.numel(), 1) ** 0.5, 1e-3)
+    values = []
+    for k in picks:
+        direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight)
+        gradients = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                weight.add_(direction, alpha=sign * step)
+            model.zero_grad(set_to_none=True)
+            with torch.enable_grad():
+                head.loss_fn(model(inputs), labels).backward()
+            if weight.grad is None:
+                raise UnsupportedModelError(f"weight {target.layer.name!r} gets no gradient from backward()")
+            gradients.append(weight.grad.detach().clone())
+            with torch.no_grad():
+                weight.sub_(direction, alpha=sign * step)
+        values.append(_form(layer.matrix((gradients[0] - gradients[1]) / (2 * step)), d.left[:, k], d.right[:, k]))
+    return torch.stack(values)
