@@ -283,6 +283,9 @@ def _save_out(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> 
 def _vjp_relu(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     (out,) = saved.items
     grad = _only(grads)
+    if grad.owned:  # in place: these passes are bound by memory traffic
+        aten.threshold_backward.grad_input(grad.tensor, out.unsqueeze(0), 0, grad_input=grad.tensor)
+        return [grad]
     return [Columns(aten.threshold_backward(grad.tensor, out.unsqueeze(0), 0), grad.scale)]
 
 
@@ -475,69 +478,14 @@ def _generic(name: str) -> Rule:
     return Rule(save, vjp, before=_copy_target if in_place else (lambda args: None))
 
 
-for _name in [
-    "permute",
-    "transpose",
-    "t",
-    "expand",
-    "select",
-    "slice",
-    "split",
-    "split_with_sizes",
-    "unbind",
-    "cat",
-    "stack",
-    "repeat",
-    "flip",
-    "roll",
-    "diagonal",
-    "constant_pad_nd",
-    "reflection_pad1d",
-    "reflection_pad2d",
-    "replication_pad1d",
-    "replication_pad2d",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "channel_shuffle",
-    "native_channel_shuffle",
-    "im2col",
-    "col2im",
-    "unfold",
-    "cumsum",
-    "tril",
-    "triu",
-    "avg_pool1d",
-    "avg_pool2d",
-    "avg_pool3d",
-    "_adaptive_avg_pool2d",
-    "_adaptive_avg_pool3d",
-    "adaptive_max_pool2d",
-    "adaptive_max_pool3d",
-    "max_pool3d_with_indices",
-    "upsample_nearest1d",
-    "upsample_nearest2d",
-    "upsample_bilinear2d",
-    "upsample_bicubic2d",
-    "upsample_linear1d",
-    "neg",
-    "neg_",
-    "abs",
-    "abs_",
-    "clamp",
-    "clamp_",
-    "clamp_min",
-    "clamp_min_",
-    "clamp_max",
-    "clamp_max_",
-    "threshold",
-    "threshold_",
-    "maximum",
-    "minimum",
-    "softshrink",
-    "hardshrink",
-    "index_select",
-    "gather",
-    "masked_fill",
-    "masked_fill_",
-]:
+_PIECEWISE_LINEAR = """
+    permute transpose t expand select slice split split_with_sizes unbind cat stack repeat flip roll diagonal
+    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle
+    pixel_unshuffle channel_shuffle native_channel_shuffle im2col col2im unfold cumsum tril triu avg_pool1d
+    avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d
+    max_pool3d_with_indices upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
+    upsample_linear1d neg neg_ abs abs_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ threshold
+    threshold_ maximum minimum softshrink hardshrink index_select gather masked_fill masked_fill_
+"""
+for _name in _PIECEWISE_LINEAR.split():
     _register(_name, _generic(_name))

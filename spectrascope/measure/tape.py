@@ -9,6 +9,7 @@ having a smooth tail, with the operation's name.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,6 +118,11 @@ class Tape(TorchDispatchMode):
         """Mask of the weights a value depends on."""
         return self._dep[number]
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Skipping means importing the compiler (seconds); nothing is compiled while recording.
+        return False
+
     # -- recording ----------------------------------------------------------------------------------------
 
     def __torch_dispatch__(
@@ -125,8 +131,7 @@ class Tape(TorchDispatchMode):
         kwargs = kwargs or {}
         tensors = _tensors_of(args, kwargs)
         found = [(i, v) for i, t in enumerate(tensors) if (v := self._lookup(t)) is not None]
-        name = f"{func.namespace}.{func._schema.name.split('::')[1]}"
-        mutates = func._schema.is_mutable
+        name, mutates = _describe(func)
         if not found:
             if mutates and self._storages:
                 self._invalidate(args[0] if args else None)
@@ -272,6 +277,12 @@ class Tape(TorchDispatchMode):
             return
         self._protect(target)
         self._stale |= self._storages.get(target.untyped_storage()._cdata, set())
+
+
+@functools.cache
+def _describe(func: Any) -> tuple[str, bool]:
+    """Operation name without overload (``aten.add_``) and whether it writes to an argument."""
+    return str(func._schema.name).replace("::", ".", 1), bool(func._schema.is_mutable)
 
 
 def _same_elements(tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> bool:

@@ -121,9 +121,9 @@ def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]
     for k in directions:
         direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(gradient)
         try:
-            (product,) = torch.autograd.grad(
-                gradient, layer.parameter, grad_outputs=direction, retain_graph=True, allow_unused=True
-            )
+            # A scalar, because autograd imports its symbolic-shape machinery (seconds) to check grad_outputs.
+            slope = (gradient * direction).sum()
+            (product,) = torch.autograd.grad(slope, layer.parameter, retain_graph=True, allow_unused=True)
         except (RuntimeError, NotImplementedError) as error:
             if (
                 "not implemented" in str(error)

@@ -165,14 +165,16 @@ class _Sweep:
             return use.inputs @ right
         weight = self.parameters[use.weight]
         stride, padding, dilation, _, _, groups = use.conv
-        filters = right.t().reshape(right.shape[1], *weight.shape[1:])
+        k = right.shape[1]
+        # Convolution kernels work on blocks of 8 output channels; odd numbers can take twice as long.
+        filters = functional.pad(right.t(), (0, 0, 0, -k % 8)).reshape(-1, *weight.shape[1:])
         x = use.inputs
         if groups > 1:  # the same filters look at every group's own channels
             x = x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             filters = filters.contiguous(memory_format=torch.channels_last)
         q = _CONV[x.dim() - 3](x, filters, None, stride, padding, dilation)
-        return q.flatten(2).transpose(1, 2)  # (b·groups, T, K)
+        return q.flatten(2).transpose(1, 2)[:, :, :k]  # (b·groups, T, K)
 
     # -- the weight's output: u_k · delta ---------------------------------------------------------------------
 
