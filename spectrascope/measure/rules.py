@@ -3,99 +3,22 @@
 An operation absent from this table is treated as smooth: an omission costs speed, never correctness. Being
 listed is a claim, made by hand, that away from kinks the operation is linear in the tensors that depend on the
 weights (jointly, if ``joint``; one at a time otherwise, as for a product).
-
-Cotangents carry a leading column axis: ``(c, *value.shape)``. A :class:`Columns` may also carry a per-channel
-factor that has not been multiplied in yet: eval-mode BatchNorm only scales channels, ReLU commutes with that,
-and the convolution before it absorbs the factor into its filters, so the scaling costs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Columns", "Rule", "Saved", "find_rule"]
+from spectrascope.measure.columns import Columns, Grads, Rule, Saved, copy_target, only
+from spectrascope.measure.replay import PIECEWISE_LINEAR, replay_rule
+
+__all__ = ["find_rule"]
 
 aten = torch.ops.aten
-
-
-@dataclass(slots=True)
-class Columns:
-    """Cotangents of one value: ``tensor`` (c, *shape), times ``scale`` (channels) along the value's axis 1.
-
-    ``owned`` says nobody else holds the tensor, so it may be added into.
-    """
-
-    tensor: Tensor
-    scale: Tensor | None = None
-    owned: bool = True
-
-    def plain(self) -> Tensor:
-        """The cotangents with the scale multiplied in."""
-        if self.scale is None:
-            return self.tensor
-        shape = [1] * self.tensor.dim()
-        shape[2] = -1
-        return self.tensor * self.scale.view(shape)
-
-    def plus(self, other: Columns) -> Columns:
-        """Sum of two contributions to the same value."""
-        if self.scale is None and other.scale is None:
-            if self.owned:
-                return Columns(self.tensor.add_(other.tensor))
-            if other.owned:
-                return Columns(other.tensor.add_(self.tensor))
-        return Columns(self.plain() + other.plain())
-
-
-class Saved:
-    """What a node keeps for the backward sweep; activations in it survive later in-place writes by copying."""
-
-    __slots__ = ("items",)
-
-    def __init__(self, items: tuple[Any, ...]) -> None:
-        self.items = items
-
-    def activations(self) -> Iterator[Tensor]:
-        """Tensors that an in-place operation of the network could overwrite."""
-        for item in self.items:
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, (tuple, list)):
-                yield from (i for i in item if isinstance(i, Tensor))
-
-    def copy(self) -> None:
-        """Clone every activation kept."""
-
-        def fresh(item: Any) -> Any:
-            if isinstance(item, Tensor):
-                return item.clone()
-            return type(item)(fresh(i) for i in item) if isinstance(item, (tuple, list)) else item
-
-        self.items = tuple(fresh(item) for item in self.items)
-
-
-Grads = Sequence["Columns | None"]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """How one operation behaves.
-
-    ``save(args, kwargs, out, before, positions)`` picks what the sweep needs; ``positions`` are the tensor
-    arguments that depend on the weights. ``vjp(saved, grads, positions)`` maps cotangents of the outputs to
-    cotangents of those arguments. ``refuse`` returns a reason when this call is not piecewise linear after all.
-    """
-
-    save: Callable[[tuple[Any, ...], dict[str, Any], Any, Any, tuple[int, ...]], tuple[Any, ...]]
-    vjp: Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]
-    joint: bool = True
-    before: Callable[[tuple[Any, ...]], Any] = lambda args: None
-    refuse: Callable[[tuple[Any, ...], dict[str, Any], list[int]], str | None] = lambda a, k, p: None
 
 
 _RULES: dict[str, Rule] = {}
@@ -109,12 +32,6 @@ def find_rule(name: str) -> Rule | None:
 def _register(names: str, rule: Rule) -> None:
     for name in names.split():
         _RULES[f"aten.{name}"] = rule
-
-
-def _only(grads: Grads) -> Columns:
-    grad = grads[0]
-    assert grad is not None
-    return grad
 
 
 # -- convolution ------------------------------------------------------------------------------------------------
@@ -138,7 +55,7 @@ def _vjp_conv(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Co
     if not positions:
         return []
     weight, shape, conv, last = saved.items
-    grad = _only(grads)
+    grad = only(grads)
     scale = grad.scale
     if scale is not None:
         axis = 1 if conv[3] else 0
@@ -173,7 +90,7 @@ def _vjp_addmm(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[C
     left, right, alpha, beta, bias_shape = saved.items
     if not positions:
         return []
-    grad = _only(grads).plain()
+    grad = only(grads).plain()
     found: list[Columns | None] = []
     for position in positions:
         if position == 0:
@@ -193,7 +110,7 @@ def _vjp_matmul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[
     left, right = saved.items
     if not positions:
         return []
-    grad = _only(grads).plain()
+    grad = only(grads).plain()
     return [
         Columns(torch.matmul(grad, right.transpose(-1, -2)) if p == 0 else torch.matmul(left.transpose(-1, -2), grad))
         for p in positions
@@ -224,7 +141,7 @@ def _save_add(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> 
 def _vjp_add(sign: float) -> Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]:
     def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
         shapes, alpha, out_shape = saved.items
-        grad = _only(grads)
+        grad = only(grads)
         found: list[Columns | None] = []
         for position in positions:
             factor = sign * alpha if position == 1 else 1.0
@@ -252,27 +169,23 @@ def _save_mul_in_place(args: Any, kwargs: Any, out: Any, before: Any, positions:
 
 def _vjp_mul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     other, shape = saved.items
-    grad = _only(grads).plain()
+    grad = only(grads).plain()
     return [Columns(_sum_to(grad * other, shape)) for _ in positions]
 
 
 def _vjp_div(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     other, shape = saved.items
-    return [Columns(_sum_to(_only(grads).plain() / other, shape)) for _ in positions]
+    return [Columns(_sum_to(only(grads).plain() / other, shape)) for _ in positions]
 
 
 def _refuse_division(args: Any, kwargs: Any, positions: list[int]) -> str | None:
     return "div is not linear in its denominator" if any(p > 0 for p in positions) else None
 
 
-def _copy_target(args: tuple[Any, ...]) -> Any:
-    return args[0].clone()
-
-
 _register("add add_", Rule(_save_add, _vjp_add(1.0)))
 _register("sub sub_", Rule(_save_add, _vjp_add(-1.0)))
 _register("mul", Rule(_save_mul, _vjp_mul, joint=False))
-_register("mul_", Rule(_save_mul_in_place, _vjp_mul, joint=False, before=_copy_target))
+_register("mul_", Rule(_save_mul_in_place, _vjp_mul, joint=False, before=copy_target))
 _register("div", Rule(_save_mul, _vjp_div, joint=False, refuse=_refuse_division))
 
 
@@ -282,7 +195,7 @@ def _save_out(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> 
 
 def _vjp_relu(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     (out,) = saved.items
-    grad = _only(grads)
+    grad = only(grads)
     if grad.owned:  # in place: these passes are bound by memory traffic
         aten.threshold_backward.grad_input(grad.tensor, out.unsqueeze(0), 0, grad_input=grad.tensor)
         return [grad]
@@ -298,7 +211,7 @@ def _save_hardtanh(args: Any, kwargs: Any, out: Any, before: Any, positions: Any
 
 def _vjp_hardtanh(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     out, low, high = saved.items
-    grad = _only(grads)
+    grad = only(grads)
     return [Columns(grad.tensor * ((out > low) & (out < high)), grad.scale)]
 
 
@@ -309,7 +222,7 @@ def _save_leaky(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -
 
 def _vjp_leaky(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     out, slope = saved.items
-    grad = _only(grads)
+    grad = only(grads)
     return [Columns(torch.where(out > 0, grad.tensor, grad.tensor * slope), grad.scale)]
 
 
@@ -339,7 +252,7 @@ def _save_batch_norm(args: Any, kwargs: Any, out: Any, before: Any, positions: A
 
 def _vjp_channel_scale(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     (scale,) = saved.items
-    grad = _only(grads)
+    grad = only(grads)
     return [Columns(grad.tensor, scale if grad.scale is None else scale * grad.scale, owned=grad.owned)]
 
 
@@ -366,12 +279,12 @@ def _save_shape(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -
 
 def _vjp_reshape(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     (shape,) = saved.items
-    grad = _only(grads).plain()
+    grad = only(grads).plain()
     return [Columns(grad.reshape(grad.shape[0], *shape), owned=False)]
 
 
 def _vjp_same(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    grad = _only(grads)
+    grad = only(grads)
     return [Columns(grad.tensor, grad.scale, owned=False)]
 
 
@@ -389,7 +302,7 @@ def _save_mean(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) ->
 def _vjp_mean(divide: bool) -> Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]:
     def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
         shape, dims, keep, count = saved.items
-        grad = _only(grads).plain()
+        grad = only(grads).plain()
         if not keep:
             for d in dims:
                 grad = grad.unsqueeze(d + 1)
@@ -415,7 +328,7 @@ def _save_max_pool(args: Any, kwargs: Any, out: Any, before: Any, positions: Any
 
 def _vjp_max_pool(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     indices, shape = saved.items
-    grad = _only(grads)
+    grad = only(grads)
     columns = grad.tensor.shape[0]
     flat = grad.tensor.flatten(-2)
     where = indices.flatten(-2).unsqueeze(0).expand(columns, *indices.shape[:-2], -1)
@@ -427,65 +340,7 @@ def _vjp_max_pool(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> lis
 _register("max_pool2d_with_indices", Rule(_save_max_pool, _vjp_max_pool))
 
 
-# -- everything else that is piecewise linear: differentiate the one operation with autograd --------------------
+# -- everything else that is piecewise linear -------------------------------------------------------------------
 
-
-def _generic(name: str) -> Rule:
-    """Replay the single operation under autograd and pull each column back through it."""
-    func = getattr(aten, name.removesuffix("_"))
-    in_place = name.endswith("_")
-
-    def save(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
-        kept = (before, *args[1:]) if in_place else args
-        n_out = len([o for o in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(o, Tensor)])
-        return kept, kwargs, n_out
-
-    def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-        args, kwargs, _ = saved.items
-        with torch.enable_grad():
-            leaves: list[Tensor] = []
-            counter = [-1]
-
-            def fresh(arg: Any) -> Any:
-                if isinstance(arg, Tensor):
-                    counter[0] += 1
-                    if counter[0] in positions:
-                        leaves.append(arg.detach().requires_grad_())
-                        return leaves[-1]
-                    return arg.detach()
-                return [fresh(a) for a in arg] if isinstance(arg, (tuple, list)) else arg
-
-            out = func(*[fresh(a) for a in args], **kwargs)
-            outs = [o for o in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(o, Tensor)]
-            pairs = [(o, g.plain()) for o, g in zip(outs, grads, strict=True) if g is not None and o.requires_grad]
-            columns = pairs[0][1].shape[0]
-            rows = [
-                torch.autograd.grad(
-                    [o for o, _ in pairs],
-                    leaves,
-                    [g[c] for _, g in pairs],
-                    retain_graph=True,
-                    allow_unused=True,
-                )
-                for c in range(columns)
-            ]
-        found: list[Columns | None] = []
-        for i in range(len(leaves)):
-            parts = [row[i] for row in rows]
-            found.append(None if any(p is None for p in parts) else Columns(torch.stack(parts)))
-        return found
-
-    return Rule(save, vjp, before=_copy_target if in_place else (lambda args: None))
-
-
-_PIECEWISE_LINEAR = """
-    permute transpose t expand select slice split split_with_sizes unbind cat stack repeat flip roll diagonal
-    constant_pad_nd reflection_pad1d reflection_pad2d replication_pad1d replication_pad2d pixel_shuffle
-    pixel_unshuffle channel_shuffle native_channel_shuffle im2col col2im unfold cumsum tril triu avg_pool1d
-    avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d adaptive_max_pool2d adaptive_max_pool3d
-    max_pool3d_with_indices upsample_nearest1d upsample_nearest2d upsample_bilinear2d upsample_bicubic2d
-    upsample_linear1d neg neg_ abs abs_ clamp clamp_ clamp_min clamp_min_ clamp_max clamp_max_ threshold
-    threshold_ maximum minimum softshrink hardshrink index_select gather masked_fill masked_fill_
-"""
-for _name in _PIECEWISE_LINEAR.split():
-    _register(_name, _generic(_name))
+for _name in PIECEWISE_LINEAR.split():
+    _register(_name, replay_rule(_name))

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
-from spectrascope.measure.rules import Rule, Saved, find_rule
+from spectrascope.measure.columns import Rule, Saved
+from spectrascope.measure.rules import find_rule
 
 __all__ = ["Node", "Tape", "UnsupportedOperationError", "WeightUse"]
 

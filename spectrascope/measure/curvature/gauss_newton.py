@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spectrascope.measure.columns import Columns
 from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target
 from spectrascope.measure.curvature.output_hessian import output_model
-from spectrascope.measure.rules import Columns
 from spectrascope.measure.schedule import Schedule
 from spectrascope.measure.tape import Node, Tape, UnsupportedOperationError, WeightUse
 from spectrascope.records import EngineName

@@ -1,0 +1,132 @@
+"""From a model, samples and options to a workload that is known to run: device, dtype, shapes, labels, layout."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from spectrascope.errors import DataError, OptionError
+from spectrascope.records import ProbeOptions
+from spectrascope.workload import LossFunction, SampleSource, Workload
+
+__all__ = ["device_name", "fastest_format", "prepare_workload", "require_matching_labels"]
+
+
+def prepare_workload(
+    model: nn.Module, source: SampleSource, loss_fn: LossFunction | None, options: ProbeOptions
+) -> Workload:
+    """Resolve device and dtype; copy the model only if it has to move.
+
+    Raises:
+        OptionError: the device does not exist, or the dtype does not exist on it.
+        DataError: there are no samples.
+    """
+    first = next(model.parameters(), None)
+    device = _device(options.device, first)
+    if options.dtype not in ("float32", "float64"):
+        raise OptionError(f"--dtype {options.dtype!r}: expected float32 or float64")
+    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    if device.type == "mps" and dtype == torch.float64:
+        raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
+    if source.n < 1:
+        raise DataError("the dataset holds no samples")
+    tensors = [*model.parameters(), *model.buffers()]
+    moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
+    if moves:
+        model = copy.deepcopy(model).to(device, dtype)
+    compiled = getattr(model, "_orig_mod", None)  # torch.compile has no double backward, and hides operations
+    if isinstance(compiled, nn.Module):
+        model = compiled
+    return Workload(model, source, loss_fn or functional.cross_entropy, device, dtype)
+
+
+def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
+    if name == "auto":
+        if parameter is not None and parameter.device.type != "cpu":
+            return parameter.device
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if count == 0:
+            raise OptionError(f"--device {name}: no usable CUDA device on this machine; use --device cpu")
+        if device.index is not None and device.index >= count:
+            raise OptionError(f"--device {name}: this machine has {count} CUDA device(s), numbered from 0")
+        return torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise OptionError("--device mps: not available on this machine; use --device cpu")
+    if device.type not in ("cpu", "mps"):
+        raise OptionError(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
+    return device
+
+
+def require_matching_labels(workload: Workload) -> Workload:
+    """Check shapes on a few samples before any long work, and labels as they are read."""
+    inputs, targets = workload.fetch(0, min(2, workload.source.n))
+    try:
+        with torch.no_grad():
+            output = workload.model(inputs)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise DataError(
+            f"the model does not accept inputs of shape {tuple(inputs.shape)} {inputs.dtype}: {_first_line(error)}"
+        ) from error
+    if (
+        isinstance(output, torch.Tensor)
+        and output.dim() == 2
+        and targets.dim() == 1
+        and not targets.is_floating_point()
+    ):
+        workload = replace(workload, n_classes=output.shape[1])
+        workload.fetch(0, min(2, workload.source.n))
+    try:
+        with torch.no_grad():
+            loss = workload.loss_fn(output, targets)
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
+        raise DataError(
+            f"the loss does not accept the model's output and targets of shape {tuple(targets.shape)}: "
+            f"{_first_line(error)}"
+        ) from error
+    if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
+        raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
+    return workload
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def fastest_format(workload: Workload) -> bool:
+    """Whether image inputs go through the network faster in channels-last order, by trying both."""
+    inputs, _ = workload.fetch(0, min(32, workload.source.n))
+    if inputs.dim() != 4:
+        return False
+    times: dict[bool, float] = {}
+    for _ in range(3):  # the first round warms both up
+        for last in (False, True):
+            x = inputs.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+            x = x.detach().requires_grad_()
+            began = time.perf_counter()
+            # Input gradients are what the sweeps are made of, and some layouts are slow only there.
+            torch.autograd.grad(workload.model(x).sum(), x)
+            if workload.device.type == "cuda":
+                torch.cuda.synchronize()
+            times[last] = min(times.get(last, float("inf")), time.perf_counter() - began)
+    return times[True] < times[False]
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a reader would name it."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({platform.machine()})"
