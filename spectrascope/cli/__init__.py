@@ -1,1 +1,11 @@
-"""TODO."""
+"""The command line: parse, call, render, exit.
+
+``main`` is the only place that turns errors into exit codes: 0 fine, 2 usage, 3 could not measure, 70 a bug
+in spectrascope, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from spectrascope.cli.entry import main
+
+__all__ = ["main"]

@@ -1,0 +1,53 @@
+"""The application: its commands and what holds for all of them."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from spectrascope.cli.bench import bench
+from spectrascope.cli.probe import probe
+from spectrascope.cli.sections import SectionedCommand
+from spectrascope.cli.show import show
+from spectrascope.cli.triangle import triangle
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    name="spectrascope",
+    help="How a network's loss curves along the singular directions of each weight's gradient.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from spectrascope import __version__
+
+        typer.echo(f"spectrascope {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _start(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit
+
+
+app.command(cls=SectionedCommand, short_help="Measure a network.")(probe)
+app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G alone, of a network or a saved report.")(
+    triangle
+)
+app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
+app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)

@@ -1,0 +1,115 @@
+"""From ``sys.argv`` to an exit code, with one line on stderr for whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from spectrascope.errors import SpectrascopeError
+
+__all__ = ["INTERNAL_ERROR", "INTERRUPTED", "main"]
+
+USAGE_ERROR = 2
+COULD_NOT_MEASURE = 3
+INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
+INTERRUPTED = 130  # 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: what stands after ``spectrascope``; ``sys.argv`` when ``None``.
+
+    Returns:
+        The exit code.
+    """
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+    except SpectrascopeError as error:
+        return _fail(str(error), error.exit_code, error)
+    except Exception as error:
+        return _report_unexpected(error)
+    return code
+
+
+def _run(argv: list[str]) -> int:
+    import typer
+
+    from spectrascope.cli.app import app
+
+    _survive_narrow_encodings()
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("spectrascope", argv, obj=tuple(argv)) as context:
+            command.invoke(context)
+    except typer.Exit as leave:
+        return leave.exit_code
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    return 0
+
+
+def _report_unexpected(error: Exception) -> int:
+    # typer raises its usage errors from its own copy of click or from click itself, depending on its version;
+    # both have ``format_message``.
+    describe = getattr(error, "format_message", None)
+    if describe is not None:
+        command = getattr(getattr(error, "ctx", None), "command_path", "spectrascope")
+        message = str(describe()).replace("Value error, ", "").rstrip(".")
+        return _fail(f"{message} (see `{command} --help`)", USAGE_ERROR)
+    if _is_out_of_memory(error):
+        return _fail(
+            f"out of memory ({_one_line(str(error)) or type(error).__name__}): "
+            "try a smaller --micro-batch, such as --micro-batch 32, or fewer --layers",
+            COULD_NOT_MEASURE,
+            error,
+        )
+    return _fail(f"{type(error).__name__}: {error}", INTERNAL_ERROR, error, label="internal error (please report)")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _OUT_OF_MEMORY)
+
+
+def _fail(message: str, code: int, error: Exception | None = None, *, label: str = "error") -> int:
+    if error is not None and os.environ.get("SPECTRASCOPE_DEBUG") == "1":
+        import traceback
+
+        traceback.print_exception(error)
+    print(f"{label}: {_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def _one_line(message: str) -> str:
+    """Join lines, and escape control characters that a file name could smuggle to the terminal."""
+    joined = " ".join(message.split())
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in joined)
+
+
+def _survive_narrow_encodings() -> None:
+    """Let a terminal that cannot show β print a substitute instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        reconfigure = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
+
+
+def _drop_stdout() -> None:
+    """Send what is left to nowhere, or the interpreter complains about the closed pipe on its way out."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.close(descriptor)

@@ -1,0 +1,59 @@
+"""``spectrascope show``: render a saved report again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectrascope.cli import options as o
+from spectrascope.cli.output import emit
+from spectrascope.reports.order import Sort
+from spectrascope.reports.read import read_report
+from spectrascope.reports.refit import refit
+from spectrascope.reports.render import View, render
+from spectrascope.reports.write import check_writable
+
+__all__ = ["show"]
+
+
+def show(
+    report: Annotated[Path, typer.Argument(metavar="REPORT.json", show_default=False, help="A saved report.")],
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            show_default=False,
+            rich_help_panel=o.MEASUREMENT,
+            help="Fit again up to this direction.",
+        ),
+    ] = None,
+    min_rank: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="K",
+            show_default=False,
+            rich_help_panel=o.MEASUREMENT,
+            help="Fit again from this direction on.",
+        ),
+    ] = None,
+    view: Annotated[
+        View, typer.Option(rich_help_panel=o.RESULT, help="The whole report or the α triangle alone.")
+    ] = View.PROBE,
+    format: o.FormatOption = None,
+    json: o.Json = False,
+    sort: o.SortOption = Sort.ORDER,
+    output: o.Output = None,
+) -> None:
+    """Render a saved report: another form, another window of directions, another order.
+
+    Nothing is measured and torch is not needed.
+    """
+    form = o.choose_format(format, json)
+    if output is not None:
+        check_writable(output)
+    shown = refit(read_report(report), top_k=top_k, min_rank=min_rank)
+    emit(lambda width: render(shown, form, view=view, sort=sort, width=width), output)

@@ -1,0 +1,35 @@
+"""Numbers as a reader likes them."""
+
+from __future__ import annotations
+
+__all__ = ["format_count", "format_percent", "format_seconds"]
+
+
+def format_count(n: int, noun: str) -> str:
+    """Write a number of things, the noun in the plural unless there is one.
+
+    >>> format_count(1, "layer"), format_count(2048, "sample")
+    ('1 layer', '2,048 samples')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def format_percent(fraction: float) -> str:
+    """Write a fraction as a percentage with a digit after the point, or none from 100 % on.
+
+    >>> format_percent(0.0123), format_percent(1.5699)
+    ('1.2 %', '157 %')
+    """
+    percent = 100 * fraction
+    return f"{percent:.1f} %" if abs(percent) < 99.95 else f"{percent:.0f} %"
+
+
+def format_seconds(seconds: float) -> str:
+    """Write a duration with three digits; in milliseconds below 0.1 s, in minutes from two minutes on.
+
+    >>> format_seconds(0.0123), format_seconds(12.345), format_seconds(1050)
+    ('12.3 ms', '12.3 s', '17.5 min')
+    """
+    if seconds < 0.1:
+        return f"{1000 * seconds:.3g} ms"
+    return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.3g} s"

@@ -1,0 +1,122 @@
+"""One layer as one flat JSON object: what it is, what was measured and what follows, side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spectrascope.errors import ReportFormatError
+from spectrascope.records import (
+    Analysis,
+    LayerInfo,
+    LayerReport,
+    LayerRow,
+    LayerStatus,
+    Measurement,
+    SkippedLayer,
+)
+from spectrascope.reports.codec import child, decode, encode, hints_of, require_key, require_object
+
+__all__ = ["GROUP_KEYS", "HEAD_KEYS", "MEASURED_KEYS", "decode_layer", "encode_layer"]
+
+HEAD_KEYS = tuple(hints_of(LayerInfo))
+"""Keys of every layer, before ``status`` and ``reason``."""
+
+_M, _A = Measurement, Analysis
+
+MEASURED_KEYS: dict[str, tuple[type, str]] = {
+    "rank": (_M, "rank"),
+    "full_rank": (_M, "full_rank"),
+    "window": (_A, "window"),
+    "sigma": (_M, "sigma"),
+    "h": (_M, "h"),
+    "beta": (_A, "beta"),
+    "alpha_g": (_A, "alpha_g"),
+    "alpha_h": (_A, "alpha_h"),
+    "triangle": (_A, "triangle"),
+    "rank_models": (_A, "rank_models"),
+    "pr_h": (_A, "pr_h"),
+    "pr_g": (_M, "pr_g"),
+    "effective_rank_h": (_A, "effective_rank_h"),
+    "effective_rank_g": (_M, "effective_rank_g"),
+    "zeta_bound": (_A, "zeta_bound"),
+    "n_negative": (_A, "n_negative"),
+    "n_above_noise": (_A, "n_above_noise"),
+    "noise_floor": (_M, "noise_floor"),
+    "off_diagonal_mass": (_A, "off_diagonal_mass"),
+    "curvature_eigenvalues": (_A, "curvature_eigenvalues"),
+    "curvature_matrix": (_M, "curvature_matrix"),
+    "beta_quartiles": (_A, "beta_quartiles"),
+    "engine": (_M, "engine"),
+    "engine_reason": (_M, "engine_reason"),
+    "exact": (_M, "exact"),
+    "residual": (_M, "residual"),
+}
+"""Keys of a measured layer -> record and field they come from, in the order they are written."""
+
+GROUP_KEYS = {"sizes": "group_sizes", "sigma": "group_sigma", "h": "group_h"}
+"""Keys of ``groups``, written before ``engine``, -> field of :class:`Measurement`."""
+
+
+def encode_layer(row: LayerRow, path: str) -> dict[str, Any]:
+    """Flatten one row; a row without numbers has the eight head keys only.
+
+    Raises:
+        NonFiniteError: a number is NaN or infinite.
+    """
+    record: dict[str, Any] = encode(row.info, path)
+    record["status"] = row.status.value
+    record["reason"] = "" if isinstance(row, LayerReport) else row.reason
+    if not isinstance(row, LayerReport):
+        return record
+    for key, (owner, name) in MEASURED_KEYS.items():
+        if key == "engine":
+            record["groups"] = {
+                group: encode(getattr(row.measurement, field), child(child(path, "groups"), group))
+                for group, field in GROUP_KEYS.items()
+            }
+        part = row.measurement if owner is Measurement else row.analysis
+        record[key] = encode(getattr(part, name), child(path, key))
+    return record
+
+
+def decode_layer(value: Any, path: str) -> LayerRow:
+    """Read one row back.
+
+    Raises:
+        ReportFormatError: a missing key, a wrong type, or arrays whose lengths do not fit together.
+    """
+    record = require_object(value, path)
+    info: LayerInfo = decode(LayerInfo, record, path)
+    status = decode(LayerStatus, require_key(record, "status", path), child(path, "status"))
+    reason = decode(str, require_key(record, "reason", path), child(path, "reason"))
+    if status is not LayerStatus.OK:
+        if not reason:
+            raise ReportFormatError(f"{path} is {status.value} without a reason")
+        return SkippedLayer(info, status, reason)
+    parts: dict[type, dict[str, Any]] = {Measurement: {}, Analysis: {}}
+    for key, (owner, name) in MEASURED_KEYS.items():
+        parts[owner][name] = decode(hints_of(owner)[name], require_key(record, key, path), child(path, key))
+    place = child(path, "groups")
+    groups = require_object(require_key(record, "groups", path), place)
+    for key, name in GROUP_KEYS.items():
+        parts[Measurement][name] = decode(
+            hints_of(Measurement)[name], require_key(groups, key, place), child(place, key)
+        )
+    try:
+        measurement = Measurement(**parts[Measurement])
+    except ValueError as error:
+        raise ReportFormatError(f"{path} contradicts itself: {error}") from error
+    _require_rectangular(measurement, path)
+    return LayerReport(info, measurement, Analysis(**parts[Analysis]))
+
+
+def _require_rectangular(measurement: Measurement, path: str) -> None:
+    n = len(measurement.sigma)
+    tables = {
+        "curvature_matrix": measurement.curvature_matrix,
+        "groups.sigma": measurement.group_sigma,
+        "groups.h": measurement.group_h,
+    }
+    for key, rows in tables.items():
+        if any(len(row) != n for row in rows):
+            raise ReportFormatError(f"{path}.{key} must have rows of {n} values, one per direction")

@@ -1,0 +1,60 @@
+"""Documents as GitHub Markdown."""
+
+from __future__ import annotations
+
+from spectrascope.records import BenchReport, Report
+from spectrascope.reports.document import Document, Sheet, Tone
+from spectrascope.reports.order import Sort
+from spectrascope.reports.views import build_bench, build_probe, build_triangle
+
+__all__ = ["bench_markdown", "document_markdown", "report_markdown", "triangle_markdown"]
+
+_SPECIAL = str.maketrans({char: "\\" + char for char in "\\`*_[]<>#|~&$"})
+
+
+def report_markdown(report: Report, sort: Sort = Sort.ORDER) -> str:
+    """The whole report."""
+    return document_markdown(build_probe(report, sort))
+
+
+def triangle_markdown(report: Report, sort: Sort = Sort.ORDER) -> str:
+    """The α triangle alone."""
+    return document_markdown(build_triangle(report, sort))
+
+
+def bench_markdown(bench: BenchReport) -> str:
+    """A benchmark."""
+    return document_markdown(build_bench(bench))
+
+
+def document_markdown(document: Document) -> str:
+    """Write a document as headings, lists and tables; user strings cannot become markup."""
+    lines = [f"## {_escape(document.title)}", ""]
+    lines += [f"- **{_escape(label)}**: {_escape(value)}" for label, value in document.facts]
+    for sheet in document.sheets:
+        lines += ["", f"### {_escape(sheet.title)}", "", *_sheet_lines(sheet)]
+    if document.closing:
+        lines.append("")
+    for text, tone in document.closing:
+        lines.append(f"- **{_escape(text)}**" if tone in (Tone.WARNING, Tone.ALARM) else f"- {_escape(text)}")
+    return "\n".join(lines)
+
+
+def _sheet_lines(sheet: Sheet) -> list[str]:
+    lines = [
+        _table_line([_escape(column.title) for column in sheet.columns]),
+        _table_line(["---:" if column.right else ":---" for column in sheet.columns]),
+        *(_table_line([_escape(cell.strip()) for cell in row.cells]) for row in sheet.rows),
+    ]
+    if sheet.footnotes:
+        lines += ["", *(f"{_escape(note)}  " for note in sheet.footnotes)]
+    return lines
+
+
+def _table_line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _escape(text: str) -> str:
+    visible = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+    return visible.translate(_SPECIAL)

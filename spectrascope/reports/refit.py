@@ -1,0 +1,62 @@
+"""Fit a saved report again over another window of ranks, from the arrays it holds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spectrascope.errors import OptionError
+from spectrascope.records import LayerReport, Report
+
+__all__ = ["refit"]
+
+
+def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = None) -> Report:
+    """Fit every layer again over ranks ``min_rank … top_k``; nothing is measured and torch is not needed.
+
+    Sigma, h and the other arrays stay as measured, so a narrower window can be widened again. A note in the
+    provenance says that the window changed.
+
+    Args:
+        report: a measured report.
+        top_k: largest rank in the window; as in the report when ``None``.
+        min_rank: smallest rank, 1-based; as in the report when ``None``.
+
+    Raises:
+        OptionError: ``top_k`` beyond what was measured, or an empty window.
+
+    Cost: milliseconds per layer.
+    """
+    options = report.options
+    top_k = options.top_k if top_k is None else top_k
+    min_rank = options.min_rank if min_rank is None else min_rank
+    sizes = [len(row.measurement.sigma) for row in report.layers if isinstance(row, LayerReport)]
+    measured = max([options.top_k, *sizes])
+    if top_k > measured:
+        raise OptionError(
+            f"--top-k {top_k} asks for more directions than the {measured} that were measured: "
+            f"use at most {measured}, or measure again with `spectrascope probe --top-k {top_k}`"
+        )
+    if min_rank < 1 or top_k < min_rank:
+        raise OptionError(f"--min-rank {min_rank} must lie between 1 and --top-k {top_k}")
+    if (top_k, min_rank) == (options.top_k, options.min_rank):
+        return report
+
+    from spectrascope.numerics.analysis import analyse  # scipy: only when something is fitted
+    from spectrascope.numerics.summary import summarise
+
+    layers = tuple(
+        replace(row, analysis=analyse(row.measurement, top_k=top_k, min_rank=min_rank))
+        if isinstance(row, LayerReport)
+        else row
+        for row in report.layers
+    )
+    note = (
+        f"fitted again over ranks {min_rank} to {top_k}; before that, over ranks {options.min_rank} to {options.top_k}"
+    )
+    return replace(
+        report,
+        options=replace(options, top_k=top_k, min_rank=min_rank),
+        provenance=replace(report.provenance, notes=(*report.provenance.notes, note)),
+        layers=layers,
+        summary=summarise(layers),
+    )

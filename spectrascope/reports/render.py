@@ -1,0 +1,93 @@
+"""One door to every form of a report."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from spectrascope.records import BenchReport, Report
+from spectrascope.reports.order import Sort
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["Format", "View", "render", "render_bench"]
+
+
+class Format(str, Enum):
+    """Forms a report can be given out in."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    MARKDOWN = "markdown"
+
+
+class View(str, Enum):
+    """What of a report is shown."""
+
+    PROBE = "probe"
+    TRIANGLE = "triangle"
+
+
+def render(
+    report: Report,
+    format: Format,
+    *,
+    view: View = View.PROBE,
+    sort: Sort = Sort.ORDER,
+    width: int | None = None,
+) -> RenderableType:
+    """Give a report the form asked for: text, or for a table something rich can draw.
+
+    JSON is always the whole report in the network's order, whatever the view and sort, so that it can be read
+    back.
+
+    Args:
+        report: what to show.
+        format: the form.
+        view: the whole report or the α triangle alone.
+        sort: order of the layers.
+        width: columns of the terminal a table is for; ``None`` shows everything in full.
+
+    Raises:
+        NonFiniteError: JSON of a report with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import report_to_json
+
+        return report_to_json(report)
+    if format is Format.CSV:
+        from spectrascope.reports.csv import report_to_csv, triangle_to_csv
+
+        return (report_to_csv if view is View.PROBE else triangle_to_csv)(report, sort)
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import report_markdown, triangle_markdown
+
+        return (report_markdown if view is View.PROBE else triangle_markdown)(report, sort)
+    from spectrascope.reports.table import report_table, triangle_table
+
+    return (report_table if view is View.PROBE else triangle_table)(report, sort, width=width)
+
+
+def render_bench(bench: BenchReport, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give a benchmark the form asked for.
+
+    Raises:
+        NonFiniteError: JSON of a benchmark with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import bench_to_json
+
+        return bench_to_json(bench)
+    if format is Format.CSV:
+        from spectrascope.reports.csv import bench_to_csv
+
+        return bench_to_csv(bench)
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import bench_markdown
+
+        return bench_markdown(bench)
+    from spectrascope.reports.table import bench_table
+
+    return bench_table(bench, width=width)

@@ -1,0 +1,160 @@
+"""One line on stderr and the right exit code for everything that goes wrong."""
+# ruff: noqa: F811 (fixtures are imported by name)
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from cli_fixtures import calls, report, run_command, saved  # noqa: F401
+
+from spectrascope.cli import main
+from spectrascope.errors import DataError, LoadError, OptionError
+
+
+def _fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    code = main(arguments)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1, captured.err
+    return code, captured.err
+
+
+def test_zero(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(saved)]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    assert "a[red]b|c" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nope"], "No such command 'nope' (see `spectrascope --help`)"),
+        (["--nope"], "No such option: --nope"),
+        (["probe", "--nope"], "(see `spectrascope probe --help`)"),
+        (["probe", "a", "b"], "Got unexpected extra argument"),
+        (["show"], "Missing argument 'REPORT.json'"),
+        (["triangle"], "Missing argument 'MODEL'"),
+        (["probe", "--engine", "magic"], "'magic' is not one of 'auto', 'gauss-newton', 'double-backprop'"),
+        (["probe", "--dtype", "float16"], "'float16' is not one of 'float32', 'float64'"),
+        (["probe", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv', 'markdown'"),
+        (["probe", "--sort", "size"], "'size' is not one of 'order', 'name', 'beta'"),
+        (["show", "r.json", "--view", "all"], "'all' is not one of 'probe', 'triangle'"),
+        (["probe", "--device", "gpu"], "'gpu' is not one of auto, cpu, cuda, cuda:NUMBER, mps"),
+        (["probe", "--device", "cuda:"], "'cuda:' is not one of"),
+        (["probe", "--device", "cpu\n"], "is not one of"),
+        (["probe", "--micro-batch", "0"], "'0' is neither auto nor a whole number from 1 on"),
+        (["probe", "--micro-batch", "many"], "'many' is neither auto nor"),
+        (["probe", "--num-samples", "0"], "Invalid value for '--num-samples'"),
+        (["probe", "--num-samples", "ten"], "Invalid value for '--num-samples'"),
+        (["probe", "--top-k", "0"], "Invalid value for '--top-k'"),
+        (["probe", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["bench", "--rounds", "0"], "Invalid value for '--rounds'"),
+        (["probe", "--json", "--format", "csv"], "--json contradicts --format csv: give one of them"),
+        (["probe", "--top-k", "5", "--min-rank", "6"], "--min-rank 6 is beyond --top-k 5"),
+        (["probe", "--output", "/no/such/folder/r.json"], "cannot write /no/such/folder/r.json: the folder"),
+        (["triangle", "m", "-o", "/"], "cannot write /: it is a folder"),
+        (["bench", "-o", "/"], "cannot write /: it is a folder"),
+        (["show", "r.json", "-o", "/"], "cannot write /: it is a folder"),
+    ],
+)
+def test_two_is_a_wrong_call(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, line = _fail(capsys, *arguments)
+    assert code == 2
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_two_comes_before_any_measurement(calls, tmp_path: Path) -> None:
+    assert main(["probe", "-o", str(tmp_path / "no" / "r.json")]) == 2
+    assert calls.seen == {}
+
+
+@pytest.mark.parametrize("command", ["probe", "triangle", "bench"])
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (LoadError("x.pt: truncated"), 3, "error: x.pt: truncated\n"),
+        (DataError("two\nlines"), 3, "error: two lines\n"),
+        (OptionError("no CUDA"), 2, "error: no CUDA\n"),
+        (LoadError("bad \x1b[31mname"), 3, "error: bad \\x1b[31mname\n"),
+        (ZeroDivisionError("by 0"), 70, "internal error (please report): ZeroDivisionError: by 0\n"),
+        (KeyboardInterrupt(), 130, "error: interrupted\n"),
+    ],
+)
+def test_errors_of_a_measurement(calls, capsys, command: str, error: BaseException, code: int, line: str) -> None:
+    calls.error = error
+    assert _fail(capsys, command, "m", "--quiet") == (code, line)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 8 bytes"),
+        type("OutOfMemoryError", (RuntimeError,), {})("boom"),
+    ],
+)
+def test_out_of_memory_comes_with_advice(calls, capsys, error: Exception) -> None:
+    calls.error = error
+    code, line = _fail(capsys, "probe", "-q")
+    assert code == 3
+    assert line.startswith("error: out of memory (")
+    assert "try a smaller --micro-batch" in line
+
+
+def test_another_runtime_error_is_internal(calls, capsys) -> None:
+    calls.error = RuntimeError("shapes differ")
+    assert _fail(capsys, "probe", "-q") == (70, "internal error (please report): RuntimeError: shapes differ\n")
+
+
+def test_the_traceback_is_shown_on_request(calls, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPECTRASCOPE_DEBUG", "1")
+    calls.error = ZeroDivisionError("by 0")
+    assert main(["probe", "-q"]) == 70
+    error = capsys.readouterr().err
+    assert "Traceback (most recent call last)" in error
+    assert error.endswith("internal error (please report): ZeroDivisionError: by 0\n")
+
+
+def test_three_is_an_unreadable_report(tmp_path: Path, capsys) -> None:
+    for command in (["show"], ["triangle"]):
+        code, line = _fail(capsys, *command, str(tmp_path / "no.json"))
+        assert code == 3
+        assert line.endswith("no.json: no such file\n")
+
+
+def test_an_unknown_model_ends_with_three(run_command) -> None:
+    done = run_command("probe", "/no/such/model.pt", "--quiet")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_interrupting_the_process_ends_with_130(tmp_path: Path) -> None:
+    fifo = tmp_path / "wait.json"
+    os.mkfifo(fifo)  # reading it waits for a writer that never comes
+    code = "import sys; from spectrascope.cli import main; sys.exit(main())"
+    process = subprocess.Popen([sys.executable, "-c", code, "show", str(fifo)], stderr=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "error: interrupted\n"
+    assert process.returncode == 130
+
+
+def test_a_closed_pipe_is_quiet(saved: Path) -> None:
+    start = "import sys; from spectrascope.cli import main; sys.exit(main())"
+    process = subprocess.Popen(
+        [sys.executable, "-c", start, "show", str(saved), "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    assert process.wait(timeout=30) == 141

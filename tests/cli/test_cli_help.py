@@ -1,0 +1,67 @@
+"""Help: instant, complete, documented."""
+# ruff: noqa: F811 (fixtures are imported by name)
+
+import resource
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from cli_fixtures import run_command  # noqa: F401
+
+from spectrascope import __version__
+from spectrascope.cli import main
+from spectrascope.cli.app import app
+
+COMMANDS = ["probe", "triangle", "show", "bench"]
+GROUP = typer.main.get_command(app)
+
+
+def test_help_is_instant(run_command) -> None:
+    run_command("--help")  # compiles what has changed
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert run_command("--help").returncode == 0
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    assert seconds < 1.0, f"{seconds:.2f} s of CPU; aim at less than 0.5"
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert sorted(GROUP.commands) == sorted(COMMANDS)
+    for command in COMMANDS:
+        assert f"  {command} " in text
+    assert "..." not in text.split("Commands:")[1]
+    assert main([]) == 0
+    assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    for parameter in GROUP.commands[command].params:
+        assert parameter.help, parameter.name
+        for flag in parameter.opts:
+            if flag.startswith("--"):
+                assert flag in text
+    assert main([command, "-h"]) == 0
+    assert capsys.readouterr().out == text
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"spectrascope {__version__}\n"
+
+
+def test_main_reads_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["spectrascope", "--version"])
+    assert main() == 0
+    assert "spectrascope" in capsys.readouterr().out
+
+
+def test_command_files_are_thin() -> None:
+    folder = Path(sys.modules["spectrascope.cli"].__file__ or "").parent
+    for path in folder.glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 300, path.name

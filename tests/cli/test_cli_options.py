@@ -1,0 +1,98 @@
+"""What the options mean to the layers below."""
+# ruff: noqa: F811 (fixtures are imported by name)
+
+from pathlib import Path
+
+import pytest
+from cli_fixtures import calls, report, saved  # noqa: F401
+
+from spectrascope.cli import main
+from spectrascope.records import EngineName, ProbeOptions
+
+ALL = [
+    *("--arch", "resnet20", "--num-classes", "10", "--dataset", "folder:x", "--data-root", "/d", "--download"),
+    *("--image-size", "32", "--num-samples", "64", "--top-k", "7", "--layers", "conv*"),
+    *("--layers", "fc*", "--exclude", "*.bias", "--engine", "double-backprop", "--device", "cuda:1"),
+    *("--dtype", "float64", "--micro-batch", "16", "--seed", "3", "-q"),
+]
+
+
+def test_defaults(calls) -> None:
+    assert main(["probe", "-q"]) == 0
+    assert calls.seen["load_model"] == ((None,), {"arch": None, "num_classes": None, "seed": 0})
+    (spec, loaded), options = calls.seen["load_dataset"]
+    assert spec is None
+    assert loaded.model == "model"
+    assert options == {"num_samples": 2048, "seed": 0, "data_root": None, "download": False, "image_size": None}
+    arguments, options = calls.seen["run_probe"]
+    assert arguments == ("model", "source")
+    assert options["options"] == ProbeOptions()
+    assert options["model_info"] == "model info"
+    assert options["data_info"] == "data info"
+    assert options["command"] == "spectrascope probe -q"
+    assert set(options["seconds"]) == {"import", "load"}
+
+
+@pytest.mark.parametrize("command", ["probe", "triangle", "bench"])
+def test_every_option_arrives(calls, command: str) -> None:
+    own = [] if command == "bench" else ["--min-rank", "2", "--groups", "8"]
+    assert main([command, "my net.pt", *ALL, *own]) == 0
+    assert calls.seen["load_model"] == (("my net.pt",), {"arch": "resnet20", "num_classes": 10, "seed": 3})
+    assert calls.seen["load_dataset"][0][0] == "folder:x"
+    assert calls.seen["load_dataset"][1] == {
+        "num_samples": 64,
+        "seed": 3,
+        "data_root": Path("/d"),
+        "download": True,
+        "image_size": 32,
+    }
+    measured = calls.seen["run_bench" if command == "bench" else "run_probe"][1]
+    assert measured["options"] == ProbeOptions(
+        num_samples=64,
+        top_k=7,
+        min_rank=2 if own else 1,
+        layers=("conv*", "fc*"),
+        exclude=("*.bias",),
+        engine=EngineName.DOUBLE_BACKPROP,
+        device="cuda:1",
+        dtype="float64",
+        micro_batch=16,
+        seed=3,
+        groups=8 if own else 16,
+    )
+    assert measured["command"].startswith(f"spectrascope {command} 'my net.pt' --arch resnet20")
+
+
+def test_rounds(calls) -> None:
+    assert main(["bench", "-q", "--rounds", "5"]) == 0
+    assert calls.seen["run_bench"][1]["rounds"] == 5
+
+
+def test_progress_goes_to_stderr_and_not_when_quiet(calls, capsys) -> None:
+    assert main(["probe", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("{\n")
+    assert captured.err.splitlines() == [
+        "spectrascope: import",
+        "spectrascope: load",
+        "spectrascope: check",
+        "spectrascope: gradient",
+    ]
+    assert main(["probe", "--json", "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_a_saved_report_needs_no_measurement(calls, saved: Path, capsys) -> None:
+    assert main(["triangle", str(saved), "--top-k", "9", "--sort", "triangle"]) == 0
+    assert calls.seen == {}
+    captured = capsys.readouterr()
+    assert "1-9" in captured.out
+    assert "verdict" in captured.out
+    assert captured.err == ""
+
+
+def test_options_without_effect_are_refused(calls, saved: Path, capsys) -> None:
+    assert main(["triangle", str(saved), "--num-samples", "9", "--data-root", "."]) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("error: --data-root, --num-samples has no effect on the saved report")
+    assert calls.seen == {}

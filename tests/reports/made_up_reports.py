@@ -1,0 +1,180 @@
+"""Small made-up reports, for everything downstream of a measurement."""
+
+from dataclasses import replace
+from math import exp
+
+from spectrascope.numerics.analysis import analyse
+from spectrascope.numerics.summary import summarise
+from spectrascope.records import (
+    BenchReport,
+    DataInfo,
+    EngineName,
+    LayerInfo,
+    LayerKind,
+    LayerReport,
+    LayerRole,
+    LayerRow,
+    LayerStatus,
+    Measurement,
+    Missing,
+    ModelInfo,
+    ProbeOptions,
+    Provenance,
+    Report,
+    SelfCheck,
+    SkippedLayer,
+)
+
+LONG_NAME = "backbone." + "very_deep_stage." * 6 + "bottleneck_1.w"
+
+
+def make_measurement(
+    *,
+    beta: float = 2.0,
+    decay: float = 0.8,
+    k: int = 20,
+    rank: int | None = None,
+    n_negative: int = 0,
+    wobble: float = 0.03,
+) -> Measurement:
+    """Build sigma = k^-decay and h = 3·sigma^beta with a small deterministic wobble, in four sample groups."""
+    sigma = tuple((j + 1) ** -decay * exp(-0.004 * j * j) for j in range(k))
+    h = tuple(3 * s**beta * (1 + wobble * (-1) ** j) for j, s in enumerate(sigma))
+    h = h[: k - n_negative] + tuple(-value for value in h[k - n_negative :])
+    scales = (0.96, 1.02, 0.99, 1.03)
+    matrix = tuple(tuple(h[i] if i == j else 0.02 * sigma[i] * sigma[j] for j in range(k)) for i in range(k))
+    return Measurement(
+        sigma=sigma,
+        h=h,
+        curvature_matrix=matrix,
+        group_sizes=(512,) * 4,
+        group_sigma=tuple(tuple(s * c**0.5 for s in sigma) for c in scales),
+        group_h=tuple(tuple(value * c ** (1 + 0.1 * j) for j, value in enumerate(h)) for c in scales),
+        rank=k if rank is None else rank,
+        full_rank=64,
+        pr_g=12.345678901234567,
+        effective_rank_g=20.25,
+        noise_floor=0.05,
+        engine=EngineName.GAUSS_NEWTON,
+        engine_reason="piecewise linear from here to the logits",
+        exact=True,
+        residual=3.1e-7,
+    )
+
+
+def make_info(name: str, kind: LayerKind = LayerKind.CONV, shape: tuple[int, int] = (64, 576)) -> LayerInfo:
+    """Describe a layer of one kind."""
+    role = {LayerKind.CONV: LayerRole.CONV, LayerKind.LINEAR: LayerRole.MATRIX}.get(kind, LayerRole.BIAS)
+    stored = (shape[0], shape[1] // 9, 3, 3) if kind is LayerKind.CONV else shape
+    return LayerInfo(name, kind, role, shape, stored)
+
+
+def make_layer(info: LayerInfo, measurement: Measurement, *, top_k: int = 20) -> LayerReport:
+    """Fit a made-up measurement."""
+    return LayerReport(info, measurement, analyse(measurement, top_k=top_k))
+
+
+def make_report(rows: tuple[LayerRow, ...]) -> Report:
+    """Put rows into a report of a made-up run."""
+    return Report(
+        provenance=Provenance(
+            versions={"python": "3.11.2", "torch": "2.9.0"},
+            command="spectrascope probe 'my net.pt' --top-k 20",
+            created="2026-11-23T12:00:00+00:00",
+            model=ModelInfo(
+                id="my net[red].pt",
+                architecture="resnet20",
+                source="checkpoint",
+                path="/tmp/my net[red].pt",
+                sha256="12fca82f" * 8,
+                weights="checkpoint",
+                n_parameters=272474,
+            ),
+            data=DataInfo(
+                id="folder:cifar10-test",
+                n=2048,
+                n_available=10000,
+                digest="ab" * 32,
+                input_shape=(3, 32, 32),
+                n_classes=10,
+                preprocessing="scaled to 0 … 1, CIFAR mean and deviation",
+                label_order="class folders by name",
+                synthetic=False,
+            ),
+            loss_name="cross-entropy",
+            loss=0.71234,
+            accuracy=0.8027,
+            device="cpu",
+            dtype="float32",
+            seed=0,
+            micro_batch=256,
+            memory_format="channels_last",
+            threads=2,
+            seconds={"load": 0.51, "gradient": 1.9, "curvature": 7.25},
+            engines={"gauss-newton": 3},
+            self_check=SelfCheck(residual=2.2e-6, tolerance=1e-4, n_pairs=6, n_samples=256),
+            notes=("1 bias left out",),
+        ),
+        options=ProbeOptions(layers=("*.weight",)),
+        layers=rows,
+        summary=summarise(rows),
+    )
+
+
+def mixed_report() -> Report:
+    """Ok, skipped and failed layers; names that look like markup, hold a pipe, or are 120 characters long."""
+    noisy = make_measurement(beta=1.6, decay=1.2, n_negative=2, wobble=0.4)
+    tiny = make_measurement(k=3, rank=3)
+    return make_report(
+        (
+            make_layer(make_info("conv1.weight"), make_measurement()),
+            make_layer(make_info("a[red]b|c"), replace(noisy, residual=Missing("not among the pairs compared"))),
+            make_layer(make_info(LONG_NAME), make_measurement(beta=1.1, wobble=0.1)),
+            make_layer(make_info("head.weight", LayerKind.LINEAR, (10, 64)), tiny),
+            SkippedLayer(make_info("head.bias", LayerKind.BIAS, (10, 1)), LayerStatus.SKIPPED, "1-D parameter"),
+            SkippedLayer(make_info("dead.weight"), LayerStatus.FAILED, "the gradient is zero everywhere"),
+        )
+    )
+
+
+def big_report() -> Report:
+    """Three hundred layers with long names."""
+    measured = make_layer(make_info("x"), make_measurement())
+    rows = tuple(
+        replace(measured, info=make_info(f"transformer.h.{index}.attention.output_projection.weight"))
+        for index in range(300)
+    )
+    return make_report(rows)
+
+
+def made_up_bench() -> BenchReport:
+    """A made-up benchmark."""
+    run = mixed_report().provenance
+    return BenchReport(
+        model=run.model,
+        data=run.data,
+        versions=run.versions,
+        device="cpu",
+        dtype="float32",
+        threads=2,
+        engines={"gauss-newton": 20},
+        top_k=20,
+        n_layers=20,
+        n_samples=2048,
+        n_samples_timed=256,
+        n_products=400,
+        n_products_timed=40,
+        extrapolated=True,
+        rounds=3,
+        micro_batch=256,
+        forward_seconds=0.75,
+        engine_seconds=10.5,
+        reference_seconds=1050.0,
+        ratio=100.0,
+        ratio_rounds=(98.5, 100.0, 101.25),
+        kept_graph_seconds=299.25,
+        kept_graph_ratio=28.5,
+        engine_forward_equivalents=14.0,
+        reference_forward_equivalents=1400.0,
+        max_relative_difference=3.25e-6,
+    )

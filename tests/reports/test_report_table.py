@@ -1,0 +1,168 @@
+"""Tables and Markdown: golden text, nothing read as markup, nothing cut where nobody watches."""
+# ruff: noqa: F811 (fixtures are imported by name)
+
+import io
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report
+from report_fixtures import bench, big_report, report  # noqa: F401
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+
+from spectrascope.records import BenchReport, LayerReport, LayerStatus, Missing, Report, SkippedLayer
+from spectrascope.reports import Format, View, render, render_bench
+from spectrascope.reports.views import build_probe
+from spectrascope.reports.words import explain, warn
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def draw(result: RenderableType, width: int | None = None) -> str:
+    if isinstance(result, str):
+        return result
+    stream = io.StringIO()
+    Console(file=stream, width=width or 100_000, color_system=None).print(result)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+
+
+def assert_golden(name: str, text: str) -> None:
+    """Compare with ``tests/golden/NAME``; SPECTRASCOPE_UPDATE_GOLDEN=1 writes it instead."""
+    path = GOLDEN / name
+    if os.environ.get("SPECTRASCOPE_UPDATE_GOLDEN") == "1":
+        path.write_text(text + "\n", encoding="utf-8")
+    assert text + "\n" == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("width", [None, 200, 100])
+@pytest.mark.parametrize("view", list(View))
+def test_golden_table(report: Report, view: View, width: int | None) -> None:
+    text = draw(render(report, Format.TABLE, view=view, width=width), width)
+    assert_golden(f"{view.value}_table_{width or 'full'}.txt", text)
+
+
+@pytest.mark.parametrize("view", list(View))
+def test_golden_markdown(report: Report, view: View) -> None:
+    assert_golden(f"{view.value}_markdown.md", draw(render(report, Format.MARKDOWN, view=view)))
+
+
+@pytest.mark.parametrize(("form", "suffix"), [(Format.TABLE, "table.txt"), (Format.MARKDOWN, "markdown.md")])
+def test_golden_bench(bench: BenchReport, form: Format, suffix: str) -> None:
+    assert_golden(f"bench_{suffix}", draw(render_bench(bench, form)))
+
+
+@pytest.mark.parametrize("form", list(Format))
+def test_bench_has_every_format(bench: BenchReport, form: Format) -> None:
+    assert "my net" in draw(render_bench(bench, form))
+
+
+def test_names_are_never_markup(report: Report) -> None:
+    names = ("[bold]x[/bold]", "[/]", "[link=file:///etc]y", ":smile:", "\x1b[31mred", "two\nlines", "{}%s")
+    layer = report.layers[0]
+    rows = tuple(replace(layer, info=make_info(name)) for name in names)
+    rows += (SkippedLayer(make_info("f"), LayerStatus.FAILED, "[red]because[/red] a|b"),)
+    text = draw(render(make_report(rows), Format.TABLE))
+    for shown in (*names[:4], "\\x1b[31mred", "two\\nlines", "{}%s", "[red]because[/red] a|b"):
+        assert shown in text
+    assert text.count("[red]because[/red] a|b") == 2  # the footnote and the closing line
+    assert "\x1b" not in text
+
+
+def test_markdown_cannot_be_broken_out_of() -> None:
+    names = ("a|b", "`code`", "<script>", "[x](http://y)", "two\nlines", "back\\slash|")
+    layer = make_layer(make_info("x"), make_measurement())
+    text = draw(render(make_report(tuple(replace(layer, info=make_info(name)) for name in names)), Format.MARKDOWN))
+    table = [line for line in text.splitlines() if line.startswith("|")]
+    bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table[: len(names) + 2]}
+    assert bars == {18}
+    assert "<script>" not in text
+    assert "\\[x\\](http" in text
+    assert "two\\\\nlines" in text
+
+
+def test_nothing_is_cut_and_it_is_quick(big_report: Report) -> None:
+    started = time.perf_counter()
+    text = draw(render(big_report, Format.TABLE))
+    assert time.perf_counter() - started < 2
+    for row in big_report.layers:
+        assert row.info.name + " " in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160, 250])
+def test_a_terminal_table_fits_its_width(report: Report, width: int) -> None:
+    lines = draw(render(report, Format.TABLE, width=width), width).splitlines()
+    assert max(cell_len(line) for line in lines) <= width
+    rows = [line for line in lines if line.startswith(("conv1.weight", "a[red]b|c", "dead.weight"))]
+    assert len(rows) == 3  # one line each
+    assert "2.0" in rows[0]
+    header = next(line for line in lines if line.startswith("layer "))
+    hidden = " ".join(lines).split("not shown at")[1] if width < 200 else ""
+    for column in build_probe(report).sheets[0].columns:
+        assert column.title in header or column.title in hidden
+    if width < 200:
+        assert LONG_NAME not in "\n".join(lines)
+        assert any(line.startswith("backbo") and "…" in line for line in lines)
+
+
+def test_every_word_of_a_fact_is_shown(report: Report) -> None:
+    text = draw(render(report, Format.TABLE))
+    for part in ("accuracy 80.3 %", "loss 0.7123", "2,048 of 10,000 samples", "cpu, float32", "gauss-newton on 3"):
+        assert part in text
+
+
+def _lines(report: Report) -> str:
+    return "\n".join(line for line, _ in warn(report))
+
+
+def test_warnings(report: Report) -> None:
+    run = report.provenance
+    assert "1 layer FAILED and has no numbers: dead.weight (the gradient is zero everywhere)" in _lines(report)
+    chance = replace(report, provenance=replace(run, accuracy=0.11))
+    assert "Accuracy 11.0 % is at chance level (10.0 %): check the preprocessing" in _lines(chance)
+    low = replace(report, provenance=replace(run, accuracy=0.4))
+    assert "Accuracy 40.0 % is low: check" in _lines(low)
+    random = replace(low, provenance=replace(low.provenance, model=replace(run.model, weights="random (seed 0)")))
+    assert "Accuracy" not in _lines(random)
+    noise = replace(report, provenance=replace(run, data=replace(run.data, synthetic=True), accuracy=Missing("noise")))
+    assert "The data are synthetic" in _lines(noise)
+    assert "SYNTHETIC noise" in draw(render(noise, Format.TABLE))
+    assert "accuracy not measured (noise)" in draw(render(noise, Format.TABLE))
+    unchecked = replace(report, provenance=replace(run, self_check=Missing("switched off")))
+    assert "not self-checked: switched off" in _lines(unchecked)
+    assert "No layer was measured." in _lines(make_report(()))
+    layer = report.layers[0]
+    assert isinstance(layer, LayerReport)
+    approximate = replace(layer, measurement=replace(layer.measurement, exact=False))
+    assert "Measured with an approximate engine: 1 layer." in _lines(make_report((approximate,)))
+    assert "gauss-newton (approximate)" in draw(render(make_report((approximate,)), Format.TABLE))
+
+
+@pytest.mark.parametrize(
+    ("beta", "words"),
+    [
+        (0.1, "nearly the same along every direction"),
+        (1.1, "nearly in proportion to the gradient"),
+        (1.5, "between the cases β = 1 and β = 2"),
+        (0.5, "between the cases β = 0 and β = 1"),
+        (1.9, "nearly as the square"),
+        (2.4, "somewhat beyond β = 2"),
+        (3.5, "outside 0 to 2"),
+        (-0.4, "somewhat below β = 0"),
+        (-1.0, "outside 0 to 2"),
+    ],
+)
+def test_the_median_is_put_into_words(beta: float, words: str) -> None:
+    report = make_report((make_layer(make_info("x"), make_measurement(beta=beta, wobble=0.001)),))
+    assert words in "\n".join(line for line, _ in explain(report))
+
+
+def test_ols_interval_is_marked(report: Report) -> None:
+    layer = report.layers[0]
+    assert isinstance(layer, LayerReport)
+    fit = replace(layer.analysis.beta, jackknife_ci95=Missing("one group"))
+    text = draw(render(make_report((replace(layer, analysis=replace(layer.analysis, beta=fit)),)), Format.TABLE))
+    assert f"±{(fit.ci95.high - fit.ci95.low) / 2:.2f}*" in text
+    assert "* this ± is half the 95 % interval of the straight-line fit" in text
