@@ -28,7 +28,9 @@ def main() -> None:
             print(f"{row.info.name}: {row.status.value}, {row.reason}")
             continue
         beta = row.analysis.beta
-        text = beta.reason if isinstance(beta, Missing) else f"β = {beta.value:.2f} ± {beta.stderr:.2f}, R² {beta.r2:.3f}"
+        text = (
+            beta.reason if isinstance(beta, Missing) else f"β = {beta.value:.2f} ± {beta.stderr:.2f}, R² {beta.r2:.3f}"
+        )
         print(f"{row.info.name}: {text} ({row.measurement.engine.value})")
 
 

@@ -1,6 +1,8 @@
 """``python -m spectrascope``."""
 
+import sys
+
 from spectrascope.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

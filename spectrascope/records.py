@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 __all__ = [
+    "NOT_SELECTED",
     "SCHEMA_VERSION",
     "Analysis",
     "BenchReport",
@@ -48,6 +49,9 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
+
+NOT_SELECTED = "not selected by --layers"
+"""Reason of weights the user's own choice leaves out; tables count them instead of listing them."""
 
 
 class LayerStatus(str, Enum):

@@ -59,9 +59,7 @@ def find_architecture(name: str) -> Architecture:
 
         return Architecture(name, "built-in", build, entry.preprocessing, entry.class_names, entry.dataset)
     if name.startswith("mlp:"):
-        raise LoadError(
-            f"{name}: expected mlp: and at least two widths joined by hyphens, as in mlp:784-256-128-10"
-        )
+        raise LoadError(f"{name}: expected mlp: and at least two widths joined by hyphens, as in mlp:784-256-128-10")
     if ":" in name:
         return _from_factory(name)
     if name in torchvision_models.list_names():
@@ -127,14 +125,10 @@ def _import_factory(name: str, place: str, attribute: str) -> Callable[..., Any]
         if not hasattr(factory, part):
             offered = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
             near = difflib.get_close_matches(attribute, offered, n=3, cutoff=0.0)
-            raise LoadError(
-                f"{name}: {place} has no {attribute!r}" + (f"; nearest: {', '.join(near)}" if near else "")
-            )
+            raise LoadError(f"{name}: {place} has no {attribute!r}" + (f"; nearest: {', '.join(near)}" if near else ""))
         factory = getattr(factory, part)
     if not callable(factory):
-        raise LoadError(
-            f"{name}: {attribute} is a {type(factory).__name__}; expected a function returning a network"
-        )
+        raise LoadError(f"{name}: {attribute} is a {type(factory).__name__}; expected a function returning a network")
     return factory  # type: ignore[no-any-return]
 
 

@@ -27,9 +27,7 @@ _NESTS = (
     "model_ema", "ema_state_dict", "ema", "teacher", "student",
 )  # fmt: skip
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_QUANTISED = (
-    "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
-)
+_QUANTISED = "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +107,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not path.exists():
         raise LoadError(f"{path}: no such file; expected a checkpoint ({' '.join(SUFFIXES)})")
     if not path.is_file():
-        raise LoadError(
-            f"{path} is a directory; expected one checkpoint file ({' '.join(SUFFIXES)}) in it to be named"
-        )
+        raise LoadError(f"{path} is a directory; expected one checkpoint file ({' '.join(SUFFIXES)}) in it to be named")
     try:
         with path.open("rb") as file:
             head = file.read(16)
@@ -155,8 +151,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_torch(path: Path, head: bytes) -> Any:
     if head.startswith(b"PK") and not _has_index(path):
         raise LoadError(
-            f"{path}: truncated checkpoint, the archive's index at its end is missing; copy or download it "
-            f"again"
+            f"{path}: truncated checkpoint, the archive's index at its end is missing; copy or download it again"
         )
     try:
         # From an open file, because by name torch hands anything called .safetensors to another reader. Not
@@ -220,9 +215,7 @@ def _find_weights(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
     if isinstance(content, Tensor):
         raise LoadError(f"{path} holds a single tensor; expected a state dict (parameter name -> tensor)")
     if not isinstance(content, Mapping):
-        raise LoadError(
-            f"{path} holds a {type(content).__name__}; expected a state dict (parameter name -> tensor)"
-        )
+        raise LoadError(f"{path} holds a {type(content).__name__}; expected a state dict (parameter name -> tensor)")
     found = _search(content, "", 0)
     if found is None:
         keys = ", ".join(repr(key) for key in list(content)[:5])
@@ -235,9 +228,7 @@ def _find_weights(content: Any, path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _search(content: Mapping[Any, Any], place: str, depth: int) -> tuple[dict[str, Tensor], str] | None:
     tensors = {
-        key: value.detach()
-        for key, value in content.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
+        key: value.detach() for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)
     }
     others = [key for key in content if key not in tensors and not str(key).endswith("_extra_state")]
     if tensors and not others:

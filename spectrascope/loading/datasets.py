@@ -80,13 +80,9 @@ def load_dataset(
     if spec == "digits":
         return _digits(loaded, preprocessing, num_samples, seed)
     if spec.startswith("folder:"):
-        return _folder(
-            Path(spec.removeprefix("folder:")).expanduser(), loaded, preprocessing, num_samples, seed
-        )
+        return _folder(Path(spec.removeprefix("folder:")).expanduser(), loaded, preprocessing, num_samples, seed)
     if spec in ("cifar10", "cifar100"):
-        return _cifar(
-            spec, loaded, preprocessing, num_samples, seed, root=data_root or Path("data"), download=download
-        )
+        return _cifar(spec, loaded, preprocessing, num_samples, seed, root=data_root or Path("data"), download=download)
     if spec == "synthetic":
         return _synthetic(loaded, preprocessing, num_samples, seed)
     hint = f"; did you mean folder:{spec}?" if Path(spec).is_dir() else ""
@@ -144,9 +140,7 @@ def _digits(loaded: LoadedModel, preprocessing: Preprocessing, num_samples: int,
         eight_bit = np.round(images[chosen] * (255 / 16)).astype(np.uint8)
         pixels, white = _pixels_from_arrays(eight_bit, preprocessing), 255.0
     source = StoredImages(pixels, torch.from_numpy(targets[chosen].astype(np.int64)), preprocessing, white)
-    trained = (
-        "; digits-cnn was trained on 1297 of the 1797 images" if loaded.default_dataset == "digits" else ""
-    )
+    trained = "; digits-cnn was trained on 1297 of the 1797 images" if loaded.default_dataset == "digits" else ""
     return _describe(
         "digits",
         source,
@@ -190,12 +184,8 @@ def _cifar(
         from torchvision.datasets import CIFAR100 as TorchvisionCifar100
 
         kind = TorchvisionCifar10 if spec == "cifar10" else TorchvisionCifar100
-        dataset = kind(
-            str(root), train=False, download=download
-        )  # checks the files' md5 before unpickling them
-    except (
-        Exception
-    ) as error:  # no network, a full disk, a wrong checksum, a torchvision that does not import
+        dataset = kind(str(root), train=False, download=download)  # checks the files' md5 before unpickling them
+    except Exception as error:  # no network, a full disk, a wrong checksum, a torchvision that does not import
         detail = " ".join(str(error).split())[:150]
         raise DataError(
             f"{spec}: cannot be read from {root} ({detail}); expected an intact {wanted}, delete what is "
@@ -214,9 +204,7 @@ def _cifar(
     )
 
 
-def _folder(
-    root: Path, loaded: LoadedModel, preprocessing: Preprocessing, num_samples: int, seed: int
-) -> LoadedData:
+def _folder(root: Path, loaded: LoadedModel, preprocessing: Preprocessing, num_samples: int, seed: int) -> LoadedData:
     if not root.is_dir():
         raise DataError(f"folder:{root}: no such folder; expected one with a sub-folder of images per class")
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
@@ -228,8 +216,7 @@ def _folder(
         files += [(p, name) for p in sorted(found, key=lambda p: p.relative_to(root).as_posix())]
     if not files:
         raise DataError(
-            f"folder:{root}: no images in its {len(classes)} sub-folders; expected files such as .png or "
-            f".jpg in them"
+            f"folder:{root}: no images in its {len(classes)} sub-folders; expected files such as .png or .jpg in them"
         )
     numbers, order = _number_classes(root, classes, loaded)
     chosen = _choose(len(files), num_samples, seed)
@@ -259,9 +246,7 @@ def _number_classes(root: Path, classes: list[str], loaded: LoadedModel) -> tupl
         numbers = {name: number for name, number in matched.items() if number is not None}
         if len(numbers) == len(classes):
             if len(set(numbers.values())) < len(classes):
-                raise DataError(
-                    f"folder:{root}: two folders name the same class of the network; expected one each"
-                )
+                raise DataError(f"folder:{root}: two folders name the same class of the network; expected one each")
             return numbers, f"folder names matched to the network's {len(loaded.class_names)} class names"
         if numbers:
             strange = [name for name in classes if name not in numbers]
@@ -305,13 +290,9 @@ class _Noise(SampleSource):
 def _synthetic(loaded: LoadedModel, preprocessing: Preprocessing, num_samples: int, seed: int) -> LoadedData:
     shape = preprocessing.input_shape
     if shape is None:
-        raise DataError(
-            f"synthetic: {loaded.info.id} does not say which image size it takes; give --image-size"
-        )
+        raise DataError(f"synthetic: {loaded.info.id} does not say which image size it takes; give --image-size")
     if loaded.num_classes is None:
-        raise DataError(
-            f"synthetic: {loaded.info.id} does not say how many classes it has; give --num-classes"
-        )
+        raise DataError(f"synthetic: {loaded.info.id} does not say how many classes it has; give --num-classes")
     return _describe(
         "synthetic (random noise)",
         _Noise(num_samples, shape, loaded.num_classes, seed),

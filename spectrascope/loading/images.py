@@ -50,9 +50,7 @@ def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:
 
     if image.mode.startswith("I"):  # 16-bit grey, which PIL's own conversion would clip at 255
         values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(
-            np.clip(values / 256 if values.max() > 255 else values, 0, 255).astype(np.uint8)
-        )
+        image = Image.fromarray(np.clip(values / 256 if values.max() > 255 else values, 0, 255).astype(np.uint8))
     mode = "L" if preprocessing.channels == 1 else "RGB"
     if image.mode != mode:
         image = image.convert(mode)

@@ -44,9 +44,7 @@ class Preprocessing:
     def description(self) -> str:
         """One line for the report."""
         if self.resize is not None and self.crop is not None:
-            steps = [
-                f"shorter side to {self.resize} ({self.interpolation}), centre crop {self.crop}×{self.crop}"
-            ]
+            steps = [f"shorter side to {self.resize} ({self.interpolation}), centre crop {self.crop}×{self.crop}"]
         elif self.size is not None:
             steps = [f"{self.size[0]}×{self.size[1]} pixels ({self.interpolation} where resized)"]
         else:
@@ -54,8 +52,7 @@ class Preprocessing:
         steps.append({1: "grey", 3: "RGB"}.get(self.channels, f"{self.channels} channels"))
         if self.mean:
             values = ", ".join(
-                f"{name} " + " ".join(f"{v:g}" for v in vs)
-                for name, vs in (("mean", self.mean), ("std", self.std))
+                f"{name} " + " ".join(f"{v:g}" for v in vs) for name, vs in (("mean", self.mean), ("std", self.std))
             )
             steps.append(f"scaled to [0, 1], normalised with {values}")
         else:

@@ -79,9 +79,7 @@ _NO_AUXILIARY = " without auxiliary heads"
 def _candidates(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     names = list(ZOO)
     widths = [
-        shape[1]
-        for key, shape in shapes.items()
-        if re.fullmatch(r"layers\.\d+\.weight", key) and len(shape) == 2
+        shape[1] for key, shape in shapes.items() if re.fullmatch(r"layers\.\d+\.weight", key) and len(shape) == 2
     ]
     last = shapes.get(f"layers.{len(widths) - 1}.weight")
     if widths and last is not None:

@@ -90,9 +90,7 @@ class Difference:
                 parts.append(f"{len(keys)} {what} ({shown})")
         if self.reshaped:
             key, expected, got = self.reshaped[0]
-            parts.append(
-                f"{len(self.reshaped)} of another shape ({_readable(key)}: expected {expected}, got {got})"
-            )
+            parts.append(f"{len(self.reshaped)} of another shape ({_readable(key)}: expected {expected}, got {got})")
         return ", ".join(parts) or "no difference"
 
 
@@ -104,9 +102,7 @@ def compare(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> tuple[int
         difference that remains with a head of that size.
     """
     num_classes = None
-    for key, axis in reversed(
-        skeleton.head.items()
-    ):  # the main head is registered last, after auxiliary ones
+    for key, axis in reversed(skeleton.head.items()):  # the main head is registered last, after auxiliary ones
         if key in shapes and len(shapes[key]) == len(skeleton.shapes[key]):
             num_classes = shapes[key][axis]
             break
@@ -121,7 +117,5 @@ def compare(skeleton: Skeleton, shapes: dict[str, tuple[int, ...]]) -> tuple[int
                 missing.append(key)
         elif shapes[key] != expected:
             reshaped.append((key, expected, shapes[key]))
-    unexpected = [
-        key for key in shapes if key not in skeleton.shapes and not key.endswith("num_batches_tracked")
-    ]
+    unexpected = [key for key in shapes if key not in skeleton.shapes and not key.endswith("num_batches_tracked")]
     return num_classes, Difference(tuple(missing), tuple(unexpected), tuple(reshaped))

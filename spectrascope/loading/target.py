@@ -75,9 +75,7 @@ def load_model(
     if _is_file_spec(spec):
         return _load_checkpoint(spec, arch, num_classes, seed)
     if arch is not None:
-        raise LoadError(
-            f"--arch goes with a checkpoint file, but {spec!r} is a name; pass a file or drop --arch"
-        )
+        raise LoadError(f"--arch goes with a checkpoint file, but {spec!r} is a name; pass a file or drop --arch")
     if spec == EMBEDDED:
         return _load_embedded(num_classes)
     name, at, which = spec.rpartition("@")
@@ -126,9 +124,7 @@ def _load_checkpoint(spec: str, arch: str | None, num_classes: int | None, seed:
         network = _fill(build_skeleton(recognised.build), recognised.state_dict)
     elif (architecture := find_architecture(arch)).source == "factory":
         network = _fill_factory(spec, architecture, checkpoint, num_classes, seed)
-        return _finish(
-            spec, architecture, network, num_classes, weights=_describe(checkpoint), checkpoint=checkpoint
-        )
+        return _finish(spec, architecture, network, num_classes, weights=_describe(checkpoint), checkpoint=checkpoint)
     else:
         skeleton = skeleton_of(lambda n: architecture.build(None if arch.startswith("mlp:") else n))
         state_dict, count = _fitting_variant(spec, architecture, skeleton, checkpoint)
@@ -172,8 +168,7 @@ def _fitting_variant(
 def _fill(skeleton: nn.Module, state_dict: dict[str, Tensor]) -> nn.Module:
     """Put a file's tensors, which fit, into a network built without storage."""
     tensors = {
-        key: value.to(torch.float32) if value.is_floating_point() else value
-        for key, value in state_dict.items()
+        key: value.to(torch.float32) if value.is_floating_point() else value for key, value in state_dict.items()
     }
     skeleton.load_state_dict(tensors, strict=False, assign=True)
     left = [name for name, p in skeleton.named_parameters() if p.is_meta]
@@ -201,9 +196,7 @@ def _fill_factory(
         except LoadError as error:
             refusal = error
             continue
-        network.load_state_dict(
-            {key: value for key, value in state_dict.items() if key in shapes}, strict=False
-        )
+        network.load_state_dict({key: value for key, value in state_dict.items() if key in shapes}, strict=False)
         return network
     assert refusal is not None
     raise refusal
@@ -211,9 +204,7 @@ def _fill_factory(
 
 def _load_embedded(num_classes: int | None) -> LoadedModel:
     if num_classes not in (None, 10):
-        raise LoadError(
-            f"{EMBEDDED} has 10 outputs, not {num_classes}; use {EMBEDDED}@none or drop --num-classes"
-        )
+        raise LoadError(f"{EMBEDDED} has 10 outputs, not {num_classes}; use {EMBEDDED}@none or drop --num-classes")
     architecture = find_architecture(EMBEDDED)
     with resources.as_file(resources.files("spectrascope.data").joinpath("digits_cnn.safetensors")) as path:
         checkpoint = read_checkpoint(path)
@@ -301,6 +292,4 @@ def _guess_preprocessing(network: nn.Module) -> Preprocessing:
         if isinstance(module, nn.Conv2d):
             channels = module.in_channels
             break
-    return Preprocessing(
-        size=None, channels=channels, note="the network does not say how its inputs are prepared"
-    )
+    return Preprocessing(size=None, channels=channels, note="the network does not say how its inputs are prepared")

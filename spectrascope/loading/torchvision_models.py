@@ -144,17 +144,13 @@ def fetch_weights(name: str, entry: Any, *, allow_download: bool) -> tuple[nn.Mo
     place = f"put {file.name} from {entry.url} into {file.parent}"
     if not file.exists():
         if not allow_download:
-            raise LoadError(
-                f"{name}: weights {entry.name} are not on this machine and downloads are off; {place}"
-            )
+            raise LoadError(f"{name}: weights {entry.name} are not on this machine and downloads are off; {place}")
         try:
             with redirect_stdout(sys.stderr):  # torch announces downloads on stdout, which is for data
                 entry.get_state_dict(progress=True, check_hash=True)
         except Exception as error:  # URLError, HTTPError, timeouts, a full disk, a wrong hash
             detail = " ".join(str(error).split())[:120]
-            raise LoadError(
-                f"{name}: weights {entry.name} could not be downloaded ({detail}); {place}"
-            ) from None
+            raise LoadError(f"{name}: weights {entry.name} could not be downloaded ({detail}); {place}") from None
     try:
         model: nn.Module = _models().get_model(name, weights=entry)
     except Exception as error:  # a damaged cache raises whatever its bytes provoke

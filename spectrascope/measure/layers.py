@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from spectrascope.errors import OptionError
-from spectrascope.records import LayerInfo, LayerKind, LayerRole, LayerStatus, SkippedLayer
+from spectrascope.records import NOT_SELECTED, LayerInfo, LayerKind, LayerRole, LayerStatus, SkippedLayer
 
 __all__ = ["WeightLayer", "find_layers"]
 
@@ -103,7 +103,7 @@ def find_layers(
     for candidate in candidates:
         name = candidate.info.name
         if include and not _matches(name, include):
-            found.append(SkippedLayer(candidate.info, LayerStatus.SKIPPED, "not selected by --layers"))
+            found.append(SkippedLayer(candidate.info, LayerStatus.SKIPPED, NOT_SELECTED))
         elif _matches(name, exclude):
             found.append(SkippedLayer(candidate.info, LayerStatus.SKIPPED, "excluded by --exclude"))
         elif isinstance(candidate, SkippedLayer) and not (include and candidate.info.role is LayerRole.EMBEDDING):

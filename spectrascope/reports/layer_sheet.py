@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from spectrascope.records import (
+    NOT_SELECTED,
     LayerReport,
     LayerRow,
     LayerStatus,
@@ -48,6 +49,8 @@ def build_triangle_sheet(rows: Sequence[LayerRow]) -> Sheet:
 
 def _build(title: str, rows: Sequence[LayerRow], columns: Sequence[_LayerColumn]) -> Sheet:
     notes = Footnotes()
+    n_all = len(rows)
+    rows = [row for row in rows if not (isinstance(row, SkippedLayer) and row.reason == NOT_SELECTED)]
     lines = [
         _measured_line(row, columns, notes) if isinstance(row, LayerReport) else _empty_line(row, columns, notes)
         for row in rows
@@ -60,7 +63,9 @@ def _build(title: str, rows: Sequence[LayerRow], columns: Sequence[_LayerColumn]
         *(item.column for item in columns),
         Column("status", right=False, drop_order=10 if all_ok else 0),
     )
-    return Sheet(title, heads, tuple(lines), notes.lines())
+    hidden = n_all - len(rows)
+    left_out = (f"{hidden} of {n_all} weights {NOT_SELECTED} are not listed.",) if hidden else ()
+    return Sheet(title, heads, tuple(lines), (*notes.lines(), *left_out))
 
 
 def _head(row: LayerRow) -> tuple[str, str, str]:

@@ -98,9 +98,7 @@ def test_numbers_beside_the_tensors(tmp_path: Path, weights) -> None:
     assert_same(read_checkpoint(tmp_path / "net.pt").state_dict, weights)
 
 
-@pytest.mark.parametrize(
-    "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module._orig_mod."]
-)
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.module._orig_mod."])
 def test_wrapper_prefixes_are_stripped_in_a_loop(tmp_path: Path, weights, prefix: str) -> None:
     torch.save({prefix + key: value for key, value in weights.items()}, tmp_path / "net.pt")
     assert_same(read_checkpoint(tmp_path / "net.pt").state_dict, weights)
@@ -129,9 +127,7 @@ def test_other_precisions_become_float32_and_are_noted(tmp_path: Path, weights, 
     name = str(dtype).removeprefix("torch.")
     assert loaded.info.weights == f"checkpoint ({name}, converted to float32)"
     assert {p.dtype for p in loaded.model.parameters()} == {torch.float32}
-    assert torch.equal(
-        loaded.model.state_dict()["layers.0.weight"], weights["layers.0.weight"].to(dtype).float()
-    )
+    assert torch.equal(loaded.model.state_dict()["layers.0.weight"], weights["layers.0.weight"].to(dtype).float())
 
 
 # --- refusals ---
@@ -216,9 +212,7 @@ def test_a_pickle_that_runs_code_does_not(tmp_path: Path, weights, written: str)
         path.write_bytes(pickle.dumps({"state_dict": 1, "extra": _Touch(trace)}, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=written == "zip")
-    with pytest.raises(
-        LoadError, match=r"asks to run '(posix|nt)\.system'; nothing was run.*safetensors"
-    ) as error:
+    with pytest.raises(LoadError, match=r"asks to run '(posix|nt)\.system'; nothing was run.*safetensors") as error:
         read_checkpoint(path)
     assert_one_line(error)
     assert not trace.exists()
@@ -240,9 +234,7 @@ def test_plain_pickle_is_not_run(tmp_path: Path) -> None:
 
 def test_whole_pickled_network(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Linear(2, 2)), tmp_path / "net.pt")
-    with pytest.raises(
-        LoadError, match=r"whole pickled network \(torch\.nn\.modules\..*state_dict\(\)"
-    ) as error:
+    with pytest.raises(LoadError, match=r"whole pickled network \(torch\.nn\.modules\..*state_dict\(\)") as error:
         read_checkpoint(tmp_path / "net.pt")
     assert_one_line(error)
 
@@ -283,9 +275,7 @@ def test_weights_that_are_not_finite(tmp_path: Path, weights, value: float) -> N
     weights = copy.deepcopy(weights)
     weights["layers.1.weight"][0, 2] = value
     torch.save(weights, tmp_path / "net.pt")
-    with pytest.raises(
-        NonFiniteError, match=r"1 of 15 values of 'layers\.1\.weight' are NaN or infinite"
-    ) as error:
+    with pytest.raises(NonFiniteError, match=r"1 of 15 values of 'layers\.1\.weight' are NaN or infinite") as error:
         load_model(str(tmp_path / "net.pt"))
     assert_one_line(error)
 

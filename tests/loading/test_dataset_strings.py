@@ -260,9 +260,7 @@ def test_damaged_cifar(cifar_net: LoadedModel, tmp_path: Path) -> None:
         load_dataset("cifar10", cifar_net, num_samples=9, seed=0, data_root=tmp_path)
 
 
-def test_cifar_from_torchvisions_files(
-    cifar_net: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cifar_from_torchvisions_files(cifar_net: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.datasets import CIFAR10 as TorchvisionCifar10
 
     folder = tmp_path / "cifar-10-batches-py"
@@ -278,9 +276,7 @@ def test_cifar_from_torchvisions_files(
     inputs, targets = data.source.fetch(0, 7)
     assert targets.tolist() == [int(i) % 10 for i in chosen]
     expected = torch.from_numpy(pixels[chosen]).view(7, 3, 32, 32).float() / 255
-    mean, std = (
-        torch.tensor(v).view(3, 1, 1) for v in (cifar_net.preprocessing.mean, cifar_net.preprocessing.std)
-    )
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (cifar_net.preprocessing.mean, cifar_net.preprocessing.std))
     assert torch.allclose(inputs, (expected - mean) / std, atol=1e-6)
     assert (data.info.n, data.info.n_available) == (7, 20)
 

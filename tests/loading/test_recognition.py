@@ -81,16 +81,13 @@ def test_batch_counters_may_be_absent_or_extra() -> None:
 def test_other_spellings() -> None:
     state_dict = build_skeleton(lambda: ZOO["resnet18-cifar"].build(10)).state_dict()
     respelt = {
-        key.replace("downsample", "shortcut").replace("fc.", "linear."): value
-        for key, value in state_dict.items()
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): value for key, value in state_dict.items()
     }
     recognised = recognise(respelt)
     assert recognised.architecture == "resnet18-cifar"
     assert list(recognised.state_dict) == list(state_dict)
     dense = build_skeleton(lambda: torchvision_models.build_model("densenet121", 9)).state_dict()
-    dotted = {
-        re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): v for key, v in dense.items()
-    }
+    dotted = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): v for key, v in dense.items()}
     assert list(dotted) != list(dense)
     assert recognise(dotted).architecture == "densenet121"
 
@@ -124,9 +121,7 @@ def test_strangers_are_refused_in_one_line() -> None:
 
 
 def test_missing_running_statistics_are_not_optional() -> None:
-    state_dict = {
-        key: value for key, value in cifar_resnet(20).state_dict().items() if "running_mean" not in key
-    }
+    state_dict = {key: value for key, value in cifar_resnet(20).state_dict().items() if "running_mean" not in key}
     with pytest.raises(LoadError, match=r"differs by 19 missing \(bn1\.running_mean"):
         recognise(state_dict)
 

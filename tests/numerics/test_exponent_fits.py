@@ -64,9 +64,7 @@ def test_minus_sign_flips_value_and_interval_but_not_intercept() -> None:
     first=st.integers(1, 5),
     scale=positive,
 )
-def test_exact_power_laws_are_recovered(
-    beta: float, alpha_g: float, n: int, first: int, scale: float
-) -> None:
+def test_exact_power_laws_are_recovered(beta: float, alpha_g: float, n: int, first: int, scale: float) -> None:
     sigma = power_law(alpha_g, n, first, scale)
     h = 3.0 * sigma**beta
     fit_b, fit_g, fit_h = fit_beta(sigma, h), fit_alpha_g(sigma, first), fit_alpha_h(h, first)

@@ -156,9 +156,7 @@ def test_a_replicate_without_a_fit_is_missing_but_the_fit_stands() -> None:
     fit = fit_beta(sigma, h, groups=pack((1,) * 4, np.tile(sigma, (4, 1)), rows))
     assert isinstance(fit, PowerFit)
     assert fit.value == pytest.approx(5 / 3, abs=1e-12)
-    assert fit.jackknife_ci95 == Missing(
-        "without sample group 3: 0 usable points of 4, a fit needs at least 4"
-    )
+    assert fit.jackknife_ci95 == Missing("without sample group 3: 0 usable points of 4, a fit needs at least 4")
 
 
 @pytest.mark.parametrize("n_groups", [0, 1, 3])

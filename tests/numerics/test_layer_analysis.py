@@ -91,9 +91,7 @@ def test_directions_past_the_rank_change_nothing() -> None:
     noisy = make_measurement([*sigma, 1e-9], [*h, -5.0], rank=9, noise_floor=0.1)
     clean = make_measurement(sigma, h, rank=9, noise_floor=0.1)
     assert analyse(noisy, top_k=20) == analyse(clean, top_k=20)
-    assert analyse(make_measurement([*sigma, 1e-9], [*h, -5.0], noise_floor=0.1), top_k=20) != analyse(
-        clean, top_k=20
-    )
+    assert analyse(make_measurement([*sigma, 1e-9], [*h, -5.0], noise_floor=0.1), top_k=20) != analyse(clean, top_k=20)
 
 
 def test_counts_of_negative_and_noisy_directions() -> None:
@@ -204,9 +202,7 @@ def test_every_exponent_carries_a_jackknife_interval_over_its_window() -> None:
     measurement = make_grouped()
     wide, narrow = analyse(measurement, top_k=20), analyse(measurement, top_k=8, min_rank=2)
     for analysis in (wide, narrow):
-        for fit, planted in zip(
-            (analysis.beta, analysis.alpha_g, analysis.alpha_h), (2, 1.5, 3), strict=True
-        ):
+        for fit, planted in zip((analysis.beta, analysis.alpha_g, analysis.alpha_h), (2, 1.5, 3), strict=True):
             assert isinstance(fit.jackknife_ci95, Interval)
             assert fit.jackknife_ci95.low < fit.value < fit.jackknife_ci95.high
             assert fit.value == pytest.approx(planted, abs=0.02)
@@ -271,9 +267,7 @@ def test_triangle_says_which_side_is_missing() -> None:
     assert compare_triangle(gone, fit, fit) == Missing("no beta: too few")
     assert compare_triangle(fit, gone, fit) == Missing("no alpha_g: too few")
     assert compare_triangle(fit, fit, gone) == Missing("no alpha_h: too few")
-    assert compare_triangle(fit, fit, make_fit(0.0)) == Missing(
-        "alpha_h is 0, a relative error is not defined"
-    )
+    assert compare_triangle(fit, fit, make_fit(0.0)) == Missing("alpha_h is 0, a relative error is not defined")
     assert compare_triangle(make_fit(1e200), fit, make_fit(1e-200)) == Missing(
         "alpha_h = 1e-200 is too small for a relative error"
     )

@@ -24,9 +24,7 @@ def make_info(kind: LayerKind) -> LayerInfo:
     return LayerInfo("layer", kind, LayerRole.MATRIX, (20, 20), (20, 20))
 
 
-def make_layer(
-    beta: float, kind: LayerKind = LayerKind.CONV, *, bend: float = 0.0, n: int = 20
-) -> LayerReport:
+def make_layer(beta: float, kind: LayerKind = LayerKind.CONV, *, bend: float = 0.0, n: int = 20) -> LayerReport:
     """A layer with the given beta; ``bend`` shifts log h at even ranks and so spoils the triangle."""
     sigma = power_law(1.5, n)
     measurement = make_measurement(sigma, sigma**beta * np.exp(bend * (np.arange(n) % 2)))

@@ -220,9 +220,7 @@ def test_rank_cut_repairs_the_two_heads(layer: tuple[str, str], triangles: dict)
 
 
 def test_rank_cut_leaves_every_other_layer_as_published(triangles: dict) -> None:
-    touched = [
-        layer for layer, row in triangles.items() if analyse_frozen(row, rank_cut=True) != analyse_frozen(row)
-    ]
+    touched = [layer for layer, row in triangles.items() if analyse_frozen(row, rank_cut=True) != analyse_frozen(row)]
     assert touched == list(HEADS)
 
 

@@ -13,7 +13,7 @@ from report_fixtures import bench, big_report, report  # noqa: F401
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from spectrascope.records import BenchReport, LayerReport, LayerStatus, Missing, Report, SkippedLayer
+from spectrascope.records import NOT_SELECTED, BenchReport, LayerReport, LayerStatus, Missing, Report, SkippedLayer
 from spectrascope.reports import Format, View, render, render_bench
 from spectrascope.reports.views import build_probe
 from spectrascope.reports.words import explain, warn
@@ -166,3 +166,12 @@ def test_ols_interval_is_marked(report: Report) -> None:
     text = draw(render(make_report((replace(layer, analysis=replace(layer.analysis, beta=fit)),)), Format.TABLE))
     assert f"±{(fit.ci95.high - fit.ci95.low) / 2:.2f}*" in text
     assert "* this ± is half the 95 % interval of the straight-line fit" in text
+
+
+def test_weights_the_user_did_not_select_are_counted_not_listed() -> None:
+    chosen = make_layer(make_info("conv1.weight"), make_measurement())
+    other = SkippedLayer(make_info("elsewhere.weight"), LayerStatus.SKIPPED, NOT_SELECTED)
+    text = draw(render(make_report((chosen, other)), Format.MARKDOWN))
+    assert "conv1.weight" in text
+    assert "elsewhere.weight" not in text
+    assert f"1 of 2 weights {NOT_SELECTED} are not listed." in text

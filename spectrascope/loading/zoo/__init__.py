@@ -51,9 +51,7 @@ def _builder(module: str, function: str, *args: Any) -> Callable[[int], nn.Modul
     return build
 
 
-def _cifar(
-    name: str, build: Callable[[int], nn.Module], mean: tuple[float, ...], std: tuple[float, ...]
-) -> ZooEntry:
+def _cifar(name: str, build: Callable[[int], nn.Module], mean: tuple[float, ...], std: tuple[float, ...]) -> ZooEntry:
     preprocessing = Preprocessing(size=(32, 32), mean=mean, std=std)
     return ZooEntry(name, build, 10, preprocessing, {10: CIFAR10, 100: CIFAR100})
 
