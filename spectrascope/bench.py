@@ -70,7 +70,7 @@ def run_bench(
         workload = require_matching_labels(workload)
         require_deterministic(workload)
         last = fastest_format(workload)
-        choices = choose_engines(workload, layers, options.engine)
+        choices = choose_engines(workload, layers, options.engine, options.top_k)
         reference = _Reference(workload, min(reference_samples, source.n), products_per_layer, options.seed, last)
         engine_times, reference_times, kept_times, forward_times = [], [], [], []
         micro_batch = 0

@@ -128,7 +128,7 @@ def run_probe(
             workload = require_matching_labels(workload)
             require_deterministic(workload)
             last = fastest_format(workload)
-            choices = choose_engines(workload, layers, options.engine)
+            choices = choose_engines(workload, layers, options.engine, options.top_k)
             on_progress("check", 1, 1)
         found = measure_targets(workload, layers, choices, options, last, clock, on_progress)
         checked = CheckedPairs({}, Missing("switched off"))
@@ -274,9 +274,9 @@ def _fails_double_backprop(workload: Workload, target: Target, failed: dict[str,
 def _require_agreement(checked: CheckedPairs) -> None:
     if isinstance(checked.summary, Missing) or checked.summary.residual <= checked.summary.tolerance:
         return
-    name = max(checked.residuals, key=lambda n: checked.residuals[n])
+    name, residual = checked.worst()
     raise SelfCheckError(
-        f"self-check failed: weight {name!r} differs from the reference by {checked.residuals[name]:.2g} of its "
+        f"self-check failed: weight {name!r} differs from the reference by {residual:.2g} of its "
         f"largest curvature (tolerance {checked.summary.tolerance:g}); try --dtype float64, or --engine "
         "double-backprop, and report this network"
     )
@@ -327,7 +327,7 @@ def _measurement(target: Target, curvature: Curvature, found: Measured, checked:
         engine=curvature.engine,
         engine_reason=found.reasons[name],
         exact=curvature.exact,
-        residual=checked.residuals.get(name, Missing("not among the pairs compared")),
+        residual=checked.residual_of(name),
     )
 
 

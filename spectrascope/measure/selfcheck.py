@@ -47,10 +47,23 @@ class FirstSamples(SampleSource):
 
 @dataclass(frozen=True)
 class CheckedPairs:
-    """Residual per weight name, and the run's summary (``Missing`` if no pair could be compared)."""
+    """Residual per weight name (or why its reference failed), and the run's summary.
 
-    residuals: dict[str, float]
+    ``summary`` is ``Missing`` if no pair could be compared.
+    """
+
+    residuals: dict[str, float | Missing]
     summary: SelfCheck | Missing
+
+    def residual_of(self, name: str) -> float | Missing:
+        """The residual of one weight, or why there is none."""
+        return self.residuals.get(name, Missing("not among the pairs compared"))
+
+    def worst(self) -> tuple[str, float]:
+        """The weight that differs most from its reference, and by how much."""
+        found = {name: value for name, value in self.residuals.items() if not isinstance(value, Missing)}
+        name = max(found, key=lambda n: found[n])
+        return name, found[name]
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
@@ -77,9 +90,8 @@ def check_engines(
     """
     head = replace(workload, source=FirstSamples(workload.source, min(_SAMPLES, workload.source.n)))
     rng = np.random.default_rng(seed)
-    residuals: dict[str, float] = {}
+    checked = CheckedPairs({}, Missing("no pair could be compared"))
     n_pairs = 0
-    problem = "no weight was measured"
     for name in (EngineName.GAUSS_NEWTON, EngineName.DOUBLE_BACKPROP):
         group = [t for t, e in zip(targets, engines, strict=True) if e is name and t.directions.k]
         for target in _draw(group, rng):
@@ -92,22 +104,19 @@ def check_engines(
                 else:
                     found = _double_backprop_values(head, target, picks)
                     truth = _difference_values(head, target, picks)
-            except UnsupportedModelError as error:
-                problem = str(error)
-                continue
-            except RuntimeError as error:
+            except (UnsupportedModelError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
-                problem = str(error).splitlines()[0]
+                why = (str(error).splitlines() or [type(error).__name__])[0]
+                checked.residuals[target.layer.name] = Missing(f"no reference: {why}")
                 continue
             size = max(float(truth.abs().max()), float(torch.finfo(torch.float32).tiny))
-            residuals[target.layer.name] = float((found - truth).abs().max()) / size
+            checked.residuals[target.layer.name] = float((found - truth).abs().max()) / size
             n_pairs += len(picks)
-    if not residuals:
-        return CheckedPairs({}, Missing(f"no pair could be compared: {problem}"))
-    return CheckedPairs(
-        residuals, SelfCheck(max(residuals.values()), tolerance_of(workload.dtype), n_pairs, head.source.n)
-    )
+    if not n_pairs:
+        return checked
+    residual = checked.worst()[1]
+    return replace(checked, summary=SelfCheck(residual, tolerance_of(workload.dtype), n_pairs, head.source.n))
 
 
 def _draw(group: list[Target], rng: np.random.Generator) -> list[Target]:
@@ -140,29 +149,43 @@ def _form(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 def _difference_values(head: Workload, target: Target, picks: list[int]) -> Tensor:
-    """Central differences of ``.backward()`` gradients in float64, on a copy of the model."""
+    """Central differences of ``.backward()`` gradients in float64, on a copy of the model.
+
+    Taken at two steps: where they disagree, a kink lies in between or cancellation wins, and differences prove
+    nothing.
+
+    Raises:
+        UnsupportedModelError: the two steps disagree, or no gradient arrives.
+    """
     if head.device.type == "mps":
         raise UnsupportedModelError("central differences need float64, which this device lacks")
     model = copy.deepcopy(head.model).double()
     weight = model.get_parameter(target.layer.info.name.split("[", maxsplit=1)[0])
     layer = replace(target.layer, parameter=weight)
     inputs, labels = replace(head, dtype=torch.float64).fetch(0, head.source.n)
+    start = weight.detach().clone()
+    step = 1e-5 * max(float(start.norm()) / max(start.numel(), 1) ** 0.5, 1e-3)
+
+    def gradient(shift: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight.copy_(start + shift)
+        model.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            head.loss_fn(model(inputs), labels).backward()
+        if weight.grad is None:
+            raise UnsupportedModelError(f"weight {target.layer.name!r} gets no gradient from backward()")
+        return layer.matrix(weight.grad.detach())
+
     d = target.directions
-    step = 1e-5 * max(float(weight.detach().norm()) / max(weight.numel(), 1) ** 0.5, 1e-3)
-    values = []
-    for k in picks:
-        direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight)
-        gradients = []
-        for sign in (1.0, -1.0):
-            with torch.no_grad():
-                weight.add_(direction, alpha=sign * step)
-            model.zero_grad(set_to_none=True)
-            with torch.enable_grad():
-                head.loss_fn(model(inputs), labels).backward()
-            if weight.grad is None:
-                raise UnsupportedModelError(f"weight {target.layer.name!r} gets no gradient from backward()")
-            gradients.append(weight.grad.detach().clone())
-            with torch.no_grad():
-                weight.sub_(direction, alpha=sign * step)
-        values.append(_form(layer.matrix((gradients[0] - gradients[1]) / (2 * step)), d.left[:, k], d.right[:, k]))
-    return torch.stack(values)
+    columns = []
+    for size in (step, step / 8):
+        values = []
+        for k in picks:
+            direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight) * size
+            difference = (gradient(direction) - gradient(-direction)) / (2 * size)
+            values.append(_form(difference, d.left[:, k], d.right[:, k]))
+        columns.append(torch.stack(values))
+    coarse, fine = columns
+    if float((coarse - fine).abs().max()) > 0.1 * tolerance_of(head.dtype) * float(fine.abs().max()):
+        raise UnsupportedModelError("central differences do not settle here (a kink or cancellation)")
+    return fine

@@ -25,22 +25,35 @@ class EngineChoice:
 
 
 def choose_engines(
-    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO
+    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO, top_k: int = 20
 ) -> list[EngineChoice]:
     """Run the network once on two or three samples and look at every operation downstream of every weight.
 
-    Gauss–Newton is chosen where the tail is piecewise linear and the output is one row of scores per sample;
-    there it equals the Hessian block. Everything else gets double backprop.
+    Gauss–Newton is possible where the tail is piecewise linear and the output is one row of scores per sample;
+    there it equals the Hessian block. It sweeps once per output column, double backprop once per (weight, k), so
+    for few weights of a network with many classes the latter is chosen all the same. Everything else gets
+    double backprop.
+
+    Args:
+        workload: the model, held still.
+        layers: the weights to measure.
+        requested: an engine, or ``auto``.
+        top_k: directions per weight, for the estimate of cost.
 
     Raises:
         UnsupportedModelError: ``requested`` is Gauss–Newton and it would not be exact for some weight.
     """
     if requested is EngineName.DOUBLE_BACKPROP:
         return [EngineChoice(requested, "asked for") for _ in layers]
-    reasons = _why_not_gauss_newton(workload, layers)
+    found = _look_downstream(workload, layers)
+    sweeps, products = _costs(found, layers, top_k)
+    dear = requested is EngineName.AUTO and products < sweeps
     choices = []
-    for layer, reason in zip(layers, reasons, strict=True):
-        if reason is None:
+    for layer, reason in zip(layers, found.reasons, strict=True):
+        if reason is None and dear:
+            why = f"piecewise-linear tail, but {found.n_outputs} output columns would cost more than the products"
+            choices.append(EngineChoice(EngineName.DOUBLE_BACKPROP, why))
+        elif reason is None:
             choices.append(EngineChoice(EngineName.GAUSS_NEWTON, "piecewise-linear tail"))
         elif requested is EngineName.GAUSS_NEWTON:
             raise UnsupportedModelError(
@@ -52,7 +65,30 @@ def choose_engines(
     return choices
 
 
-def _why_not_gauss_newton(workload: Workload, layers: Sequence[WeightLayer]) -> list[str | None]:
+@dataclass(frozen=True)
+class _Downstream:
+    """Per weight: why Gauss–Newton is not exact (``None``: it is), and the share of the network after it."""
+
+    reasons: list[str | None]
+    shares: list[float]
+    n_outputs: int
+
+
+_PRODUCT_COST = 2.5  # forward-equivalents of one double-backprop product through the whole network, graph kept
+
+
+def _costs(found: _Downstream, layers: Sequence[WeightLayer], top_k: int) -> tuple[float, float]:
+    """Rough forward-equivalents of the Gauss–Newton sweeps and of double backprop, over the eligible weights."""
+    eligible = [
+        (share, min(top_k, *layer.info.shape))
+        for layer, share, reason in zip(layers, found.shares, found.reasons, strict=True)
+        if reason is None
+    ]
+    sweeps = found.n_outputs * max((share for share, _ in eligible), default=0.0)
+    return sweeps, sum(_PRODUCT_COST * share * k for share, k in eligible)
+
+
+def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Downstream:
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     number = {id(p): i for i, p in enumerate(parameters)}
     inputs, _ = workload.fetch(0, min(3, workload.source.n))
@@ -72,7 +108,7 @@ def _why_not_gauss_newton(workload: Workload, layers: Sequence[WeightLayer]) -> 
     with torch.enable_grad(), Tape(parameters, analysing=True, on_use=note) as tape:
         output = workload.model(inputs)
     if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[0] != batch:
-        return ["the output is not one row of scores per sample"] * len(layers)
+        return _Downstream(["the output is not one row of scores per sample"] * len(layers), [1.0] * len(layers), 0)
     end = tape.number_of(output)
     reached = 0 if end is None else tape.dep(end)
     uses: dict[int, list[WeightUse]] = {}
@@ -94,4 +130,9 @@ def _why_not_gauss_newton(workload: Workload, layers: Sequence[WeightLayer]) -> 
             found.append("its stored layout is not the one its operation expects")
         else:
             found.append(None)
-    return found
+    order = [node.use.weight for node in tape.nodes if node.use is not None]
+    shares = [
+        1 - order.index(number[id(layer.parameter)]) / len(order) if number[id(layer.parameter)] in order else 1.0
+        for layer in layers
+    ]
+    return _Downstream(found, shares, output.shape[1])

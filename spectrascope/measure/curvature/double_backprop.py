@@ -58,11 +58,15 @@ class DoubleBackprop:
             weight = stop - start
             group = next(g for g, border in enumerate(borders[1:]) if start < border)
             gradients = loss_gradients(workload, targets, inputs, labels)
-            found = [self._one(t, g, s.dtype) for t, g, s in zip(targets, gradients, sums, strict=True)]
-            for target, (slope, matrix) in zip(sums, found, strict=True):
-                target.matrix += matrix * weight
-                target.group_h[group] += matrix.diagonal() * weight
-                target.group_sigma[group] += slope * weight
+            found = []
+            for i, (target, gradient, target_sums) in enumerate(zip(targets, gradients, sums, strict=True)):
+                found.append(self._one(target, gradient, target_sums.dtype))
+                if progress is not None:
+                    progress(start + weight * (i + 1) // len(targets), n)
+            for total, (slope, matrix) in zip(sums, found, strict=True):
+                total.matrix += matrix * weight
+                total.group_h[group] += matrix.diagonal() * weight
+                total.group_sigma[group] += slope * weight
 
         schedule.run(work, progress)
         return [s.finish(self.name, exact=True) for s in sums]
