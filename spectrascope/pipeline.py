@@ -138,6 +138,7 @@ def run_probe(
                 checked = check_engines(workload, found.targets, [c.engine for c in found.curvatures], options.seed)
                 on_progress("self-check", 1, 1)
             _require_agreement(checked)
+        _require_same_slopes(found, workload.dtype)
     with clock.stage("fits"):
         rows = _rows(candidates, found, checked, options)
     return _report(workload, rows, found, checked, options, model_info, data_info, command, clock, last)
@@ -280,6 +281,26 @@ def _require_agreement(checked: CheckedPairs) -> None:
         f"largest curvature (tolerance {checked.summary.tolerance:g}); try --dtype float64, or --engine "
         "double-backprop, and report this network"
     )
+
+
+def _require_same_slopes(found: Measured, dtype: torch.dtype) -> None:
+    """The curvature pass sees every sample's slope along D_k again; their mean must be sigma_k.
+
+    Two passes and two ways of differentiating agree on the whole batch, or one of them is wrong (or the data
+    changed in between).
+    """
+    tolerance = 1e-8 if dtype == torch.float64 else 1e-3
+    for target, curvature in zip(found.targets, found.curvatures, strict=True):
+        sizes = torch.tensor(curvature.group_sizes, dtype=torch.float64)
+        slopes = sizes @ curvature.group_sigma / sizes.sum()
+        sigma = target.directions.sigma
+        gap = float((slopes - sigma).abs().max() / sigma[0])
+        if not gap <= tolerance:
+            raise SelfCheckError(
+                f"self-check failed: weight {target.layer.name!r} has different slopes in the gradient and the "
+                f"curvature pass ({gap:.2g} of sigma_1, tolerance {tolerance:g}): is the data the same on every read? "
+                "Otherwise report this network"
+            )
 
 
 def _rows(
