@@ -24,7 +24,8 @@ from spectrascope.measure.columns import Columns
 from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target
 from spectrascope.measure.curvature.output_hessian import output_model
 from spectrascope.measure.schedule import Schedule
-from spectrascope.measure.tape import Node, Tape, UnsupportedOperationError, WeightUse
+from spectrascope.measure.sweep import sweep_back
+from spectrascope.measure.tape import Tape, UnsupportedOperationError, WeightUse
 from spectrascope.records import EngineName
 from spectrascope.workload import Workload
 
@@ -88,7 +89,7 @@ class GaussNewton:
 
 
 def _candidates(device: torch.device) -> tuple[int, ...]:
-    return (8, 16, 32, 64) if device.type == "cpu" else (32, 64, 128, 256, 512, 1024)
+    return (16, 32, 64, 128) if device.type == "cpu" else (32, 64, 128, 256, 512, 1024)
 
 
 def _synchronizer(device: torch.device) -> Any:
@@ -147,7 +148,17 @@ class _Sweep:
         step = self.column_batch or _column_batch(c_total, stop - start, self.workload.device)
         s: list[Tensor | None] = [None] * len(self.parameters)
         for first in range(0, c_total, step):
-            self._pull_back(tape, number, columns[first : first + step], s, first, c_total)
+            part = columns[first : first + step]
+            rows = slice(first, first + len(part))
+
+            def add(use: WeightUse, grad: Columns, rows: slice = rows) -> None:
+                projected = self._project_output(use, grad)
+                whole = s[use.weight]
+                if whole is None:
+                    whole = s[use.weight] = projected.new_zeros(c_total, *projected.shape[1:])
+                whole[rows] += projected
+
+            sweep_back(tape, number, part, add)
         found: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * self.n_targets
         for p, numbers in enumerate(self.targets):
             projected = s[p]
@@ -200,31 +211,6 @@ class _Sweep:
             torch.bmm(q.transpose(1, 2), part, out=mixed[c])
         mixed = mixed.view(columns, batch, groups, k, width)
         return (mixed * left.reshape(groups, width, k).transpose(1, 2)).sum((2, 4))
-
-    def _pull_back(
-        self, tape: Tape, number: int, columns: Tensor, s: list[Tensor | None], first: int, c_total: int
-    ) -> None:
-        grads: dict[int, Columns] = {number: Columns(columns)}
-        for node in reversed(tape.nodes):
-            outs = [grads.pop(o, None) for o in node.outputs]
-            if all(o is None for o in outs):
-                continue
-            if node.use is not None and outs[0] is not None:
-                part = self._project_output(node.use, outs[0])
-                whole = s[node.use.weight]
-                if whole is None:
-                    whole = s[node.use.weight] = part.new_zeros(c_total, *part.shape[1:])
-                whole[first : first + len(columns)] += part
-            self._through(node, outs, grads)
-
-    @staticmethod
-    def _through(node: Node, outs: list[Columns | None], grads: dict[int, Columns]) -> None:
-        if not node.inputs:
-            return
-        positions = tuple(p for p, _ in node.inputs)
-        for (_, value), back in zip(node.inputs, node.rule.vjp(node.saved, outs, positions), strict=True):
-            if back is not None:
-                grads[value] = grads[value].plus(back) if value in grads else back
 
 
 def _column_batch(columns: int, batch: int, device: torch.device) -> int:
