@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import OptionError
+from spectrascope.measure.selfcheck import FirstSamples
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
 from spectrascope.workload import LossFunction, SampleSource, source_from_batches
@@ -70,6 +72,10 @@ def probe(
         names = ", ".join(e.value for e in EngineName)
         raise OptionError(f"engine {engine!r}: expected one of {names}") from error
     source = source_from_batches(batches, num_samples)
+    data_info = _describe_source(source)
+    if num_samples is not None and source.n > num_samples:  # a source of the user's own
+        source = FirstSamples(source, num_samples)
+        data_info = replace(_describe_source(source), id=data_info.id, n_available=data_info.n)
     if dtype is None:
         double = any(p.dtype == torch.float64 for p in model.parameters())
         dtype = "float64" if double else "float32"
@@ -94,7 +100,7 @@ def probe(
         loss_fn,
         options=options,
         model_info=_describe_model(model),
-        data_info=_describe_source(source),
+        data_info=data_info,
         command=f"spectrascope.probe({type(model).__name__})",
         **extra,
     )

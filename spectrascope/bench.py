@@ -17,7 +17,7 @@ from spectrascope.measure.curvature.choice import EngineChoice, choose_engines
 from spectrascope.measure.curvature.double_backprop import DoubleBackprop, hessian_products, loss_gradients
 from spectrascope.measure.curvature.engine import CurvatureEngine, Target
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
-from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights
+from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import device_name, fastest_format, prepare_workload, require_matching_labels
 from spectrascope.measure.selfcheck import FirstSamples
@@ -69,6 +69,7 @@ def run_bench(
     with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
         workload = require_matching_labels(workload)
         require_deterministic(workload)
+        require_mean_loss(workload)
         last = fastest_format(workload)
         choices = choose_engines(workload, layers, options.engine, options.top_k)
         reference = _Reference(workload, min(reference_samples, source.n), products_per_layer, options.seed, last)

@@ -26,7 +26,7 @@ from spectrascope.measure.curvature.double_backprop import DoubleBackprop, hessi
 from spectrascope.measure.curvature.engine import Curvature, Target
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
 from spectrascope.measure.gradients import GradientPass, measure_gradients
-from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights
+from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import device_name, fastest_format, prepare_workload, require_matching_labels
 from spectrascope.measure.selfcheck import CheckedPairs, check_engines
@@ -127,6 +127,7 @@ def run_probe(
             on_progress("check", 0, 1)
             workload = require_matching_labels(workload)
             require_deterministic(workload)
+            require_mean_loss(workload)
             last = fastest_format(workload)
             choices = choose_engines(workload, layers, options.engine, options.top_k)
             on_progress("check", 1, 1)

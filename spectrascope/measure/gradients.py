@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectrascope.errors import NonFiniteError, UnsupportedModelError
+from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
 from spectrascope.measure.layers import WeightLayer
 from spectrascope.measure.schedule import Schedule
 from spectrascope.workload import Workload
@@ -54,6 +54,7 @@ def measure_gradients(
         Mean gradients in float64 (float32 on devices without it), on the workload's device.
 
     Raises:
+        DataError: the loss ignores some samples.
         NonFiniteError: loss or gradient is NaN or infinite.
         UnsupportedModelError: no weight reaches the loss.
 
@@ -65,8 +66,9 @@ def measure_gradients(
     dtype = torch.float32 if workload.device.type == "mps" else torch.float64
     sums = [[torch.zeros(p.shape, dtype=dtype, device=workload.device) for p in parameters] for _ in range(2)]
     seen = [False] * len(parameters)
-    totals = torch.zeros(2, dtype=dtype, device=workload.device)
+    totals = torch.zeros(3, dtype=dtype, device=workload.device)
     classes = [True]
+    ignore = getattr(workload.loss_fn, "ignore_index", -100)
     candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (64, 128, 256, 512, 1024)
     schedule = Schedule(n, micro_batch, [half] if half else [], candidates=candidates)
 
@@ -92,11 +94,16 @@ def measure_gradients(
         if correct is None:
             classes[0] = False
         else:
-            totals[1] += correct
+            totals[1:] += torch.stack([correct, (targets == ignore).sum()])
         totals[0] += loss.detach() * (stop - start)
 
     schedule.run(work, progress)
-    loss, accuracy = (totals / n).tolist()
+    loss, accuracy, ignored = (totals / n).tolist()
+    if ignored:
+        raise DataError(
+            f"{round(ignored * n)} of {n} samples have the label {ignore}, which the loss ignores: leave them out, "
+            "so that the loss is a mean over all samples"
+        )
     if not torch.isfinite(totals[0]):
         raise NonFiniteError(f"the mean loss over {n} samples is {loss}: check the preprocessing and the labels")
     index = {id(p): i for i, p in enumerate(parameters)}
@@ -125,4 +132,6 @@ def measure_gradients(
 def _n_correct(output: object, targets: Tensor) -> Tensor | None:
     if not isinstance(output, Tensor) or output.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
         return None
+    if output.shape[1] == 1:
+        return None  # one score is not one score per class
     return (output.detach().argmax(1) == targets).sum()

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrascope.errors import NondeterministicError, NonFiniteError
+from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
 from spectrascope.workload import Workload
 
-__all__ = ["held_still", "require_deterministic", "require_finite_weights"]
+__all__ = ["held_still", "require_deterministic", "require_finite_weights", "require_mean_loss"]
 
 
 @contextlib.contextmanager
@@ -100,8 +100,13 @@ def require_finite_weights(model: nn.Module) -> None:
     """
     for kind, named in (("parameter", model.named_parameters()), ("buffer", model.named_buffers())):
         for name, tensor in named:
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-                bad = int((~torch.isfinite(tensor)).sum())
+            if not tensor.is_floating_point():
+                continue
+            fine = torch.isfinite(tensor)
+            if kind == "buffer":
+                fine |= torch.isneginf(tensor)  # attention masks are kept as buffers
+            if not bool(fine.all()):
+                bad = int((~fine).sum())
                 raise NonFiniteError(
                     f"{kind} {name!r} holds NaN or infinity in {bad} of {tensor.numel()} entries: "
                     "the checkpoint is damaged or training diverged; nothing can be measured on it"
@@ -127,4 +132,27 @@ def require_deterministic(workload: Workload, n_samples: int = 32) -> None:
         raise NondeterministicError(
             f"two identical passes gave losses {first:.9g} and {second:.9g}: the model or loss is random in eval "
             "mode; make it deterministic (no dropout or sampling) before measuring"
+        )
+
+
+def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
+    """Compare the loss of a few samples with the mean of the losses of their two halves.
+
+    Raises:
+        UnsupportedModelError: they differ: the loss is a sum, weighs samples, or a sample changes another's output.
+    """
+    half = min(n_samples, workload.source.n) // 2
+    if not half:
+        return
+    with torch.no_grad():
+        whole, first, second = (
+            float(workload.loss_fn(workload.model(inputs), targets))
+            for inputs, targets in (workload.fetch(*r) for r in ((0, 2 * half), (0, half), (half, 2 * half)))
+        )
+    mean = (first + second) / 2
+    tolerance = 1e-7 if workload.dtype == torch.float64 else 1e-3
+    if not abs(whole - mean) <= tolerance * (max(abs(whole), abs(mean)) + 1e-3):
+        raise UnsupportedModelError(
+            f"the loss of {2 * half} samples is {whole:.6g}, but the mean over their halves is {mean:.6g}: it must be "
+            "a mean over independent samples (no sum, no class weights, no statistics across the batch)"
         )

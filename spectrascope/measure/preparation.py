@@ -24,11 +24,16 @@ def prepare_workload(
     """Resolve device and dtype; copy the model only if it has to move.
 
     Raises:
-        OptionError: the device does not exist, or the dtype does not exist on it.
+        OptionError: an option is out of range, the device does not exist, or the dtype does not exist on it.
         DataError: there are no samples.
     """
     first = next(model.parameters(), None)
     device = _device(options.device, first)
+    for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):
+        if value < 1:
+            raise OptionError(f"{name} {value}: must be at least 1")
+    if options.micro_batch != "auto" and not (str(options.micro_batch).isdecimal() and int(options.micro_batch) > 0):
+        raise OptionError(f"--micro-batch {options.micro_batch!r}: expected auto or a positive number")
     if options.dtype not in ("float32", "float64"):
         raise OptionError(f"--dtype {options.dtype!r}: expected float32 or float64")
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
@@ -84,6 +89,7 @@ def require_matching_labels(workload: Workload) -> Workload:
     if (
         isinstance(output, torch.Tensor)
         and output.dim() == 2
+        and output.shape[1] > 1  # one score goes with a binary or regression loss
         and targets.dim() == 1
         and not targets.is_floating_point()
     ):
@@ -118,7 +124,10 @@ def fastest_format(workload: Workload) -> bool:
             x = x.detach().requires_grad_()
             began = time.perf_counter()
             # Input gradients are what the sweeps are made of, and some layouts are slow only there.
-            torch.autograd.grad(workload.model(x).sum(), x)
+            output = workload.model(x)
+            if not isinstance(output, torch.Tensor) or not output.requires_grad:
+                return False
+            torch.autograd.grad(output.sum(), x, allow_unused=True)
             if workload.device.type == "cuda":
                 torch.cuda.synchronize()
             times[last] = min(times.get(last, float("inf")), time.perf_counter() - began)

@@ -76,7 +76,11 @@ def _vjp_conv(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Co
     return [Columns(back.unflatten(0, (columns, batch)))]
 
 
-_register("convolution", Rule(_save_conv, _vjp_conv, joint=False))
+def _refuse_conv(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+    return "a convolution's filters are computed from the weight" if any(p > 0 for p in positions) else None
+
+
+_register("convolution", Rule(_save_conv, _vjp_conv, joint=False, refuse=_refuse_conv))
 
 
 # -- matrix products --------------------------------------------------------------------------------------------
@@ -156,29 +160,39 @@ def _vjp_add(sign: float) -> Callable[[Saved, Grads, tuple[int, ...]], list[Colu
 
 
 def _save_mul(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
-    other = args[1] if 0 in positions else args[0]
-    shape = tuple(args[positions[0]].shape) if positions else ()
-    return other, shape
+    return _factors(args[0], args[1], positions)
+
+
+def _factors(left: Any, right: Any, positions: tuple[int, ...]) -> tuple[Any, ...]:
+    """Of two factors keep the values that the other's derivative needs, and otherwise only the shape."""
+    needed = (1 in positions, 0 in positions)
+    return tuple(
+        f if keep or not isinstance(f, Tensor) else f.shape for f, keep in zip((left, right), needed, strict=True)
+    )
+
+
+def _shape_of(factor: Tensor | torch.Size) -> tuple[int, ...]:
+    return tuple(factor.shape if isinstance(factor, Tensor) else factor)
 
 
 def _save_mul_in_place(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
-    if 0 in positions:
-        return args[1], tuple(args[0].shape)
-    return before, tuple(args[1].shape)
+    return _factors(before, args[1], positions)
 
 
 def _vjp_mul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    other, shape = saved.items
+    factors = saved.items
     grad = only(grads).plain()
-    return [Columns(_sum_to(grad * other, shape)) for _ in positions]
+    return [Columns(_sum_to(grad * factors[1 - p], _shape_of(factors[p]))) for p in positions]
 
 
 def _vjp_div(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    other, shape = saved.items
-    return [Columns(_sum_to(only(grads).plain() / other, shape)) for _ in positions]
+    numerator, denominator = saved.items
+    return [Columns(_sum_to(only(grads).plain() / denominator, _shape_of(numerator))) for _ in positions]
 
 
 def _refuse_division(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+    if kwargs.get("rounding_mode") is not None:
+        return "div rounds its result"
     return "div is not linear in its denominator" if any(p > 0 for p in positions) else None
 
 

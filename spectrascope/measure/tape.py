@@ -112,8 +112,8 @@ class Tape(TorchDispatchMode):
 
     def number_of(self, tensor: Tensor) -> int | None:
         """Value number of a tensor that depends on the weights, ``None`` if it does not."""
-        value = self._values.get(tensor)
-        return None if value is None or value.dep == 0 else int(value.number)
+        value = self._lookup(tensor)
+        return None if value is None else value.number
 
     def dep(self, number: int) -> int:
         """Mask of the weights a value depends on."""
@@ -183,7 +183,7 @@ class Tape(TorchDispatchMode):
             self._mark(dep, f"{name.removeprefix('aten.')} is not piecewise linear")
         elif not rule.joint and clash:
             self._mark(clash, f"{name.removeprefix('aten.')} multiplies two activations of the same weight")
-        elif (problem := rule.refuse(args, kwargs, [i for i, _ in found])) is not None:
+        elif (problem := rule.refuse(args, kwargs, [i for i, v in found if v.weight is None])) is not None:
             self._mark(dep, problem)
         for _, value in found:
             if value.weight is not None and use is None:

@@ -142,6 +142,10 @@ def spectral_norm(matrix: Tensor) -> float:
     5.0
     """
     work = matrix.detach().cpu().to(torch.float64)
+    scale = float(work.abs().max())
+    if scale == 0.0:
+        return 0.0
+    work = work / scale  # as above: squares must neither underflow nor overflow
     if min(work.shape) <= _DENSE_MAX:
-        return float(_singular_values(work)[0])
-    return float(_krylov(work, 1)[1][0])
+        return scale * float(_singular_values(work)[0])
+    return scale * float(_krylov(work, 1)[1][0])

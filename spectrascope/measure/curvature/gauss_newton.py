@@ -196,7 +196,7 @@ class _Sweep:
             left = left * grad.scale[:, None]
         delta, q = grad.tensor, use.inputs
         if use.kind == "linear":
-            if grad.scale is not None or q.dim() != 2 or delta.dim() != 3:
+            if q.dim() != 2 or delta.dim() != 3:
                 raise UnsupportedOperationError("a linear layer is applied to more than one row per sample")
             return (delta @ left) * q
         groups = use.conv[-1]

@@ -49,7 +49,8 @@ def is_cross_entropy(loss_fn: LossFunction) -> bool:
 def output_model(output: Tensor, targets: Tensor, loss_fn: LossFunction) -> OutputModel:
     """Choose the representation for a micro-batch of outputs (b, C)."""
     slope = _slope(output, targets, loss_fn)
-    if is_cross_entropy(loss_fn) and output.shape[1] > 1:
+    # Soft targets (b, C) need not sum to one, and then scale the curvature.
+    if is_cross_entropy(loss_fn) and output.shape[1] > 1 and not targets.is_floating_point():
         return _SoftmaxCrossEntropy(output.detach(), slope)
     return _AnyLoss(output.detach(), targets, loss_fn, slope)
 
