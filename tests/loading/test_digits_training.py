@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,11 @@ from spectrascope.loading.target import load_model
 
 
 def test_training_script(tmp_path: Path) -> None:
-    script = Path(__file__).parents[2] / "examples" / "train_digits_cnn.py"
+    root = Path(__file__).parents[2]
+    script = root / "examples" / "train_digits_cnn.py"
     output = tmp_path / "net.safetensors"
-    subprocess.run([sys.executable, str(script), str(output)], check=True, capture_output=True)
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, str(script), str(output)], check=True, capture_output=True, env=environment)
     metadata = read_checkpoint(output).metadata
     assert 0.97 < float(metadata["test_accuracy"]) < 1.0
     assert 0.02 < float(metadata["train_loss"]) < 0.1

@@ -1,0 +1,146 @@
+"""Slow, obvious float64 versions of everything the measuring room computes. No cleverness, no shared code."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Loss = Callable[[object, Tensor], Tensor]
+
+
+def as_matrix(tensor: Tensor, layout: str = "flat", rows: slice | None = None) -> Tensor:
+    """A stored weight (or its gradient) as the m × n matrix of MEASUREMENT section 1."""
+    if layout == "transposed":
+        whole = tensor.T
+    elif layout == "conv_transpose":
+        whole = torch.stack([tensor[:, o].reshape(-1) for o in range(tensor.shape[1])])
+    else:
+        whole = tensor.reshape(tensor.shape[0], -1)
+    return whole if rows is None else whole[rows]
+
+
+def from_matrix(matrix: Tensor, like: Tensor, layout: str = "flat", rows: slice | None = None) -> Tensor:
+    """The inverse of :func:`as_matrix`, zero outside ``rows``; found by probing it with entry numbers."""
+    numbers = as_matrix(torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape), layout, rows)
+    flat = torch.zeros(like.numel(), dtype=torch.float64)
+    flat[numbers.reshape(-1).long()] = matrix.reshape(-1).double()
+    return flat.reshape(like.shape)
+
+
+def dense_hessian(loss: Callable[[Tensor], Tensor], weight: Tensor) -> Tensor:
+    """Hessian (P, P) of ``loss(weight)``, one row per entry of the weight."""
+    leaf = weight.detach().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+    rows = []
+    for entry in gradient.reshape(-1):
+        if entry.requires_grad:
+            (row,) = torch.autograd.grad(entry, leaf, retain_graph=True, materialize_grads=True)
+        else:
+            row = torch.zeros_like(leaf)
+        rows.append(row.reshape(-1))
+    return torch.stack(rows).double()
+
+
+def loss_of_weight(model: nn.Module, name: str, inputs: Tensor, targets: Tensor, loss: Loss) -> Callable:
+    """The loss as a function of one named parameter, on a float64 copy of the model."""
+    double = copy.deepcopy(model).double().eval()
+    weight = double.get_parameter(name)
+    places = [
+        (module, local)
+        for module in double.modules()
+        for local, parameter in module._parameters.items()
+        if parameter is weight
+    ]
+    x = inputs.double() if inputs.is_floating_point() else inputs
+    y = targets.double() if targets.is_floating_point() else targets
+
+    def evaluate(value: Tensor) -> Tensor:
+        for module, local in places:
+            module._parameters.pop(local, None)
+            setattr(module, local, value)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return loss(double(x), y)
+
+    return evaluate
+
+
+def hessian_block(model: nn.Module, name: str, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """Dense Hessian block of one weight, (P, P) in the order of its stored entries."""
+    weight = model.get_parameter(name).detach().double()
+    return dense_hessian(loss_of_weight(model, name, inputs, targets, loss), weight)
+
+
+def gradient_of(model: nn.Module, name: str, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """Mean gradient of one weight in its stored shape."""
+    leaf = model.get_parameter(name).detach().double().clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        loss_of_weight(model, name, inputs, targets, loss)(leaf), leaf, materialize_grads=True
+    )
+    return gradient
+
+
+def curvature_matrix(hessian: Tensor, directions: list[Tensor]) -> Tensor:
+    """M_kj = <D_k, H D_j> by two loops."""
+    k = len(directions)
+    matrix = torch.zeros(k, k, dtype=torch.float64)
+    for i in range(k):
+        for j in range(k):
+            matrix[i, j] = directions[i].reshape(-1) @ hessian @ directions[j].reshape(-1)
+    return matrix
+
+
+def svd_directions(gradient: Tensor, k: int, eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """sigma (k,), left (m, k), right (n, k) and numerical rank, by numpy."""
+    left, sigma, right = np.linalg.svd(gradient.double().numpy(), full_matrices=False)
+    rank = int((sigma > max(gradient.shape) * eps * sigma[0]).sum())
+    keep = min(k, rank)
+    return sigma[:keep], left[:, :keep], right[:keep].T, rank
+
+
+def gauss_newton_block(model: nn.Module, name: str, inputs: Tensor, targets: Tensor, loss: Loss) -> Tensor:
+    """(1/N) Σ_i J_iᵀ (∇²_f ℓ_i) J_i with explicit per-sample Jacobians."""
+    weight = model.get_parameter(name).detach().double()
+    total = torch.zeros(weight.numel(), weight.numel(), dtype=torch.float64)
+    for i in range(len(inputs)):
+        x, y = inputs[i : i + 1], targets[i : i + 1]
+        kept: list[Tensor] = []
+
+        def keep(output: Tensor, _: Tensor, kept: list[Tensor] = kept) -> Tensor:
+            kept.append(output)
+            return output.sum()
+
+        leaf = weight.clone().requires_grad_()
+        loss_of_weight(model, name, x, y, keep)(leaf)
+        (output,) = kept
+        rows = [
+            torch.autograd.grad(output[0, c], leaf, retain_graph=True, materialize_grads=True)[0].reshape(-1)
+            for c in range(output.shape[1])
+        ]
+        jacobian = torch.stack(rows)
+        label = y.double() if y.is_floating_point() else y
+        curved = dense_hessian(lambda f, label=label: loss(f, label), output.detach())
+        total += jacobian.T @ curved @ jacobian
+    return total / len(inputs)
+
+
+def second_difference(loss: Callable[[Tensor], Tensor], weight: Tensor, direction: Tensor, step: float) -> float:
+    """(L(W + εD) − 2 L(W) + L(W − εD)) / ε² with one Richardson step."""
+    with torch.no_grad():
+
+        def at(e: float) -> float:
+            up, middle, down = (float(loss(weight + s * e * direction)) for s in (1, 0, -1))
+            return (up - 2 * middle + down) / e**2
+
+        return (4 * at(step / 2) - at(step)) / 3
+
+
+def group_ranges(n: int, groups: int) -> list[tuple[int, int]]:
+    """Nearly equal runs of samples covering 0 … n."""
+    groups = max(1, min(groups, n))
+    ends = [round(g * n / groups) for g in range(groups + 1)]
+    return list(itertools.pairwise(ends))
