@@ -15,11 +15,15 @@ from tests.measure.case_networks import (
     Net,
     attention_net,
     batch_norm,
+    classes,
     conv,
     conv_net,
+    fan_out,
     fc,
     frozen,
     huber_margin,
+    images,
+    labels,
     let,
     mask_then_overwritten,
     mlp,
@@ -30,13 +34,10 @@ from tests.measure.case_networks import (
     shuffle,
     tied_tokens,
     two_convs,
+    vectors,
 )
 
 __all__ = ["CASES", "Case", "Net", "batch_norm", "img", "labels", "let", "make_workload", "two_convs", "vec"]
-
-
-def labels(n: int, classes: int) -> Tensor:
-    return torch.arange(n) * 7 % 11 % classes
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,6 @@ def make_workload(
     if inputs.is_floating_point():
         inputs = inputs.double()
     return Workload(model.train(train), TensorSource(inputs, targets), case.loss, torch.device("cpu"), dtype)
-
-
-def vectors(width: int) -> Callable[[int], Tensor]:
-    return lambda n: torch.randn(n, width)
-
-
-def images(channels: int, size: int) -> Callable[[int], Tensor]:
-    return lambda n: torch.randn(n, channels, size, size)
-
-
-def classes(count: int) -> Callable[[int], Tensor]:
-    return lambda n: labels(n, count)
 
 
 def vec(model: Callable[[], nn.Module], out: int = 4, **rest) -> Case:
@@ -253,6 +242,15 @@ CASES: dict[str, Case] = {
             b=nn.Linear(5, 4),
         )
     ),
+    "relu_then_batch_norm_then_add": vec(
+        lambda: Net(
+            lambda s, x: s.b(s.bn(F.relu(s.a(x))) + F.hardtanh(s.a(x)) + s.bn(F.leaky_relu(s.a(x), 0.3))),
+            a=nn.Linear(6, 5),
+            bn=batch_norm(_norm1, 5),
+            b=nn.Linear(5, 4),
+        )
+    ),
+    "fan_out": vec(fan_out),
     "self_sum": vec(
         lambda: Net(lambda s, x: let(F.relu(s.a(x)), lambda h: s.b(h + h)), a=nn.Linear(6, 5), b=nn.Linear(5, 4))
     ),

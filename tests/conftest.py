@@ -1,6 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
+
+# Networks of a few weights run several times slower on two threads than on one. Pytest reads this file before any
+# test module imports torch.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
 from spectrascope.measure.layers import WeightLayer
-from spectrascope.measure.schedule import Schedule
+from spectrascope.measure.schedule import Schedule, is_out_of_memory
 from spectrascope.workload import Workload
 
 __all__ = ["GradientPass", "measure_gradients"]
@@ -56,7 +56,7 @@ def measure_gradients(
     Raises:
         DataError: the loss ignores some samples.
         NonFiniteError: loss or gradient is NaN or infinite.
-        UnsupportedModelError: no weight reaches the loss.
+        UnsupportedModelError: no weight reaches the loss, or autograd fails on the network.
 
     Cost: about three forward-equivalents.
     """
@@ -79,12 +79,7 @@ def measure_gradients(
         with torch.enable_grad():
             output = workload.model(inputs)
             loss = workload.loss_fn(output, targets)
-            if not loss.requires_grad:
-                raise UnsupportedModelError(
-                    "the loss does not depend on any measured weight through autograd: the model detaches its "
-                    "output or runs under no_grad or inference_mode"
-                )
-            found = torch.autograd.grad(loss, parameters, allow_unused=True)
+            found = _differentiate(loss, parameters)
         side = sums[int(start >= half)]
         for i, gradient in enumerate(found):
             if gradient is not None:
@@ -127,6 +122,22 @@ def measure_gradients(
         accuracy if classes[0] else None,
         schedule.chosen,
     )
+
+
+def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    if not loss.requires_grad:
+        raise UnsupportedModelError(
+            "the loss does not depend on any measured weight through autograd: the model detaches its "
+            "output or runs under no_grad or inference_mode"
+        )
+    try:
+        return torch.autograd.grad(loss, parameters, allow_unused=True)
+    except RuntimeError as error:  # reentrant checkpoints, activations overwritten while still needed
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(
+            f"autograd cannot differentiate this network: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _n_correct(output: object, targets: Tensor) -> Tensor | None:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 
 from spectrascope.errors import DataError, OptionError
+from spectrascope.measure.schedule import is_out_of_memory
 from spectrascope.records import ProbeOptions
 from spectrascope.workload import LossFunction, SampleSource, Workload
 
@@ -127,7 +128,12 @@ def fastest_format(workload: Workload) -> bool:
             output = workload.model(x)
             if not isinstance(output, torch.Tensor) or not output.requires_grad:
                 return False
-            torch.autograd.grad(output.sum(), x, allow_unused=True)
+            try:
+                torch.autograd.grad(output.sum(), x, allow_unused=True)
+            except RuntimeError as error:  # the gradient pass says what is wrong with the network
+                if is_out_of_memory(error):
+                    raise
+                return False
             if workload.device.type == "cuda":
                 torch.cuda.synchronize()
             times[last] = min(times.get(last, float("inf")), time.perf_counter() - began)

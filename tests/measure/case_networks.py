@@ -151,3 +151,28 @@ def frozen() -> nn.Module:
 
 def huber_margin(output: Tensor, target: Tensor) -> Tensor:
     return (output.square().sum(1).sqrt() + (output[:, 0] - target) ** 4).mean()
+
+
+def vectors(width: int) -> Callable[[int], Tensor]:
+    return lambda n: torch.randn(n, width)
+
+
+def images(channels: int, size: int) -> Callable[[int], Tensor]:
+    return lambda n: torch.randn(n, channels, size, size)
+
+
+def labels(n: int, classes: int) -> Tensor:
+    return torch.arange(n) * 7 % 11 % classes
+
+
+def classes(count: int) -> Callable[[int], Tensor]:
+    return lambda n: labels(n, count)
+
+
+def fan_out() -> nn.Module:
+    def run(s: nn.Module, x: Tensor) -> Tensor:
+        h, other = F.relu(s.a(x)), F.relu(s.b(x))
+        extra = h.clamp(0.1, 0.5)  # its cotangent reaches h after that of the sum, which ``other`` shares
+        return s.c((h + other) + extra)
+
+    return Net(run, a=nn.Linear(6, 5), b=nn.Linear(6, 5), c=nn.Linear(5, 4))

@@ -71,6 +71,13 @@ def _alias_changed(s, x):
     return s.b(h)
 
 
+def _base_changed(s, x):
+    h = s.a(x)
+    view = h.view(-1, 5)
+    h *= 0.5
+    return s.b(view)
+
+
 def _data_changed(s, x):
     h = s.a(x)
     h.data.mul_(0.5)
@@ -108,6 +115,7 @@ TRAPS = {
     "buffer_written": (_vec(_write_into_buffer), "a", "copy_"),
     "view_scaled": (_vec(_scale_view), "a", "in place"),
     "alias_changed": (_vec(_alias_changed), "a", "in place"),
+    "base_changed": (_vec(_base_changed), "a", "alias of an activation is changed in place"),
     "data_changed": (_vec(_data_changed), "a", ""),
     "weight_squared": (
         vec(lambda: Net(lambda s, x: F.linear(x, s.a.weight**2), a=nn.Linear(6, 4, bias=False))),

@@ -20,6 +20,7 @@ from spectrascope.errors import (
     UnsupportedModelError,
 )
 from spectrascope.measure.curvature import double_backprop, gauss_newton
+from tests import oracles
 from tests.cases import Net, labels
 from tests.measure.test_engine_choice_traps import Lie
 
@@ -35,6 +36,10 @@ def _damaged():
     net = _mlp()
     net[2].weight.data[1, 2] = float("nan")
     return net
+
+
+def _reentrant(s, x):
+    return s.c(F.tanh(torch.utils.checkpoint.checkpoint(s.b, F.relu(s.a(x)), use_reentrant=True)))
 
 
 def _silent():
@@ -116,6 +121,16 @@ REFUSALS = {
         UnsupportedModelError,
         r"does not depend on any measured weight through autograd",
         {"model": lambda: Net(torch.no_grad()(lambda s, x: s.a(x)), a=nn.Linear(6, 4))},
+    ),
+    "reentrant checkpoint": (
+        UnsupportedModelError,
+        r"autograd cannot differentiate this network: When use_reentrant=True",
+        {"model": lambda: Net(_reentrant, a=nn.Linear(6, 5), b=nn.Linear(5, 4), c=nn.Linear(4, 4))},
+    ),
+    "activation overwritten": (
+        UnsupportedModelError,
+        r"autograd cannot differentiate this network: .*modified by an inplace operation",
+        {"model": lambda: Net(lambda s, x: s.b(F.relu(s.a(x)).mul_(2)), a=nn.Linear(6, 5), b=nn.Linear(5, 4))},
     ),
     "dropout": (
         NondeterministicError,
@@ -221,7 +236,36 @@ def test_broken_second_derivatives_never_become_zeros(run):
     assert first.reason
 
 
+def test_weight_norm_is_right_or_refused():
+    """Some releases of torch have a wrong second derivative of the fused operation; the self-check must see it."""
+    net = Net(
+        lambda s, x: s.b(F.tanh(s.a(x))),
+        a=nn.utils.parametrizations.weight_norm(nn.Linear(6, 5)).double(),
+        b=nn.Linear(5, 4).double(),
+    )
+    v, name = net.a.parametrizations.weight.original1, "a.parametrizations.weight.original1"
+    x = X.double()
+    gradient = oracles.gradient_of(net, name, x, Y, F.cross_entropy)
+    _, left, right, _ = oracles.svd_directions(gradient, 1, 2**-52)
+    direction, start = torch.from_numpy(left @ right.T), v.detach().clone()
+
+    def loss(value):
+        v.data.copy_(value)
+        return F.cross_entropy(net(x), Y)
+
+    expected = oracles.second_difference(loss, start, direction, 1e-2)
+    v.data.copy_(start)
+    unchecked = spectrascope.probe(net, (x, Y), layers=[name], self_check=False)
+    if unchecked.layers[1].measurement.h[0] == pytest.approx(expected, rel=1e-4):
+        assert spectrascope.probe(net, (x, Y), layers=[name]).layers[1].measurement.residual < 1e-6
+    else:
+        with pytest.raises(SelfCheckError, match=f"weight '{name}' differs from the reference"):
+            spectrascope.probe(net, (x, Y), layers=[name])
+
+
 def test_a_lying_backward_is_never_measured_by_gauss_newton():
     net = Net(lambda s, x: s.b(F.relu(Lie.apply(s.a(x)))), a=nn.Linear(6, 5), b=nn.Linear(5, 4))
     with pytest.raises(UnsupportedModelError, match=r"autograd\.Function"):
         spectrascope.probe(net, (X, Y), engine="gauss-newton")
+    with pytest.raises(SelfCheckError, match=r"weight 'a.weight' differs from the reference by 2 of its largest"):
+        spectrascope.probe(net, (X, Y))
