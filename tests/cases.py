@@ -21,6 +21,7 @@ from tests.measure.case_networks import (
     fan_out,
     fc,
     frozen,
+    fused_qkv,
     huber_margin,
     images,
     labels,
@@ -251,6 +252,7 @@ CASES: dict[str, Case] = {
         )
     ),
     "fan_out": vec(fan_out),
+    "fused_qkv_on_single_rows": vec(fused_qkv),
     "self_sum": vec(
         lambda: Net(lambda s, x: let(F.relu(s.a(x)), lambda h: s.b(h + h)), a=nn.Linear(6, 5), b=nn.Linear(5, 4))
     ),

@@ -176,3 +176,11 @@ def fan_out() -> nn.Module:
         return s.c((h + other) + extra)
 
     return Net(run, a=nn.Linear(6, 5), b=nn.Linear(6, 5), c=nn.Linear(5, 4))
+
+
+def fused_qkv() -> nn.Module:
+    def run(s: nn.Module, x: Tensor) -> Tensor:
+        q, k, v = F.linear(x, s.att.in_proj_weight, s.att.in_proj_bias).chunk(3, 1)
+        return s.att.out_proj(F.relu(q) + k.abs() - v)[:, :4]
+
+    return Net(run, att=nn.MultiheadAttention(6, 2))
