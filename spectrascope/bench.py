@@ -21,15 +21,11 @@ from spectrascope.measure.guards import held_still, require_deterministic, requi
 from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import device_name, fastest_format, prepare_workload, require_matching_labels
 from spectrascope.measure.selfcheck import FirstSamples
-from spectrascope.pipeline import Measured, OnProgress, StageClock, measure_targets, versions
+from spectrascope.pipeline import Measured, OnProgress, StageClock, measure_targets, silent, versions
 from spectrascope.records import BenchReport, DataInfo, EngineName, ModelInfo, ProbeOptions
 from spectrascope.workload import LossFunction, SampleSource, Workload
 
 __all__ = ["run_bench"]
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 def run_bench(
@@ -44,7 +40,7 @@ def run_bench(
     rounds: int = 3,
     products_per_layer: int = 2,
     reference_samples: int = 256,
-    on_progress: OnProgress = _silent,
+    on_progress: OnProgress = silent,
 ) -> BenchReport:
     """Time the measuring stages of ``probe`` and the same by double backprop, alternating.
 

@@ -57,6 +57,7 @@ __all__ = [
     "StageClock",
     "measure_targets",
     "run_probe",
+    "silent",
     "versions",
 ]
 
@@ -64,8 +65,8 @@ OnProgress = Callable[[str, int, int], None]
 """(stage, done, total); stages: check, gradient, directions, curvature, self-check."""
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass
@@ -94,7 +95,7 @@ def run_probe(
     data_info: DataInfo,
     command: str = "",
     seconds: dict[str, float] | None = None,
-    on_progress: OnProgress = _silent,
+    on_progress: OnProgress = silent,
 ) -> Report:
     """Measure every weight of a model on a fixed batch.
 
@@ -165,7 +166,7 @@ def measure_targets(
     options: ProbeOptions,
     channels_last: bool,
     clock: StageClock,
-    on_progress: OnProgress = _silent,
+    on_progress: OnProgress = silent,
 ) -> Measured:
     """Gradient, directions, curvature: the work that costs time. The model is already held still."""
     size = None if options.micro_batch == "auto" else int(options.micro_batch)

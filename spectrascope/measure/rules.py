@@ -253,10 +253,6 @@ _register("leaky_relu leaky_relu_", Rule(_save_leaky, _vjp_leaky, refuse=_refuse
 # -- normalisation with fixed statistics ------------------------------------------------------------------------
 
 
-def _batch_norm_training(args: tuple[Any, ...], name: str) -> bool:
-    return bool(args[5])
-
-
 def _save_batch_norm(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
     _, weight, _, _, variance = args[:5]
     eps = args[7] if isinstance(args[5], bool) else args[6]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -67,13 +67,6 @@ class _Value:
 
 _WEIGHT_OPS = {"aten.convolution": (0, 1), "aten.addmm": (1, 2), "aten.mm": (0, 1)}
 _ALIASES = {"aten.t", "aten.alias"}
-
-
-@dataclass
-class _State:
-    nodes: list[Node] = field(default_factory=list)
-    smooth: dict[int, str] = field(default_factory=dict)  # weight -> first reason its tail is not piecewise linear
-    n_values: int = 0
 
 
 class Tape(TorchDispatchMode):
