@@ -30,6 +30,7 @@ __all__ = [
     "LayerRole",
     "LayerRow",
     "LayerStatus",
+    "LossName",
     "Measurement",
     "Missing",
     "ModelInfo",
@@ -44,6 +45,7 @@ __all__ = [
     "SkippedLayer",
     "Summary",
     "SummaryGroup",
+    "Task",
     "Triangle",
     "ZetaBound",
 ]
@@ -93,6 +95,27 @@ class EngineName(str, Enum):
     AUTO = "auto"
     GAUSS_NEWTON = "gauss-newton"
     DOUBLE_BACKPROP = "double-backprop"
+
+
+class Task(str, Enum):
+    """What a network is for; decides its usual loss and which data fit it."""
+
+    IMAGE_CLASSIFICATION = "image-classification"
+    SEQUENCE_CLASSIFICATION = "sequence-classification"
+    CAUSAL_LM = "causal-lm"
+    MASKED_LM = "masked-lm"
+    UNKNOWN = "unknown"
+
+
+class LossName(str, Enum):
+    """Losses by name, as spelled on the command line and in JSON."""
+
+    AUTO = "auto"
+    CROSS_ENTROPY = "cross-entropy"
+    BCE = "bce"
+    MSE = "mse"
+    CAUSAL_LM = "causal-lm"
+    MASKED_LM = "masked-lm"
 
 
 class RankModel(str, Enum):
@@ -315,15 +338,19 @@ LayerRow: TypeAlias = "LayerReport | SkippedLayer"
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Where the network came from. ``sha256`` is of the checkpoint file's bytes."""
+    """Where the network came from.
+
+    ``sha256`` is of the checkpoint file's bytes; for several files, of their sorted names and hashes.
+    """
 
     id: str
     architecture: str
-    source: str  # "built-in" | "checkpoint" | "torchvision" | "factory" | "python"
+    source: str  # "built-in" | "checkpoint" | "torchvision" | "timm" | "huggingface" | "factory" | "python"
     path: str | Missing
     sha256: str | Missing
     weights: str  # "checkpoint", "IMAGENET1K_V2", "random (seed 0)", …
     n_parameters: int
+    task: Task = Task.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import DataError
+from spectrascope.losses import require_labels_below, scores_of, takes_scores
 
-__all__ = ["LossFunction", "SampleSource", "TensorSource", "Workload", "source_from_batches"]
+__all__ = ["Inputs", "LossFunction", "SampleSource", "TensorSource", "Workload", "shape_of", "source_from_batches"]
+
+Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
+"""One tensor (b, …), passed to the model as it is, or several by keyword (``input_ids``, ``attention_mask``)."""
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 """(model output, targets) -> scalar, the MEAN over the loss terms (samples) it is given."""
@@ -32,8 +36,8 @@ class SampleSource(ABC):
         """Number of samples."""
 
     @abstractmethod
-    def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return samples ``start … stop−1``: inputs (b, …) in floating point and targets (b, …).
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
+        """Return samples ``start … stop−1``: inputs (b, …), a tensor or several by name, and targets (b, …).
 
         The same range must give the same tensors every time.
         """
@@ -42,38 +46,53 @@ class SampleSource(ABC):
         """Sha256 over inputs and targets in order, as hex."""
         sha = hashlib.sha256()
         for start in range(0, self.n, chunk):
-            for tensor in self.fetch(start, min(start + chunk, self.n)):
+            inputs, targets = self.fetch(start, min(start + chunk, self.n))
+            for tensor in (*_tensors_of(inputs), targets):
                 sha.update(str((tensor.dtype, tuple(tensor.shape[1:]))).encode())
                 sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return sha.hexdigest()
 
 
+def _tensors_of(inputs: Inputs) -> list[Tensor]:
+    return [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
+
+
+def shape_of(inputs: Inputs) -> tuple[int, ...]:
+    """Shape of one sample: of the tensor, or of the first of several by name."""
+    tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    return tuple(tensor.shape[1:])
+
+
 @dataclass(frozen=True)
 class TensorSource(SampleSource):
-    """Samples held in two tensors of equal length."""
+    """Samples held in tensors of equal length."""
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
 
     def __post_init__(self) -> None:
-        if len(self.inputs) != len(self.targets):
-            raise DataError(f"inputs and targets differ in length: {len(self.inputs)} and {len(self.targets)}")
+        for tensor in _tensors_of(self.inputs):
+            if len(tensor) != len(self.targets):
+                raise DataError(f"inputs and targets differ in length: {len(tensor)} and {len(self.targets)}")
 
     @property
     def n(self) -> int:
         """Number of samples."""
-        return len(self.inputs)
+        return len(self.targets)
 
-    def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Return views of the two tensors."""
-        return self.inputs[start:stop], self.targets[start:stop]
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
+        """Return views of the tensors."""
+        if isinstance(self.inputs, Tensor):
+            return self.inputs[start:stop], self.targets[start:stop]
+        return {name: tensor[start:stop] for name, tensor in self.inputs.items()}, self.targets[start:stop]
 
 
 @dataclass(frozen=True)
 class Workload:
     """What is measured. ``loss_fn`` is a mean over samples; the model is in whatever mode its owner left it.
 
-    ``n_classes`` is the number of class scores the model gives, where labels must lie below it.
+    ``n_classes`` is the number of class scores the model gives, where labels must lie below it;
+    ``channels_last`` the memory order in which images are handed to the model.
     """
 
     model: nn.Module
@@ -82,40 +101,46 @@ class Workload:
     device: torch.device
     dtype: torch.dtype
     n_classes: int | None = None
+    channels_last: bool = False
 
-    def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
 
         Raises:
             DataError: a label is outside the model's classes.
         """
         inputs, targets = self.source.fetch(start, stop)
-        if self.n_classes is not None and len(targets):
-            low, high = int(targets.min()), int(targets.max())
-            # −100 is PyTorch's mark for "no label here"
-            if high >= self.n_classes or (low < 0 and low != -100):
-                wrong = high if high >= self.n_classes else low
-                raise DataError(
-                    f"label {wrong} does not fit a model with {self.n_classes} outputs (0 … {self.n_classes - 1}): "
-                    "the dataset and the model have different classes"
-                )
-        inputs = inputs.to(self.device, self.dtype if inputs.is_floating_point() else None, non_blocking=True)
-        targets = targets.to(self.device, self.dtype if targets.is_floating_point() else None, non_blocking=True)
-        return inputs, targets
+        if self.n_classes is not None:
+            require_labels_below(targets, self.n_classes)
+        if isinstance(inputs, Tensor):
+            return self._move(inputs), self._move(targets)
+        return {name: self._move(tensor) for name, tensor in inputs.items()}, self._move(targets)
 
-    def batches(self, size: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (start, inputs, targets) over all samples in order."""
-        for start in range(0, self.source.n, size):
-            inputs, targets = self.fetch(start, min(start + size, self.source.n))
-            yield start, inputs, targets
+    def _move(self, tensor: Tensor) -> Tensor:
+        tensor = tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, non_blocking=True)
+        if self.channels_last and tensor.dim() == 4:
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor
+
+    def forward(self, inputs: Inputs, model: nn.Module | None = None) -> Any:
+        """Run the model (or a copy of it): what it returns, or the scores in it if the loss wants just those."""
+        model = self.model if model is None else model
+        output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+        return scores_of(output) if takes_scores(self.loss_fn) else output
+
+    def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:
+        """Mean loss over a micro-batch, a scalar."""
+        return self.loss_fn(self.forward(inputs, model), targets)
 
 
 def source_from_batches(batches: object, num_samples: int | None = None) -> SampleSource:
     """Make a fixed source from whatever holds a user's data.
 
     Args:
-        batches: a ``SampleSource``, an ``(inputs, targets)`` pair of tensors, or an iterable (a ``DataLoader``)
-            of such pairs. An iterable is read once, in its own order, and kept in memory.
+        batches: a ``SampleSource``; an ``(inputs, targets)`` pair, inputs being a tensor or a dict of tensors that
+            the model takes by keyword; a dict with ``labels`` among its tensors, as Hugging Face collators make;
+            or an iterable (a ``DataLoader``) of any of these. An iterable is read once, in its own order, and
+            kept in memory.
         num_samples: stop after this many samples; all of them when ``None``.
 
     Raises:
@@ -123,7 +148,7 @@ def source_from_batches(batches: object, num_samples: int | None = None) -> Samp
     """
     if isinstance(batches, SampleSource):
         return batches
-    if isinstance(batches, (tuple, list)) and len(batches) == 2 and all(isinstance(t, Tensor) for t in batches):
+    if isinstance(batches, Mapping) or _is_pair(batches):
         pairs: Iterable[Any] = [batches]
     elif isinstance(batches, Iterable):
         pairs = batches
@@ -131,20 +156,60 @@ def source_from_batches(batches: object, num_samples: int | None = None) -> Samp
         raise DataError(
             f"batches: expected tensors (inputs, targets) or an iterable of them, got {type(batches).__name__}"
         )
-    inputs, targets, n = [], [], 0
+    inputs: list[dict[str, Tensor]] = []
+    targets: list[Tensor] = []
+    n = 0
     for pair in pairs:
-        if not (isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(t, Tensor) for t in pair)):
-            raise DataError(
-                f"batches: each item must be a pair of tensors (inputs, targets), got {type(pair).__name__}"
-            )
-        x, y = pair
-        if num_samples is not None:
-            x, y = x[: num_samples - n], y[: num_samples - n]
-        inputs.append(x.detach().cpu())
-        targets.append(y.detach().cpu())
-        n += len(x)
+        x, y = _split(pair)
+        rest = None if num_samples is None else num_samples - n
+        inputs.append({name: tensor[:rest].detach().cpu() for name, tensor in x.items()})
+        targets.append(y[:rest].detach().cpu())
+        n += len(targets[-1])
         if num_samples is not None and n >= num_samples:
             break
     if n == 0:
         raise DataError("batches: no samples found; pass at least one (inputs, targets) pair")
-    return TensorSource(torch.cat(inputs), torch.cat(targets))
+    joined = {name: _join(name, [x.get(name) for x in inputs]) for name in inputs[0]}
+    return TensorSource(joined[""] if "" in joined else joined, _join("targets", targets))
+
+
+def _is_pair(item: object) -> bool:
+    return (
+        isinstance(item, (tuple, list))
+        and len(item) == 2
+        and (isinstance(item[0], Tensor) or _is_dict_of_tensors(item[0]))
+        and isinstance(item[1], Tensor)
+    )
+
+
+def _is_dict_of_tensors(item: object) -> bool:
+    return isinstance(item, Mapping) and bool(item) and all(isinstance(value, Tensor) for value in item.values())
+
+
+def _split(item: Any) -> tuple[dict[str, Tensor], Tensor]:
+    """Inputs by name (a lone tensor under the empty name) and targets."""
+    if _is_pair(item):
+        x, y = item
+        return ({"": x} if isinstance(x, Tensor) else dict(x)), y
+    if _is_dict_of_tensors(item):
+        rest = {name: tensor for name, tensor in item.items() if name not in ("labels", "label")}
+        labels = item.get("labels", item.get("label"))
+        if labels is not None and rest:
+            return rest, labels
+        raise DataError(f"batches: expected 'labels' beside the inputs of a dict, got the keys {', '.join(item)}")
+    raise DataError(
+        "batches: each item must be a pair of tensors (inputs, targets) or a dict of tensors with 'labels', got "
+        f"{type(item).__name__}"
+    )
+
+
+def _join(name: str, parts: list[Any]) -> Tensor:
+    shapes = {None if part is None else tuple(part.shape[1:]) for part in parts}
+    if None in shapes or len(shapes) > 1:
+        found = " and ".join(sorted({str(shape) for shape in shapes})[:2])
+        what = name or "inputs"
+        raise DataError(
+            f"batches: {what} differ in shape from batch to batch ({found}); pad them to one shape, or pass a "
+            "SampleSource of your own"
+        )
+    return torch.cat(parts)

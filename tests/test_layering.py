@@ -16,6 +16,7 @@ FLOORS = {
     "spectrascope.records": 0,
     "spectrascope.errors": 0,
     "spectrascope.numerics": 1,
+    "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
     "spectrascope.data": 1,
     "spectrascope.measure": 2,

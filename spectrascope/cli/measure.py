@@ -15,7 +15,7 @@ from spectrascope.records import BenchReport, ProbeOptions, Report
 
 if TYPE_CHECKING:
     from spectrascope.loading.datasets import LoadedData
-    from spectrascope.loading.target import LoadedModel
+    from spectrascope.loading.loaded import LoadedModel
 
 __all__ = ["Target", "measure", "measure_bench", "spell_command"]
 

@@ -15,7 +15,7 @@ from spectrascope.errors import DataError
 from spectrascope.loading.images import FileImages, StoredImages, decode_files, image_suffixes, to_pixels
 from spectrascope.loading.labels import CIFAR10, CIFAR100, DIGITS, match_labels
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.loading.target import LoadedModel
+from spectrascope.loading.loaded import LoadedModel
 from spectrascope.records import DataInfo, Missing
 from spectrascope.workload import SampleSource
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
@@ -20,30 +19,15 @@ from spectrascope.loading.checkpoint import (
     read_checkpoint,
     require_finite,
 )
+from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.loading.recognise import key_variants, recognise
 from spectrascope.loading.skeleton import Difference, Skeleton, build_skeleton, compare, skeleton_of
 from spectrascope.records import Missing, ModelInfo
 
-__all__ = ["LoadedModel", "load_model"]
+__all__ = ["load_model"]
 
 EMBEDDED = "digits-cnn"
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A network in evaluation mode and float32 on the CPU, with what is known about it.
-
-    ``class_names`` says what the outputs stand for, in order; ``num_classes`` how many there are, ``None``
-    for a user's factory that does not say; ``default_dataset`` is measured where none is named.
-    """
-
-    model: nn.Module
-    info: ModelInfo
-    preprocessing: Preprocessing
-    class_names: tuple[str, ...] | None
-    default_dataset: str | None
-    num_classes: int | None
 
 
 def load_model(

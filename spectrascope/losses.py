@@ -1,0 +1,249 @@
+"""The losses a measurement knows by name, each a mean over equally weighted samples.
+
+A named loss takes a network's raw output: a tensor of scores, or a Hugging Face output whose ``logits`` they are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrascope.errors import DataError, OptionError
+from spectrascope.records import LossName, Task
+
+__all__ = [
+    "IGNORED",
+    "BinaryCrossEntropy",
+    "CausalLM",
+    "CrossEntropy",
+    "Loss",
+    "MaskedLM",
+    "MeanSquaredError",
+    "loss_label",
+    "make_loss",
+    "require_labels_below",
+    "scores_of",
+    "takes_scores",
+    "task_of",
+    "usual_loss",
+]
+
+IGNORED = -100
+"""PyTorch's mark for "no label here"."""
+
+
+def scores_of(output: Any) -> Tensor:
+    """The tensor of scores in a network's output: the output itself, its ``logits``, or its first item.
+
+    Raises:
+        DataError: there is none.
+    """
+    if isinstance(output, Tensor):
+        return output
+    logits = getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
+        return output[0]
+    raise DataError(
+        f"the model returns {type(output).__name__}; expected a tensor of scores or an output with logits: pass a "
+        "loss function of your own that takes it, through the Python API"
+    )
+
+
+@dataclass(frozen=True)
+class Loss(ABC):
+    """A mean loss by name."""
+
+    name: ClassVar[LossName]
+
+    def __call__(self, output: Any, targets: Tensor) -> Tensor:
+        """Mean loss, a scalar."""
+        return self.mean(scores_of(output), targets)
+
+    @abstractmethod
+    def mean(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of scores, a scalar."""
+
+    def labelled(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and the labels they are compared with, aligned; the same tensors unless the loss shifts them."""
+        return scores, targets
+
+    @property
+    def label(self) -> str:
+        """Name and settings, for the report."""
+        return self.name.value
+
+
+@dataclass(frozen=True)
+class CrossEntropy(Loss):
+    """Softmax cross-entropy: scores (b, C, …) and class numbers (b, …) or class probabilities (b, C, …).
+
+    Scores (b, t, C) with class numbers (b, t), as token classifiers give them, are understood too.
+    """
+
+    name: ClassVar[LossName] = LossName.CROSS_ENTROPY
+    label_smoothing: float = 0.0
+
+    is_cross_entropy: ClassVar[bool] = True  # its second derivative in the scores is that of plain cross-entropy
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise OptionError(f"--label-smoothing {self.label_smoothing:g}: expected a number from 0 up to 1")
+
+    def mean(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean over all labelled positions."""
+        if scores.dim() == 3 and targets.shape == scores.shape[:2] and not targets.is_floating_point():
+            scores, targets = scores.flatten(0, 1), targets.flatten()
+        return functional.cross_entropy(scores, targets, label_smoothing=self.label_smoothing)
+
+    @property
+    def label(self) -> str:
+        """Name and smoothing."""
+        smoothed = f" (label smoothing {self.label_smoothing:g})" if self.label_smoothing else ""
+        return self.name.value + smoothed
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Loss):
+    """Sigmoid cross-entropy of several labels: scores (b, C) and 0/1 targets (b, C), mean over both axes."""
+
+    name: ClassVar[LossName] = LossName.BCE
+
+    def mean(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean over samples and labels."""
+        if scores.dim() == 2 and scores.shape[1] == 1 and targets.dim() == 1:
+            targets = targets[:, None]
+        return functional.binary_cross_entropy_with_logits(scores, targets.to(scores.dtype))
+
+
+@dataclass(frozen=True)
+class MeanSquaredError(Loss):
+    """Mean squared error over every entry of the output."""
+
+    name: ClassVar[LossName] = LossName.MSE
+
+    def mean(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean over all entries."""
+        if scores.dim() == 2 and scores.shape[1] == 1 and targets.dim() == 1:
+            targets = targets[:, None]  # left alone, (b, 1) against (b,) would be broadcast to (b, b)
+        if scores.shape != targets.shape:
+            raise ValueError(f"scores {tuple(scores.shape)} and targets {tuple(targets.shape)} differ in shape")
+        return functional.mse_loss(scores, targets.to(scores.dtype))
+
+
+@dataclass(frozen=True)
+class CausalLM(Loss):
+    """Next-token cross-entropy: scores (b, t, V) and the tokens (b, t) themselves, which are shifted here.
+
+    Positions t = 1 … T−1 predict the next token; labels −100 are left out.
+    """
+
+    name: ClassVar[LossName] = LossName.CAUSAL_LM
+
+    def mean(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean over all labelled tokens."""
+        scores, targets = self.labelled(scores, targets)
+        return functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+    def labelled(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores of positions 1 … T−1 and the tokens after them."""
+        return scores[:, :-1], targets[:, 1:]
+
+
+@dataclass(frozen=True)
+class MaskedLM(Loss):
+    """Cross-entropy at masked tokens: scores (b, t, V), targets (b, t) that are −100 where nothing is masked."""
+
+    name: ClassVar[LossName] = LossName.MASKED_LM
+
+    def mean(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the masked tokens."""
+        return functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+
+
+_USUAL = {
+    Task.IMAGE_CLASSIFICATION: LossName.CROSS_ENTROPY,
+    Task.SEQUENCE_CLASSIFICATION: LossName.CROSS_ENTROPY,
+    Task.CAUSAL_LM: LossName.CAUSAL_LM,
+    Task.MASKED_LM: LossName.MASKED_LM,
+    Task.UNKNOWN: LossName.CROSS_ENTROPY,
+}
+_LOSSES: dict[LossName, type[Loss]] = {
+    kind.name: kind for kind in (CrossEntropy, BinaryCrossEntropy, MeanSquaredError, CausalLM, MaskedLM)
+}
+
+
+def make_loss(name: LossName | str, *, task: Task = Task.UNKNOWN, label_smoothing: float = 0.0) -> Loss:
+    """Make a loss by name; ``auto`` is the usual one of ``task``.
+
+    Raises:
+        OptionError: no such loss, or label smoothing of a loss that has none.
+    """
+    try:
+        chosen = LossName(name)
+    except ValueError:
+        names = ", ".join(n.value for n in LossName)
+        raise OptionError(f"loss {str(name)!r}: expected one of {names}, or a function of your own") from None
+    if chosen is LossName.AUTO:
+        chosen = _USUAL[task]
+    if chosen is LossName.CROSS_ENTROPY:
+        return CrossEntropy(label_smoothing)
+    if label_smoothing:
+        raise OptionError(f"--label-smoothing goes with cross-entropy, not with {chosen.value}")
+    return _LOSSES[chosen]()
+
+
+def task_of(model: nn.Module) -> Task:
+    """The task a Hugging Face class name states (also of a PEFT wrapper); ``UNKNOWN`` for any other module."""
+    name = type(model).__name__
+    if name.endswith(("ForCausalLM", "LMHeadModel")):
+        return Task.CAUSAL_LM
+    if name.endswith("ForMaskedLM"):
+        return Task.MASKED_LM
+    if name.endswith("ForSequenceClassification"):
+        return Task.SEQUENCE_CLASSIFICATION
+    return Task.IMAGE_CLASSIFICATION if name.endswith("ForImageClassification") else Task.UNKNOWN
+
+
+def usual_loss(model: nn.Module) -> Loss:
+    """The loss measured where none is named: by the model's class, cross-entropy for most."""
+    return make_loss(LossName.AUTO, task=task_of(model))
+
+
+def loss_label(loss_fn: Any) -> str:
+    """A loss in words: its name and settings, or the name of the user's function."""
+    if isinstance(loss_fn, Loss):
+        return loss_fn.label
+    return str(getattr(loss_fn, "__name__", type(loss_fn).__name__))
+
+
+def takes_scores(loss_fn: Any) -> bool:
+    """Whether a loss wants scores rather than the model's raw output: ours do, and torch's own."""
+    return isinstance(loss_fn, Loss) or getattr(loss_fn, "__module__", "").startswith("torch.nn")
+
+
+def require_labels_below(targets: Tensor, n_classes: int) -> None:
+    """Refuse labels outside 0 … n_classes − 1, −100 ("no label") aside.
+
+    Raises:
+        DataError: the first such label.
+    """
+    if not targets.numel():
+        return
+    low, high = (int(value) for value in torch.aminmax(targets))
+    if high >= n_classes or low < 0:
+        if high < n_classes:
+            low = int(targets[targets != IGNORED].min()) if bool((targets != IGNORED).any()) else 0
+            if low >= 0:
+                return
+        wrong = high if high >= n_classes else low
+        raise DataError(
+            f"label {wrong} does not fit a model with {n_classes} outputs (0 … {n_classes - 1}): "
+            "the dataset and the model have different classes"
+        )
