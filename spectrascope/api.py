@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import OptionError
+from spectrascope.losses import make_loss, task_of
 from spectrascope.measure.selfcheck import FirstSamples
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
-from spectrascope.workload import LossFunction, SampleSource, source_from_batches
+from spectrascope.workload import LossFunction, SampleSource, shape_of, source_from_batches
 
 __all__ = ["probe"]
 
@@ -22,7 +23,7 @@ __all__ = ["probe"]
 def probe(
     model: nn.Module,
     batches: object,
-    loss_fn: LossFunction | None = None,
+    loss_fn: LossFunction | str | None = None,
     *,
     num_samples: int | None = 2048,
     top_k: int = 20,
@@ -43,9 +44,12 @@ def probe(
     Args:
         model: any ``nn.Module``. It is left exactly as found (mode per module, gradients, hooks, buffers, random
             state) and copied first if it has to move to another device or dtype.
-        batches: an ``(inputs, targets)`` pair of tensors, an iterable of such pairs (a ``DataLoader``; read once,
-            in its own order), or a :class:`spectrascope.workload.SampleSource`.
-        loss_fn: ``(output, targets) -> scalar``, the mean over samples; softmax cross-entropy when ``None``.
+        batches: an ``(inputs, targets)`` pair of tensors, a dict of tensors with ``labels`` (the rest is passed to
+            the model by keyword), an iterable of either (a ``DataLoader``; read once, in its own order), or a
+            :class:`spectrascope.workload.SampleSource`.
+        loss_fn: ``(output, targets) -> scalar``, the mean over samples, or a name: ``cross-entropy``, ``bce``,
+            ``mse``, ``causal-lm``, ``masked-lm``. When ``None``: what a Hugging Face class name states, else
+            softmax cross-entropy.
         num_samples: use at most this many samples; all when ``None``.
         top_k: directions per weight.
         min_rank: first direction (1-based) of the fitted window.
@@ -93,6 +97,8 @@ def probe(
         groups=groups,
         self_check=self_check,
     )
+    if isinstance(loss_fn, str):
+        loss_fn = make_loss(loss_fn, task=task_of(model))
     extra: dict[str, Any] = {} if on_progress is None else {"on_progress": on_progress}
     return run_probe(
         model,
@@ -115,6 +121,7 @@ def _describe_model(model: nn.Module) -> ModelInfo:
         sha256=Missing("the model was passed in memory"),
         weights="in memory",
         n_parameters=sum(p.numel() for p in model.parameters()),
+        task=task_of(model),
     )
 
 
@@ -131,7 +138,7 @@ def _describe_source(source: SampleSource) -> DataInfo:
         n=source.n,
         n_available=Missing("the samples were passed in memory"),
         digest=source.digest(),
-        input_shape=tuple(inputs.shape[1:]),
+        input_shape=shape_of(inputs),
         n_classes=labels,
         preprocessing="as passed",
         label_order="as passed",

@@ -19,9 +19,10 @@ from spectrascope.measure.curvature.engine import CurvatureEngine, Target
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
 from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.measure.layers import WeightLayer, find_layers
-from spectrascope.measure.preparation import device_name, fastest_format, prepare_workload, require_matching_labels
+from spectrascope.measure.preparation import device_name, prepare_workload, require_matching_labels, with_fastest_format
 from spectrascope.measure.selfcheck import FirstSamples
-from spectrascope.pipeline import Measured, OnProgress, StageClock, measure_targets, silent, versions
+from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
+from spectrascope.pipeline import versions
 from spectrascope.records import BenchReport, DataInfo, EngineName, ModelInfo, ProbeOptions
 from spectrascope.workload import LossFunction, SampleSource, Workload
 
@@ -66,19 +67,19 @@ def run_bench(
         workload = require_matching_labels(workload)
         require_deterministic(workload)
         require_mean_loss(workload)
-        last = fastest_format(workload)
+        workload = with_fastest_format(workload)
         choices = choose_engines(workload, layers, options.engine, options.top_k)
-        reference = _Reference(workload, min(reference_samples, source.n), products_per_layer, options.seed, last)
+        reference = _Reference(workload, min(reference_samples, source.n), products_per_layer, options.seed)
         engine_times, reference_times, kept_times, forward_times = [], [], [], []
         micro_batch = 0
         found: Measured | None = None
         for i in range(rounds):
             on_progress("bench", 3 * i, 3 * rounds)
-            micro_batch, seconds = _forward(workload, micro_batch, last)
+            micro_batch, seconds = _forward(workload, micro_batch)
             forward_times.append(seconds)
             on_progress("bench", 3 * i + 1, 3 * rounds)
             clock = StageClock()
-            found = measure_targets(workload, layers, choices, options, last, clock)
+            found = measure_targets(workload, layers, choices, options, clock)
             engine_times.append(sum(clock.seconds.values()))
             on_progress("bench", 3 * i + 2, 3 * rounds)
             shared = clock.seconds["gradient"] + clock.seconds["directions"]
@@ -87,7 +88,7 @@ def run_bench(
             kept_times.append(shared + kept)
         on_progress("bench", 3 * rounds, 3 * rounds)
         assert found is not None
-        difference = reference.difference(layers, choices, last)
+        difference = reference.difference(layers, choices)
     forward = statistics.median(forward_times)
     engine = statistics.median(engine_times)
     slow = statistics.median(reference_times)
@@ -122,7 +123,7 @@ def run_bench(
     )
 
 
-def _forward(workload: Workload, micro_batch: int, channels_last: bool) -> tuple[int, float]:
+def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
     """Seconds of one ``no_grad`` forward pass over all samples, at the fastest micro-batch found."""
 
     def run(size: int, n: int) -> float:
@@ -130,9 +131,7 @@ def _forward(workload: Workload, micro_batch: int, channels_last: bool) -> tuple
         with torch.no_grad():
             for start in range(0, n, size):
                 inputs, _ = workload.fetch(start, min(start + size, n))
-                if channels_last and inputs.dim() == 4:
-                    inputs = inputs.contiguous(memory_format=torch.channels_last)
-                workload.model(inputs)
+                workload.forward(inputs)
         _wait(workload.device)
         return time.perf_counter() - began
 
@@ -153,12 +152,11 @@ def _wait(device: torch.device) -> None:
 class _Reference:
     """Double backprop on a sample of the products, and its values for comparison."""
 
-    def __init__(self, workload: Workload, n: int, products: int, seed: int, channels_last: bool) -> None:
+    def __init__(self, workload: Workload, n: int, products: int, seed: int) -> None:
         self.workload = workload
         self.n = n
         self.products = products
         self.rng = np.random.default_rng(seed)
-        self.channels_last = channels_last
         self.n_timed = 0
         self.size = 0
         self.h: dict[str, tuple[list[int], torch.Tensor]] = {}
@@ -195,8 +193,6 @@ class _Reference:
         for start in range(0, n, size):
             stop = min(start + size, n)
             inputs, labels = self.workload.fetch(start, stop)
-            if self.channels_last and inputs.dim() == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
             began = time.perf_counter()
             gradients = loss_gradients(self.workload, targets, inputs, labels)
             _wait(self.workload.device)
@@ -212,7 +208,7 @@ class _Reference:
                     values[i][j] += d.left[:, k] @ matrix @ d.right[:, k] * (stop - start) / n
         return graph, products, values
 
-    def difference(self, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], last: bool) -> float:
+    def difference(self, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice]) -> float:
         """Largest |h − h_reference| / max |h_reference of the weight|, on exactly the reference's samples."""
         head = replace(self.workload, source=FirstSamples(self.workload.source, self.n))
         engine_of = {layer.name: c.engine for layer, c in zip(layers, choices, strict=True)}
@@ -220,7 +216,7 @@ class _Reference:
         slow = [t for t in self.targets if engine_of[t.layer.name] is not EngineName.GAUSS_NEWTON]
         worst = 0.0
         pairs: list[tuple[CurvatureEngine, list[Target]]] = [
-            (GaussNewton(channels_last=last), fast),
+            (GaussNewton(), fast),
             (DoubleBackprop(), slow),
         ]
         for engine, group in pairs:

@@ -350,7 +350,7 @@ class ModelInfo:
     sha256: str | Missing
     weights: str  # "checkpoint", "IMAGENET1K_V2", "random (seed 0)", …
     n_parameters: int
-    task: Task = Task.UNKNOWN
+    task: Task = field(default=Task.UNKNOWN, metadata={"added_later": True})  # reports written before it lack it
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -170,7 +170,7 @@ def source_from_batches(batches: object, num_samples: int | None = None) -> Samp
     if n == 0:
         raise DataError("batches: no samples found; pass at least one (inputs, targets) pair")
     joined = {name: _join(name, [x.get(name) for x in inputs]) for name in inputs[0]}
-    return TensorSource(joined[""] if "" in joined else joined, _join("targets", targets))
+    return TensorSource(joined.get("", joined), _join("targets", targets))
 
 
 def _is_pair(item: object) -> bool:

@@ -14,10 +14,10 @@ from torch import Tensor
 from spectrascope.errors import DataError
 from spectrascope.loading.images import FileImages, StoredImages, decode_files, image_suffixes, to_pixels
 from spectrascope.loading.labels import CIFAR10, CIFAR100, DIGITS, match_labels
-from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.records import DataInfo, Missing
-from spectrascope.workload import SampleSource
+from spectrascope.workload import SampleSource, shape_of
 
 __all__ = ["CHOICES", "LoadedData", "load_dataset"]
 
@@ -111,7 +111,7 @@ def _describe(
     label_order: str,
     synthetic: bool = False,
 ) -> LoadedData:
-    shape = tuple(source.fetch(0, 1)[0].shape[1:])
+    shape = shape_of(source.fetch(0, 1)[0])
     info = DataInfo(
         id=spec, n=source.n, n_available=n_available, digest=source.digest(), input_shape=shape,
         n_classes=n_classes, preprocessing=preprocessing, label_order=label_order, synthetic=synthetic,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
+from spectrascope.losses import IGNORED, Loss
 from spectrascope.measure.layers import WeightLayer
 from spectrascope.measure.schedule import Schedule, is_out_of_memory
 from spectrascope.workload import Workload
@@ -22,7 +23,8 @@ class GradientPass:
 
     ``gradients[name]`` is the m × n mean gradient; ``half_difference[name]`` is (G_1 − G_2)/2 of the two
     half-batches, whose spectral norm estimates the sampling noise of the singular values. ``missing`` maps a
-    weight without a gradient to the reason. ``accuracy`` is top-1, ``None`` where outputs are not class scores.
+    weight without a gradient to the reason. ``accuracy`` is top-1 over all labels (tokens, for a
+    language model), ``None`` where outputs are not class scores.
     """
 
     gradients: dict[str, Tensor]
@@ -38,7 +40,6 @@ def measure_gradients(
     layers: Sequence[WeightLayer],
     *,
     micro_batch: int | None = None,
-    channels_last: bool = True,
     progress: Callable[[int, int], None] | None = None,
 ) -> GradientPass:
     """One forward and one backward pass over the batch.
@@ -47,7 +48,6 @@ def measure_gradients(
         workload: the model is expected in eval mode with only the layers' weights requiring gradients.
         layers: the weights.
         micro_batch: samples per pass; ``None`` tunes it.
-        channels_last: memory format of image inputs.
         progress: called with (samples done, samples in all).
 
     Returns:
@@ -66,18 +66,15 @@ def measure_gradients(
     dtype = torch.float32 if workload.device.type == "mps" else torch.float64
     sums = [[torch.zeros(p.shape, dtype=dtype, device=workload.device) for p in parameters] for _ in range(2)]
     seen = [False] * len(parameters)
-    totals = torch.zeros(3, dtype=dtype, device=workload.device)
+    totals = torch.zeros(4, dtype=dtype, device=workload.device)
     classes = [True]
-    ignore = getattr(workload.loss_fn, "ignore_index", -100)
     candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (64, 128, 256, 512, 1024)
     schedule = Schedule(n, micro_batch, [half] if half else [], candidates=candidates)
 
     def work(start: int, stop: int) -> None:
         inputs, targets = workload.fetch(start, stop)
-        if channels_last and inputs.dim() == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
         with torch.enable_grad():
-            output = workload.model(inputs)
+            output = workload.forward(inputs)
             loss = workload.loss_fn(output, targets)
             found = _differentiate(loss, parameters)
         side = sums[int(start >= half)]
@@ -85,19 +82,20 @@ def measure_gradients(
             if gradient is not None:
                 seen[i] = True
                 side[i].add_(gradient, alpha=stop - start)
-        correct = _n_correct(output, targets)
-        if correct is None:
+        counts = _count_labels(workload.loss_fn, output, targets)
+        if counts is None:
             classes[0] = False
         else:
-            totals[1:] += torch.stack([correct, (targets == ignore).sum()])
+            totals[1:] += counts
         totals[0] += loss.detach() * (stop - start)
 
     schedule.run(work, progress)
-    loss, accuracy, ignored = (totals / n).tolist()
-    if ignored:
+    loss, n_correct, n_labels, n_without = totals.tolist()
+    loss /= n
+    if n_without:
         raise DataError(
-            f"{round(ignored * n)} of {n} samples have the label {ignore}, which the loss ignores: leave them out, "
-            "so that the loss is a mean over all samples"
+            f"{round(n_without)} of {n} samples have only labels {_ignored_by(workload.loss_fn)}, which the loss "
+            "ignores: leave them out, so that the loss is a mean over all samples"
         )
     if not torch.isfinite(totals[0]):
         raise NonFiniteError(f"the mean loss over {n} samples is {loss}: check the preprocessing and the labels")
@@ -119,7 +117,7 @@ def measure_gradients(
         difference if half else None,
         missing,
         loss,
-        accuracy if classes[0] else None,
+        n_correct / n_labels if classes[0] and n_labels else None,
         schedule.chosen,
     )
 
@@ -140,9 +138,24 @@ def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor |
         ) from error
 
 
-def _n_correct(output: object, targets: Tensor) -> Tensor | None:
-    if not isinstance(output, Tensor) or output.dim() != 2 or targets.dim() != 1 or targets.is_floating_point():
+def _ignored_by(loss_fn: object) -> int:
+    return int(getattr(loss_fn, "ignore_index", IGNORED))
+
+
+def _count_labels(loss_fn: object, output: object, targets: Tensor) -> Tensor | None:
+    """How many labels are predicted, how many there are, and how many samples have none; ``None``: no classes."""
+    if not isinstance(output, Tensor) or targets.is_floating_point():
         return None
-    if output.shape[1] == 1:
-        return None  # one score is not one score per class
-    return (output.detach().argmax(1) == targets).sum()
+    if isinstance(loss_fn, Loss):
+        output, targets = loss_fn.labelled(output, targets)
+    if output.dim() == targets.dim() + 1 and output.shape[:-1] == targets.shape:
+        best = output.detach().argmax(-1) if output.shape[-1] > 1 else None
+    elif output.dim() == targets.dim() + 1 and output.shape[:1] + output.shape[2:] == targets.shape:
+        best = output.detach().argmax(1) if output.shape[1] > 1 else None  # class scores per pixel
+    else:
+        return None
+    if best is None:  # one score is not one score per class
+        return None
+    labelled = targets != _ignored_by(loss_fn)
+    without = (~labelled.reshape(len(targets), -1).any(1)).sum()
+    return torch.stack([(best == targets).logical_and(labelled).sum(), labelled.sum(), without])

@@ -22,7 +22,8 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
 
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
     ``.grad`` of every parameter, buffers (values and identity), hooks (none are added), the random state of the
-    CPU and of ``device``, autocast and TF32 settings, the attention fast path.
+    CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
+    language models.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
@@ -42,6 +43,7 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_ieee_float32())
+        stack.enter_context(_without_caches(modules))
         try:
             model.eval()
             for p in parameters:
@@ -60,6 +62,20 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
                     if not _same(buffer, value):
                         buffer.copy_(value)
                     module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def _without_caches(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Keys and values kept for generating the next token cost memory here and are never used."""
+    found: list[Any] = [getattr(module, "config", None) for module in modules]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", False)}
+    try:
+        for config in configs.values():
+            config.use_cache = False
+        yield
+    finally:
+        for config in configs.values():
+            config.use_cache = True
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
@@ -122,10 +138,10 @@ def require_deterministic(workload: Workload, n_samples: int = 32) -> None:
     """
     inputs, targets = workload.fetch(0, min(n_samples, workload.source.n))
     with torch.no_grad():
-        first, second = (float(workload.loss_fn(workload.model(inputs), targets)) for _ in range(2))
+        first, second = (float(workload.loss(inputs, targets)) for _ in range(2))
     if not (math.isfinite(first) and math.isfinite(second)):
         raise NonFiniteError(
-            f"the loss on the first {len(inputs)} samples is {first}: expected a finite number; "
+            f"the loss on the first {len(targets)} samples is {first}: expected a finite number; "
             "check the preprocessing, the labels and the weights"
         )
     if abs(first - second) > 1e-5 * max(abs(first), abs(second), 1e-30):
@@ -146,7 +162,7 @@ def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
         return
     with torch.no_grad():
         whole, first, second = (
-            float(workload.loss_fn(workload.model(inputs), targets))
+            float(workload.loss(inputs, targets))
             for inputs, targets in (workload.fetch(*r) for r in ((0, 2 * half), (0, half), (half, 2 * half)))
         )
     mean = (first + second) / 2

@@ -9,14 +9,14 @@ from dataclasses import replace
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from spectrascope.errors import DataError, OptionError
+from spectrascope.losses import usual_loss
 from spectrascope.measure.schedule import is_out_of_memory
 from spectrascope.records import ProbeOptions
-from spectrascope.workload import LossFunction, SampleSource, Workload
+from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
 
-__all__ = ["device_name", "fastest_format", "prepare_workload", "require_matching_labels"]
+__all__ = ["device_name", "prepare_workload", "require_matching_labels", "with_fastest_format"]
 
 
 def prepare_workload(
@@ -49,7 +49,7 @@ def prepare_workload(
     compiled = getattr(model, "_orig_mod", None)  # torch.compile has no double backward, and hides operations
     if isinstance(compiled, nn.Module):
         model = compiled
-    return Workload(model, source, loss_fn or functional.cross_entropy, device, dtype)
+    return Workload(model, source, loss_fn or usual_loss(model), device, dtype)
 
 
 def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
@@ -82,19 +82,12 @@ def require_matching_labels(workload: Workload) -> Workload:
     inputs, targets = workload.fetch(0, min(2, workload.source.n))
     try:
         with torch.no_grad():
-            output = workload.model(inputs)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise DataError(
-            f"the model does not accept inputs of shape {tuple(inputs.shape)} {inputs.dtype}: {_first_line(error)}"
-        ) from error
-    if (
-        isinstance(output, torch.Tensor)
-        and output.dim() == 2
-        and output.shape[1] > 1  # one score goes with a binary or regression loss
-        and targets.dim() == 1
-        and not targets.is_floating_point()
-    ):
-        workload = replace(workload, n_classes=output.shape[1])
+            output = workload.forward(inputs)
+    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
+        raise DataError(f"the model does not accept {_describe(inputs)}: {_first_line(error)}") from error
+    n_classes = _n_classes(output, targets)
+    if n_classes is not None:
+        workload = replace(workload, n_classes=n_classes)
         workload.fetch(0, min(2, workload.source.n))
     try:
         with torch.no_grad():
@@ -109,14 +102,33 @@ def require_matching_labels(workload: Workload) -> Workload:
     return workload
 
 
+def _n_classes(output: object, targets: torch.Tensor) -> int | None:
+    """Number of class scores, where the targets are class numbers."""
+    if not isinstance(output, torch.Tensor) or targets.is_floating_point() or output.dim() != targets.dim() + 1:
+        return None
+    axis = -1 if output.shape[:-1] == targets.shape else 1
+    # one score goes with a binary or regression loss
+    return output.shape[axis] if output.shape[axis] > 1 else None
+
+
+def _describe(inputs: Inputs) -> str:
+    if isinstance(inputs, torch.Tensor):
+        return f"inputs of shape {tuple(inputs.shape)} {inputs.dtype}"
+    return "inputs " + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
+
+
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def fastest_format(workload: Workload) -> bool:
-    """Whether image inputs go through the network faster in channels-last order, by trying both."""
+def with_fastest_format(workload: Workload) -> Workload:
+    """The workload with images in the memory order that goes through the network faster, by trying both."""
+    return replace(workload, channels_last=_is_faster_channels_last(workload))
+
+
+def _is_faster_channels_last(workload: Workload) -> bool:
     inputs, _ = workload.fetch(0, min(32, workload.source.n))
-    if inputs.dim() != 4:
+    if not isinstance(inputs, torch.Tensor) or inputs.dim() != 4:
         return False
     times: dict[bool, float] = {}
     for _ in range(3):  # the first round warms both up
@@ -125,7 +137,7 @@ def fastest_format(workload: Workload) -> bool:
             x = x.detach().requires_grad_()
             began = time.perf_counter()
             # Input gradients are what the sweeps are made of, and some layouts are slow only there.
-            output = workload.model(x)
+            output = workload.forward(x)
             if not isinstance(output, torch.Tensor) or not output.requires_grad:
                 return False
             try:

@@ -20,7 +20,7 @@ from spectrascope.measure.curvature.engine import CurvatureEngine, Target
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
 from spectrascope.measure.schedule import is_out_of_memory
 from spectrascope.records import EngineName, Missing, SelfCheck
-from spectrascope.workload import SampleSource, Workload
+from spectrascope.workload import Inputs, SampleSource, Workload
 
 __all__ = ["CheckedPairs", "FirstSamples", "check_engines", "tolerance_of"]
 
@@ -40,7 +40,7 @@ class FirstSamples(SampleSource):
         """Number of samples."""
         return self.size
 
-    def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """The same samples as in the whole source."""
         return self.source.fetch(start, stop)
 
@@ -171,7 +171,7 @@ def _difference_values(head: Workload, target: Target, picks: list[int]) -> Tens
             weight.copy_(start + shift)
         model.zero_grad(set_to_none=True)
         with torch.enable_grad():
-            head.loss_fn(model(inputs), labels).backward()
+            head.loss(inputs, labels, model).backward()
         if weight.grad is None:
             raise UnsupportedModelError(f"weight {target.layer.name!r} gets no gradient from backward()")
         return layer.matrix(weight.grad.detach())

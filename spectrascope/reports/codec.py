@@ -11,7 +11,7 @@ import math
 import numbers
 import types
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, Union, get_args, get_origin, get_type_hints
@@ -128,11 +128,11 @@ def decode(hint: Any, value: Any, path: str = "") -> Any:
         return _decode_enum(hint, value, path)
     if is_dataclass(hint) and isinstance(hint, type):
         record = require_object(value, path)
-        has_default = {f.name for f in fields(hint) if f.default is not MISSING or f.default_factory is not MISSING}
+        added_later = {f.name for f in fields(hint) if f.metadata.get("added_later")}
         arguments = {
             name: decode(inner, require_key(record, name, path), child(path, name))
             for name, inner in hints_of(hint).items()
-            if name in record or name not in has_default  # a field added after the report was written
+            if name in record or name not in added_later
         }
         return _build(lambda: hint(**arguments), path)
     return _decode_scalar(hint, value, path)

@@ -16,8 +16,8 @@ from spectrascope.loading import datasets
 from spectrascope.loading.datasets import load_dataset
 from spectrascope.loading.images import FileImages, StoredImages, to_pixels
 from spectrascope.loading.labels import CIFAR10
-from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.loading.target import load_model
 from spectrascope.records import Missing
 

@@ -72,7 +72,7 @@ REFUSALS = {
     "label negative": (DataError, r"label -1 does not fit", {"batches": (X, Y - 1)}),
     "label ignored": (
         DataError,
-        r"samples have the label -100, which the loss ignores",
+        r"12 of 48 samples have only labels -100, which the loss ignores",
         {"batches": (X.repeat(4, 1), torch.cat([Y, Y, Y, torch.full((12,), -100)])), "micro_batch": 16},
     ),
     "wrong width": (DataError, r"the model does not accept inputs of shape \(2, 5\)", {"batches": (X[:, :5], Y)}),

@@ -116,7 +116,7 @@ def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _
         return use.inputs
 
     with torch.enable_grad(), Tape(parameters, analysing=True, on_use=note) as tape:
-        output = workload.model(inputs)
+        output = workload.forward(inputs)
     if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[0] != batch:
         return _Downstream(["the output is not one row of scores per sample"] * len(layers), [1.0] * len(layers), 0)
     end = tape.number_of(output)

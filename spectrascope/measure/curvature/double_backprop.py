@@ -17,7 +17,7 @@ from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target
 from spectrascope.measure.schedule import Schedule
 from spectrascope.records import EngineName
-from spectrascope.workload import Workload
+from spectrascope.workload import Inputs, Workload
 
 __all__ = ["DoubleBackprop", "hessian_products", "loss_gradients"]
 
@@ -84,7 +84,7 @@ class DoubleBackprop:
         return slope, torch.stack(rows)
 
 
-def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Tensor, labels: Tensor) -> list[Tensor]:
+def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Inputs, labels: Tensor) -> list[Tensor]:
     """Differentiable gradients of the micro-batch's mean loss, one per target, each shaped like its weight.
 
     Fused attention has no second derivative, so the math kernel is forced around the forward pass.
@@ -95,7 +95,7 @@ def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Tensor
     parameters = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
     with torch.enable_grad():
         with sdpa_kernel(SDPBackend.MATH):
-            loss = workload.loss_fn(workload.model(inputs), labels)
+            loss = workload.loss(inputs, labels)
         if not loss.requires_grad:
             raise UnsupportedModelError(
                 "the loss does not depend on any measured weight through autograd: the model detaches its output "

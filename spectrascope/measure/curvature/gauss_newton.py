@@ -41,12 +41,10 @@ class GaussNewton:
     Args:
         micro_batch: samples per forward pass; ``None`` tunes it.
         column_batch: columns swept together; ``None`` chooses by the number of outputs.
-        channels_last: memory format of image inputs.
     """
 
     micro_batch: int | None = None
     column_batch: int | None = None
-    channels_last: bool = True
     name: EngineName = EngineName.GAUSS_NEWTON
 
     def measure(
@@ -73,7 +71,7 @@ class GaussNewton:
             candidates=_candidates(workload.device),
             synchronize=_synchronizer(workload.device),
         )
-        sweep = _Sweep(workload, targets, self.column_batch, self.channels_last)
+        sweep = _Sweep(workload, targets, self.column_batch)
 
         def work(start: int, stop: int) -> None:
             for target, (slope, h, matrix) in zip(sums, sweep.run(start, stop), strict=True):
@@ -99,11 +97,8 @@ def _synchronizer(device: torch.device) -> Any:
 class _Sweep:
     """Forward and backward over one slice of samples."""
 
-    def __init__(
-        self, workload: Workload, targets: Sequence[Target], column_batch: int | None, channels_last: bool
-    ) -> None:
+    def __init__(self, workload: Workload, targets: Sequence[Target], column_batch: int | None) -> None:
         self.workload = workload
-        self.channels_last = channels_last
         self.column_batch = column_batch
         self.sum_dtype = torch.float32 if workload.device.type == "mps" else torch.float64
         self.parameters: list[torch.nn.Parameter] = []
@@ -134,11 +129,9 @@ class _Sweep:
     def run(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per target: slope (b, K), curvature (b, K), sum of M (K, K)."""
         inputs, labels = self.workload.fetch(start, stop)
-        if inputs.dim() == 4 and self.channels_last:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
         tape = Tape(self.parameters, on_use=self._project_input)
         with tape:
-            output = self.workload.model(inputs)
+            output = self.workload.forward(inputs)
         number = tape.number_of(output)
         if number is None or output.dim() != 2 or output.shape[0] != stop - start:
             raise UnsupportedOperationError("the output is not one row of scores per sample")
