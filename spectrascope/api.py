@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from spectrascope.errors import OptionError
 from spectrascope.losses import make_loss, task_of
+from spectrascope.measure.effective import unwrapped
 from spectrascope.measure.selfcheck import FirstSamples
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
@@ -37,6 +38,7 @@ def probe(
     seed: int = 0,
     groups: int = 16,
     self_check: bool = True,
+    split_fused: bool = True,
     on_progress: Callable[[str, int, int], None] | None = None,
 ) -> Report:
     """Measure how the loss curves along each weight's gradient singular directions.
@@ -62,6 +64,7 @@ def probe(
         seed: of the pairs the self-check draws.
         groups: sample groups of the jackknife.
         self_check: compare a few (weight, k) pairs with a reference; off saves a little time.
+        split_fused: measure the q, k and v of a fused weight as three rows, where its layout is known.
         on_progress: called with (stage, done, total).
 
     Returns:
@@ -96,7 +99,9 @@ def probe(
         seed=seed,
         groups=groups,
         self_check=self_check,
+        split_fused=split_fused,
     )
+    model = unwrapped(model)
     if isinstance(loss_fn, str):
         loss_fn = make_loss(loss_fn, task=task_of(model))
     extra: dict[str, Any] = {} if on_progress is None else {"on_progress": on_progress}

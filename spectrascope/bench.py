@@ -60,7 +60,8 @@ def run_bench(
         raise OptionError("--rounds, --products and --reference-samples must be at least 1")
     workload = prepare_workload(model, source, loss_fn, options)
     require_finite_weights(workload.model)
-    layers = [c for c in find_layers(workload.model, options.layers, options.exclude) if isinstance(c, WeightLayer)]
+    candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
+    layers = [c for c in candidates if isinstance(c, WeightLayer)]
     if not layers:
         raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
     with held_still(workload.model, [layer.parameter for layer in layers], workload.device):

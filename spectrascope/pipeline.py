@@ -19,6 +19,7 @@ from spectrascope.errors import (
 from spectrascope.losses import loss_label
 from spectrascope.measure.curvature.choice import choose_engines
 from spectrascope.measure.curvature.engine import Curvature, Target
+from spectrascope.measure.effective import parametrized_weights, unwrapped
 from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import device_name, prepare_workload, require_matching_labels, with_fastest_format
@@ -55,6 +56,7 @@ def run_probe(
     data_info: DataInfo,
     command: str = "",
     seconds: dict[str, float] | None = None,
+    notes: Sequence[str] = (),
     on_progress: OnProgress = silent,
 ) -> Report:
     """Measure every weight of a model on a fixed batch.
@@ -68,6 +70,7 @@ def run_probe(
         data_info: provenance of the samples.
         command: the command line, for the record.
         seconds: wall time already spent on earlier stages, for the record.
+        notes: what the reader of the report must know of the model and the data.
         on_progress: called with (stage, done, total).
 
     Returns:
@@ -79,7 +82,8 @@ def run_probe(
     clock = StageClock(dict(seconds or {}))
     workload = prepare_workload(model, source, loss_fn, options)
     require_finite_weights(workload.model)
-    candidates = find_layers(workload.model, options.layers, options.exclude)
+    notes = (*notes, *_notes_on(unwrapped(model)))
+    candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [c for c in candidates if isinstance(c, WeightLayer)]
     if not layers:
         raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
@@ -103,7 +107,15 @@ def run_probe(
         _require_same_slopes(found, workload.dtype)
     with clock.stage("fits"):
         rows = _rows(candidates, found, checked, options)
-    return _report(workload, rows, found, checked, options, model_info, data_info, command, clock)
+    return _report(workload, rows, found, checked, options, model_info, data_info, command, clock, notes)
+
+
+def _notes_on(model: nn.Module) -> list[str]:
+    names = parametrized_weights(model)
+    if not names:
+        return []
+    which = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [f"{len(names)} parametrized weights ({which}) measured as the effective weight they evaluate to"]
 
 
 def _require_agreement(checked: CheckedPairs) -> None:
@@ -196,6 +208,7 @@ def _report(
     data_info: DataInfo,
     command: str,
     clock: StageClock,
+    notes: tuple[str, ...],
 ) -> Report:
     accuracy = found.gradient.accuracy
     provenance = Provenance(
@@ -216,6 +229,7 @@ def _report(
         seconds=clock.seconds,
         engines=dict(Counter(c.engine.value for c in found.curvatures)),
         self_check=checked.summary,
+        notes=notes,
     )
     return Report(provenance, options, rows, summarise(rows))
 

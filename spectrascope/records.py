@@ -52,6 +52,9 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 
+ADDED_LATER = {"added_later": True}
+"""Metadata of fields that older reports lack; they are read as if they held the default."""
+
 NOT_SELECTED = "not selected by --layers"
 """Reason of weights the user's own choice leaves out; tables count them instead of listing them."""
 
@@ -238,7 +241,10 @@ class BetaQuartile:
 
 @dataclass(frozen=True, slots=True)
 class LayerInfo:
-    """Which weight, and how it is seen as an m × n matrix."""
+    """Which weight, and how it is seen as an m × n matrix.
+
+    ``frozen`` says that training would leave it alone (``requires_grad=False``); it is measured all the same.
+    """
 
     name: str
     kind: LayerKind
@@ -246,6 +252,7 @@ class LayerInfo:
     shape: tuple[int, int]
     stored_shape: tuple[int, ...]
     tied_names: tuple[str, ...] = ()
+    frozen: bool = field(default=False, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +357,7 @@ class ModelInfo:
     sha256: str | Missing
     weights: str  # "checkpoint", "IMAGENET1K_V2", "random (seed 0)", …
     n_parameters: int
-    task: Task = field(default=Task.UNKNOWN, metadata={"added_later": True})  # reports written before it lack it
+    task: Task = field(default=Task.UNKNOWN, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,6 +428,7 @@ class ProbeOptions:
     seed: int = 0
     groups: int = 16
     self_check: bool = True
+    split_fused: bool = field(default=True, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

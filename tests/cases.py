@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from spectrascope.workload import TensorSource, Workload
 from tests.measure.case_networks import (
     Conv1D,
+    Experts,
     Net,
     attention_net,
     batch_norm,
@@ -21,6 +22,7 @@ from tests.measure.case_networks import (
     fan_out,
     fc,
     frozen,
+    fused_conv1d,
     fused_qkv,
     huber_margin,
     images,
@@ -253,6 +255,14 @@ CASES: dict[str, Case] = {
     ),
     "fan_out": vec(fan_out),
     "fused_qkv_on_single_rows": vec(fused_qkv),
+    "fused_conv1d_on_single_rows": vec(fused_conv1d),
+    "stacked_experts": vec(
+        Experts,
+        smooth={
+            "gate.weight": "softmax",
+            **{f"{part}_proj[{i}]": "before it is used" for part in ("up", "down") for i in range(2)},
+        },
+    ),
     "self_sum": vec(
         lambda: Net(lambda s, x: let(F.relu(s.a(x)), lambda h: s.b(h + h)), a=nn.Linear(6, 5), b=nn.Linear(5, 4))
     ),

@@ -13,20 +13,27 @@ from torch import Tensor, nn
 Loss = Callable[[object, Tensor], Tensor]
 
 
-def as_matrix(tensor: Tensor, layout: str = "flat", rows: slice | None = None) -> Tensor:
+def as_matrix(
+    tensor: Tensor, layout: str = "flat", rows: tuple[slice, ...] | None = None, expert: int | None = None
+) -> Tensor:
     """A stored weight (or its gradient) as the m × n matrix of MEASUREMENT section 1."""
+    if expert is not None:
+        tensor = tensor[expert]
     if layout == "transposed":
         whole = tensor.T
     elif layout == "conv_transpose":
         whole = torch.stack([tensor[:, o].reshape(-1) for o in range(tensor.shape[1])])
     else:
         whole = tensor.reshape(tensor.shape[0], -1)
-    return whole if rows is None else whole[rows]
+    if rows is None:
+        return whole
+    chosen = [row for run in rows for row in range(run.start, run.stop)]
+    return torch.stack([whole[row] for row in chosen])
 
 
-def from_matrix(matrix: Tensor, like: Tensor, layout: str = "flat", rows: slice | None = None) -> Tensor:
-    """The inverse of :func:`as_matrix`, zero outside ``rows``; found by probing it with entry numbers."""
-    numbers = as_matrix(torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape), layout, rows)
+def from_matrix(matrix: Tensor, like: Tensor, *view: object) -> Tensor:
+    """The inverse of :func:`as_matrix`, zero outside the block; found by probing it with entry numbers."""
+    numbers = as_matrix(torch.arange(like.numel(), dtype=torch.float64).reshape(like.shape), *view)
     flat = torch.zeros(like.numel(), dtype=torch.float64)
     flat[numbers.reshape(-1).long()] = matrix.reshape(-1).double()
     return flat.reshape(like.shape)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import platform
 import time
 from dataclasses import replace
@@ -12,6 +11,7 @@ from torch import nn
 
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import usual_loss
+from spectrascope.measure.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.measure.schedule import is_out_of_memory
 from spectrascope.records import ProbeOptions
 from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
@@ -22,12 +22,13 @@ __all__ = ["device_name", "prepare_workload", "require_matching_labels", "with_f
 def prepare_workload(
     model: nn.Module, source: SampleSource, loss_fn: LossFunction | None, options: ProbeOptions
 ) -> Workload:
-    """Resolve device and dtype; copy the model only if it has to move.
+    """Unwrap the model, resolve device and dtype; copy the model only if it has to change.
 
     Raises:
         OptionError: an option is out of range, the device does not exist, or the dtype does not exist on it.
         DataError: there are no samples.
     """
+    model = unwrapped(model)
     first = next(model.parameters(), None)
     device = _device(options.device, first)
     for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):
@@ -42,14 +43,14 @@ def prepare_workload(
         raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
     if source.n < 1:
         raise DataError("the dataset holds no samples")
+    loss_fn = loss_fn or usual_loss(model)
+    if parametrized_weights(model):
+        model = with_effective_weights(model)
     tensors = [*model.parameters(), *model.buffers()]
     moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
     if moves:
-        model = copy.deepcopy(model).to(device, dtype)
-    compiled = getattr(model, "_orig_mod", None)  # torch.compile has no double backward, and hides operations
-    if isinstance(compiled, nn.Module):
-        model = compiled
-    return Workload(model, source, loss_fn or usual_loss(model), device, dtype)
+        model = copy_of(model).to(device, dtype)
+    return Workload(model, source, loss_fn, device, dtype)
 
 
 def _device(name: str, parameter: torch.Tensor | None) -> torch.device:

@@ -6,7 +6,6 @@ differences of the gradient on a float64 copy of the model, which share none of 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,7 @@ from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.curvature.double_backprop import hessian_products, loss_gradients
 from spectrascope.measure.curvature.engine import CurvatureEngine, Target
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.measure.effective import copy_of
 from spectrascope.measure.schedule import is_out_of_memory
 from spectrascope.records import EngineName, Missing, SelfCheck
 from spectrascope.workload import Inputs, SampleSource, Workload
@@ -159,7 +159,7 @@ def _difference_values(head: Workload, target: Target, picks: list[int]) -> Tens
     """
     if head.device.type == "mps":
         raise UnsupportedModelError("central differences need float64, which this device lacks")
-    model = copy.deepcopy(head.model).double()
+    model = copy_of(head.model).double()
     weight = model.get_parameter(target.layer.info.name.split("[", maxsplit=1)[0])
     layer = replace(target.layer, parameter=weight)
     inputs, labels = replace(head, dtype=torch.float64).fetch(0, head.source.n)

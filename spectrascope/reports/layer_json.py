@@ -58,7 +58,7 @@ GROUP_KEYS = {"sizes": "group_sizes", "sigma": "group_sigma", "h": "group_h"}
 
 
 def encode_layer(row: LayerRow, path: str) -> dict[str, Any]:
-    """Flatten one row; a row without numbers has the eight head keys only.
+    """Flatten one row; a row without numbers has the head keys only.
 
     Raises:
         NonFiniteError: a number is NaN or infinite.

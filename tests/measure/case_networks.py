@@ -184,3 +184,35 @@ def fused_qkv() -> nn.Module:
         return s.att.out_proj(F.relu(q) + k.abs() - v)[:, :4]
 
     return Net(run, att=nn.MultiheadAttention(6, 2))
+
+
+class CausalSelfAttention(nn.Module):
+    """Named as in minGPT; what it does to q, k and v on single rows is piecewise linear."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_attn = Conv1D(3 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.c_attn(x).chunk(3, 1)
+        return F.relu(q) + k.abs() - v
+
+
+def fused_conv1d() -> nn.Module:
+    return nn.Sequential(nn.Linear(6, 4), CausalSelfAttention(4), nn.Linear(4, 4))
+
+
+class Experts(nn.Module):
+    """Two experts in one stacked weight (E, out, in); each sample goes to both, in shares of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(6, 2)
+        self.up_proj = nn.Parameter(torch.randn(2, 5, 6) * 0.5)
+        self.down_proj = nn.Parameter(torch.randn(2, 4, 5) * 0.5)
+        self.head = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.gate(x).softmax(-1)
+        hidden = F.relu(torch.einsum("bi,eoi->beo", x, self.up_proj))
+        return self.head(torch.einsum("be,beo->bo", shares, torch.einsum("bei,eoi->beo", hidden, self.down_proj)))

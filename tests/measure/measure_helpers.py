@@ -44,7 +44,9 @@ def oracle_hessian(workload: Workload, layer: WeightLayer, start: int, stop: int
 def stored_directions(target: Target) -> list[Tensor]:
     layer, d = target.layer, target.directions
     return [
-        oracles.from_matrix(torch.outer(d.left[:, k], d.right[:, k]), layer.parameter, layer.layout, layer.rows)
+        oracles.from_matrix(
+            torch.outer(d.left[:, k], d.right[:, k]), layer.parameter, layer.layout, layer.rows, layer.expert
+        )
         for k in range(d.k)
     ]
 

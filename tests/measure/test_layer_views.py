@@ -43,9 +43,9 @@ def test_matrix_and_tensor_are_inverse_and_as_the_oracle_says(name):
         stored = torch.randn_like(layer.parameter)
         matrix = layer.matrix(stored)
         assert tuple(matrix.shape) == layer.info.shape
-        assert torch.equal(matrix, oracles.as_matrix(stored, layer.layout, layer.rows))
+        assert torch.equal(matrix, oracles.as_matrix(stored, layer.layout, layer.rows, layer.expert))
         assert torch.equal(layer.matrix(layer.tensor(matrix)), matrix)
-        outside = oracles.from_matrix(matrix.double(), stored, layer.layout, layer.rows)
+        outside = oracles.from_matrix(matrix.double(), stored, layer.layout, layer.rows, layer.expert)
         assert torch.equal(layer.tensor(matrix).double(), outside)
 
 

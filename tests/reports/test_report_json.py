@@ -90,13 +90,14 @@ def test_order_and_layout(report: Report) -> None:
     text = report_to_json(report)
     document = json.loads(text)
     assert list(document) == ["schema_version", "provenance", "options", "summary", "layers"]
-    assert list(document["layers"][0])[:8] == [
+    assert list(document["layers"][0])[:9] == [
         "name",
         "kind",
         "role",
         "shape",
         "stored_shape",
         "tied_names",
+        "frozen",
         "status",
         "reason",
     ]
@@ -127,7 +128,7 @@ def test_skipped_and_failed_rows_have_the_head_only(report: Report) -> None:
     skipped, failed = json.loads(report_to_json(report))["layers"][4:]
     assert (skipped["status"], skipped["reason"]) == ("skipped", "1-D parameter")
     assert (failed["status"], failed["reason"]) == ("failed", "the gradient is zero everywhere")
-    assert len(skipped) == len(failed) == 8
+    assert len(skipped) == len(failed) == 9
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -229,7 +230,7 @@ def test_every_missing_key_is_named(report: Report) -> None:
     text = report_to_json(report)
     free = {"seconds", "engines", "versions", "bic_wins", "well_conditioned_median"}  # open tables
     paths = [path for path in _paths(json.loads(text)) if not free & set(path[:-1])]
-    optional = ("schema_version", "missing", "task")  # older reports lack the task, and are read
+    optional = ("schema_version", "missing", "task", "frozen", "split_fused")  # older reports lack the last three
     paths = [path for path in paths if path[-1] not in optional]
     assert len(paths) > 100
     for path in paths:

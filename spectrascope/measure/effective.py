@@ -1,0 +1,124 @@
+"""The network with plain weights: wrappers unwrapped, parametrized weights replaced by what they evaluate to.
+
+What a network applies to its inputs is the effective weight, so that is what is measured: of a weight-normalised
+layer the product of direction and length, not the two; of a low-rank update the sum with its base. The user's
+model is never touched: a network that holds such weights is copied first.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spectrascope.errors import UnsupportedModelError
+
+__all__ = ["copy_of", "parametrized_weights", "unwrapped", "with_effective_weights"]
+
+_OLD_STYLE = ("WeightNorm", "SpectralNorm")  # forward pre-hooks of torch.nn.utils.weight_norm and spectral_norm
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``, in any nesting.
+
+    Compiled code has no second derivative, and wrappers change every weight's name.
+    """
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if not isinstance(inner, nn.Module) and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def parametrized_weights(model: nn.Module) -> list[str]:
+    """Names of the weights that are computed from other tensors on every use."""
+    return [f"{name}.{local}" if name else local for name, module in model.named_modules() for local in _of(module)]
+
+
+def _of(module: nn.Module) -> list[str]:
+    new: list[str] = []
+    if parametrize.is_parametrized(module):
+        new += cast("nn.ModuleDict", module.parametrizations)
+    return new + [hook.name for hook in _old_hooks(module)]
+
+
+def _old_hooks(module: nn.Module) -> list[Any]:
+    return [hook for hook in module._forward_pre_hooks.values() if type(hook).__name__ in _OLD_STYLE]
+
+
+def with_effective_weights(model: nn.Module) -> nn.Module:
+    """A copy whose parametrized weights are plain parameters under their usual names.
+
+    Raises:
+        UnsupportedModelError: a parametrization cannot be evaluated.
+    """
+    model = copy_of(model)
+    for name, module in list(model.named_modules()):
+        for local in _of(module):
+            try:
+                with torch.no_grad():
+                    _bake(module, local)
+            except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
+                raise UnsupportedModelError(
+                    f"the parametrized weight {name}.{local} cannot be evaluated: {str(error).splitlines()[0]}"
+                ) from error
+    return model
+
+
+def _bake(module: nn.Module, local: str) -> None:
+    trained = any(p.requires_grad for p in module.parameters())
+    training = module.training
+    module.eval()  # spectral norm takes another step of its power iteration in training
+    if parametrize.is_parametrized(module, local):
+        parametrize.remove_parametrizations(module, local, leave_parametrized=True)
+    else:
+        hook = next(hook for hook in _old_hooks(module) if hook.name == local)
+        remove = nn.utils.remove_weight_norm if type(hook).__name__ == "WeightNorm" else nn.utils.remove_spectral_norm
+        remove(module, local)
+    module.train(training)
+    weight = getattr(module, local)
+    if not isinstance(weight, nn.Parameter):  # torch leaves a plain tensor where several made up one
+        delattr(module, local)
+        setattr(module, local, nn.Parameter(weight.detach()))
+    getattr(module, local).requires_grad_(trained)
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a network that keeps computed tensors (old-style weight norm) beside its parameters."""
+    with _computed_tensors_detached(model):
+        return copy.deepcopy(model)
+
+
+@contextmanager
+def _computed_tensors_detached(model: nn.Module) -> Iterator[None]:
+    """``copy.deepcopy`` refuses tensors that hang on an autograd graph."""
+    held = [
+        (module, name, value)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if _is_computed(value) or (isinstance(value, list) and any(map(_is_computed, value)))
+    ]
+    try:
+        for module, name, value in held:
+            vars(module)[name] = [_detach(v) for v in value] if isinstance(value, list) else _detach(value)
+        yield
+    finally:
+        for module, name, value in held:
+            vars(module)[name] = value
+
+
+def _is_computed(value: object) -> bool:
+    return isinstance(value, Tensor) and value.grad_fn is not None
+
+
+def _detach(value: Any) -> Any:
+    return value.detach() if _is_computed(value) else value
