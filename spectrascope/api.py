@@ -18,7 +18,7 @@ from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
 from spectrascope.workload import LossFunction, SampleSource, shape_of, source_from_batches
 
-__all__ = ["probe"]
+__all__ = ["describe_source", "probe"]
 
 
 def probe(
@@ -79,10 +79,10 @@ def probe(
         names = ", ".join(e.value for e in EngineName)
         raise OptionError(f"engine {engine!r}: expected one of {names}") from error
     source = source_from_batches(batches, num_samples)
-    data_info = _describe_source(source)
+    data_info = describe_source(source)
     if num_samples is not None and source.n > num_samples:  # a source of the user's own
         source = FirstSamples(source, num_samples)
-        data_info = replace(_describe_source(source), id=data_info.id, n_available=data_info.n)
+        data_info = replace(describe_source(source), id=data_info.id, n_available=data_info.n)
     if dtype is None:
         double = any(p.dtype == torch.float64 for p in model.parameters())
         dtype = "float64" if double else "float32"
@@ -130,7 +130,8 @@ def _describe_model(model: nn.Module) -> ModelInfo:
     )
 
 
-def _describe_source(source: SampleSource) -> DataInfo:
+def describe_source(source: SampleSource) -> DataInfo:
+    """What can be told of samples that come from the user's own code."""
     inputs, targets = source.fetch(0, 1)
     labels: int | Missing = Missing("targets are not class labels")
     if _is_label(targets):

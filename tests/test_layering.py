@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1] / "spectrascope"
 FLOORS = {
     "spectrascope.records": 0,
     "spectrascope.errors": 0,
+    "spectrascope.inspection": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
@@ -23,6 +24,7 @@ FLOORS = {
     "spectrascope.loading": 2,
     "spectrascope.reports": 2,
     "spectrascope.pipeline": 3,
+    "spectrascope.inspector": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
     "spectrascope.cli": 5,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli.bench import bench
+from spectrascope.cli.inspect import inspect
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
@@ -49,5 +50,6 @@ app.command(cls=SectionedCommand, short_help="Measure a network.")(probe)
 app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G alone, of a network or a saved report.")(
     triangle
 )
+app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)

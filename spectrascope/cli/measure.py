@@ -1,4 +1,4 @@
-"""What ``probe``, ``triangle`` and ``bench`` do alike: load a network and its data, then measure."""
+"""What the measuring commands do alike: load a network and its data, then measure or look."""
 
 from __future__ import annotations
 
@@ -6,31 +6,21 @@ import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from spectrascope.cli.groups import Target
 from spectrascope.cli.progress import OnProgress, follow_progress
-from spectrascope.errors import OptionError
-from spectrascope.records import BenchReport, ProbeOptions, Report
+from spectrascope.errors import LoadError, OptionError
+from spectrascope.records import BenchReport, DataInfo, LossName, ModelInfo, ProbeOptions, Report
 
 if TYPE_CHECKING:
-    from spectrascope.loading.datasets import LoadedData
+    from torch import Tensor
+
+    from spectrascope.inspection import Inspection
     from spectrascope.loading.loaded import LoadedModel
+    from spectrascope.workload import LossFunction, SampleSource, Workload
 
-__all__ = ["Target", "measure", "measure_bench", "spell_command"]
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What to measure, as named on the command line."""
-
-    model: str | None
-    arch: str | None
-    num_classes: int | None
-    dataset: str | None
-    data_root: Path | None
-    download: bool
-    image_size: int | None
+__all__ = ["look_at", "measure", "measure_bench", "spell_command"]
 
 
 def spell_command(arguments: Sequence[str]) -> str:
@@ -52,16 +42,18 @@ def measure(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
 
         imported = time.perf_counter()
         on_progress("import", 1, 1)
-        loaded, data = _load(target, options, on_progress)
+        subject = _load(target, options, on_progress)
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
         return run_probe(
-            loaded.model,
-            data.source,
+            subject.loaded.model,
+            subject.source,
+            subject.loss_fn,
             options=options,
-            model_info=loaded.info,
-            data_info=data.info,
+            model_info=subject.loaded.info,
+            data_info=subject.data_info,
             command=command,
             seconds=seconds,
+            notes=subject.notes,
             on_progress=on_progress,
         )
 
@@ -78,37 +70,146 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
         from spectrascope.bench import run_bench
 
         on_progress("import", 1, 1)
-        loaded, data = _load(target, options, on_progress)
+        subject = _load(target, options, on_progress)
         return run_bench(
-            loaded.model,
-            data.source,
+            subject.loaded.model,
+            subject.source,
+            subject.loss_fn,
             options=options,
-            model_info=loaded.info,
-            data_info=data.info,
+            model_info=subject.loaded.info,
+            data_info=subject.data_info,
             command=command,
             rounds=rounds,
             on_progress=on_progress,
         )
 
 
-def _load(target: Target, options: ProbeOptions, on_progress: OnProgress) -> tuple[LoadedModel, LoadedData]:
-    from spectrascope.loading.datasets import load_dataset
+def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:
+    """Read names and shapes, and say what would be measured.
+
+    Raises:
+        SpectrascopeError: something cannot be read.
+    """
+    with follow_progress(quiet=quiet) as on_progress:
+        on_progress("import", 0, 1)
+        from spectrascope.inspector import inspect_headers, inspect_model
+
+        on_progress("import", 1, 1)
+        on_progress("load", 0, 1)
+        try:
+            loaded = _load_model(target, options, headers_only=True)
+        except LoadError as error:
+            tensors = _tensors_of(target)
+            if tensors is None:
+                raise
+            content, info = tensors
+            why = f"the network is not known: {error}"
+            found = inspect_headers(content, why, options=options, model_info=info, command=command)
+        else:
+            subject = _subject(target, options, loaded, shapes_only=True)
+            found = inspect_model(
+                loaded.model,
+                subject.source,
+                subject.loss_fn,
+                options=options,
+                model_info=loaded.info,
+                command=command,
+                notes=subject.notes,
+            )
+        on_progress("load", 1, 1)
+        return found
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network with its samples and loss."""
+
+    loaded: LoadedModel
+    source: SampleSource
+    data_info: DataInfo
+    loss_fn: LossFunction
+    notes: tuple[str, ...]
+
+
+def _load(target: Target, options: ProbeOptions, on_progress: OnProgress) -> _Subject:
+    on_progress("load", 0, 2)
+    loaded = _load_model(target, options, headers_only=False)
+    on_progress("load", 1, 2)
+    subject = _subject(target, options, loaded)
+    on_progress("load", 2, 2)
+    return subject
+
+
+def _load_model(target: Target, options: ProbeOptions, *, headers_only: bool) -> LoadedModel:
     from spectrascope.loading.target import load_model
 
-    on_progress("load", 0, 2)
-    loaded = load_model(target.model, arch=target.arch, num_classes=target.num_classes, seed=options.seed)
-    on_progress("load", 1, 2)
+    return load_model(
+        target.model,
+        arch=target.arch,
+        base=target.base,
+        num_classes=target.num_classes,
+        seed=options.seed,
+        trust_remote_code=target.trust_remote_code,
+        headers_only=headers_only,
+    )
+
+
+def _subject(target: Target, options: ProbeOptions, loaded: LoadedModel, *, shapes_only: bool = False) -> _Subject:
+    from spectrascope.loading.datasets import load_dataset
+    from spectrascope.losses import make_loss
+
+    if loaded.workload is not None and target.dataset is None:
+        return _own_subject(target, options, loaded, loaded.workload)
+    loss_fn = make_loss(target.loss, task=loaded.info.task, label_smoothing=target.label_smoothing)
     data = load_dataset(
-        target.dataset,
+        "synthetic" if shapes_only else target.dataset,
         loaded,
-        num_samples=options.num_samples,
+        num_samples=3 if shapes_only else options.num_samples,
         seed=options.seed,
         data_root=target.data_root,
         download=target.download,
         image_size=target.image_size,
+        block_size=target.block_size,
+        balanced=target.balanced and not shapes_only,
+        skip_bad=target.skip_bad,
+        loss=target.loss,
     )
-    on_progress("load", 2, 2)
-    return loaded, data
+    return _Subject(loaded, data.source, data.info, loss_fn, data.notes)
+
+
+def _own_subject(target: Target, options: ProbeOptions, loaded: LoadedModel, own: Workload) -> _Subject:
+    from spectrascope.api import describe_source
+    from spectrascope.measure.selfcheck import FirstSamples
+
+    if target.loss is not LossName.AUTO or target.label_smoothing:
+        raise OptionError("--loss goes with --dataset: the factory brings a loss of its own")
+    source = own.source if own.source.n <= options.num_samples else FirstSamples(own.source, options.num_samples)
+    return _Subject(loaded, source, describe_source(source), own.loss_fn, ())
+
+
+def _tensors_of(target: Target) -> tuple[dict[str, Tensor], ModelInfo] | None:
+    """Names and shapes of a checkpoint, ``None`` where the model string names none or something else is wrong."""
+    from pathlib import Path
+
+    from spectrascope.loading.checkpoint import read_checkpoint
+
+    if target.model is None or target.arch is not None or not Path(target.model.partition("::")[0]).exists():
+        return None
+    try:
+        checkpoint = read_checkpoint(target.model, headers_only=True)
+    except LoadError:
+        return None
+    tensors = dict(checkpoint.state_dict)
+    info = ModelInfo(
+        id=Path(target.model).name,
+        architecture="unknown",
+        source="checkpoint",
+        path=str(checkpoint.path),
+        sha256=checkpoint.sha256,
+        weights="checkpoint",
+        n_parameters=sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point()),
+    )
+    return tensors, info
 
 
 def _require_window(options: ProbeOptions) -> None:

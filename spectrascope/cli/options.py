@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from spectrascope.errors import OptionError
-from spectrascope.records import EngineName
+from spectrascope.records import EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
 
@@ -19,6 +19,9 @@ __all__ = [
     "MEASUREMENT",
     "RESULT",
     "Arch",
+    "Balanced",
+    "Base",
+    "BlockSize",
     "DataRoot",
     "Dataset",
     "Device",
@@ -30,7 +33,9 @@ __all__ = [
     "Groups",
     "ImageSize",
     "Json",
+    "LabelSmoothing",
     "Layers",
+    "Loss",
     "MicroBatch",
     "MinRank",
     "Model",
@@ -40,8 +45,11 @@ __all__ = [
     "Precision",
     "Quiet",
     "Seed",
+    "SkipBad",
     "SortOption",
+    "SplitFused",
     "TopK",
+    "TrustRemoteCode",
     "choose_format",
     "parse_device",
     "parse_micro_batch",
@@ -98,9 +106,10 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="A checkpoint file (.pt .pth .th .safetensors), a built-in name (digits-cnn, cifar-resnet20, "
-        "…), a torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), or package.module:factory. "
-        "Without it, the embedded digits-cnn.",
+        help="A checkpoint (.pt .pth .th .safetensors, FILE::key for a place in it, an index or folder of shards), a "
+        "torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), hf:org/name[@revision] or a folder of "
+        "that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn, cifar-resnet20, …), or a factory "
+        "(package.module:function, file.py:function). Without it, the embedded digits-cnn.",
     ),
 ]
 Arch = Annotated[
@@ -111,6 +120,21 @@ Arch = Annotated[
         help="Architecture of a checkpoint: a name, package.module:factory or file.py:factory. "
         "Recognised from keys and shapes if not given.",
         rich_help_panel=INPUT,
+    ),
+]
+Base = Annotated[
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        show_default=False,
+        help="Network a PEFT adapter was trained on, if not the one it names.",
+        rich_help_panel=INPUT,
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with a Hugging Face model.", rich_help_panel=INPUT
     ),
 ]
 NumClasses = Annotated[
@@ -124,8 +148,9 @@ Dataset = Annotated[
     typer.Option(
         metavar="DATA",
         show_default=False,
-        help="digits, folder:PATH (one folder per class), cifar10, cifar100 or synthetic. "
-        "The one the network implies if not given.",
+        help="digits, cifar10, cifar100, tiny-imagenet, imagenet, folder:PATH (one folder per class), npz:FILE or "
+        "pt:FILE (arrays x and y), text:FILE, hf:NAME[:CONFIG][:SPLIT] or synthetic. The one the network implies "
+        "if not given.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -152,6 +177,22 @@ ImageSize = Annotated[
         rich_help_panel=INPUT,
     ),
 ]
+BlockSize = Annotated[
+    int | None,
+    typer.Option(min=2, metavar="TOKENS", show_default=False, help="Tokens per sample of text.", rich_help_panel=INPUT),
+]
+Balanced = Annotated[bool, typer.Option("--balanced", help="As many samples of each class.", rich_help_panel=INPUT)]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave unreadable samples out instead of failing.", rich_help_panel=INPUT),
+]
+Loss = Annotated[
+    LossName, typer.Option(help="What is differentiated; auto goes by the network's task.", rich_help_panel=INPUT)
+]
+LabelSmoothing = Annotated[
+    float,
+    typer.Option(min=0.0, max=1.0, metavar="X", help="Of cross-entropy, as in training.", rich_help_panel=INPUT),
+]
 NumSamples = Annotated[int, typer.Option(min=1, metavar="N", help="Samples in the fixed batch.", rich_help_panel=INPUT)]
 TopK = Annotated[
     int, typer.Option(min=1, metavar="K", help="Leading gradient directions per layer.", rich_help_panel=MEASUREMENT)
@@ -174,6 +215,14 @@ Exclude = Annotated[
         metavar="GLOB",
         show_default=False,
         help="Not parameters whose name matches; repeatable.",
+        rich_help_panel=MEASUREMENT,
+    ),
+]
+SplitFused = Annotated[
+    bool,
+    typer.Option(
+        "--split-fused/--no-split-fused",
+        help="Fused q, k and v as three rows, where their layout is known.",
         rich_help_panel=MEASUREMENT,
     ),
 ]

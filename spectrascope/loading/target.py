@@ -3,277 +3,242 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
 from spectrascope.loading import torchvision_models
-from spectrascope.loading.architectures import Architecture, find_architecture
-from spectrascope.loading.checkpoint import (
-    SUFFIXES,
-    Checkpoint,
-    file_sha256,
-    read_checkpoint,
-    require_finite,
-)
+from spectrascope.loading.architectures import find_architecture
+from spectrascope.loading.checkpoint import SUFFIXES, Checkpoint, read_checkpoint
+from spectrascope.loading.factories import Factory, Made, find_factory, is_factory
+from spectrascope.loading.finish import finish, finish_factory
+from spectrascope.loading.fitting import fill, fill_architecture, fill_factory
+from spectrascope.loading.hints import named_architecture
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.loading.recognise import key_variants, recognise
-from spectrascope.loading.skeleton import Difference, Skeleton, build_skeleton, compare, skeleton_of
-from spectrascope.records import Missing, ModelInfo
+from spectrascope.loading.published_models import load_timm, load_torchvision
+from spectrascope.loading.recognise import Recognised, recognise
+from spectrascope.loading.skeleton import build_skeleton
+from spectrascope.loading.zoo import ZOO
 
 __all__ = ["load_model"]
 
 EMBEDDED = "digits-cnn"
+Built = TypeVar("Built")
 
 
 def load_model(
     spec: str | None,
     *,
     arch: str | None = None,
+    base: str | None = None,
     num_classes: int | None = None,
     seed: int = 0,
     allow_download: bool = True,
+    trust_remote_code: bool = False,
+    headers_only: bool = False,
 ) -> LoadedModel:
     """Load what a model string names. Weights are never random unless ``@none`` asks for it.
 
     Args:
-        spec: ``None`` or ``digits-cnn`` for the embedded network; a checkpoint file; ``NAME@none`` for random
-            weights; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``; ``package.module:factory`` or
-            ``file.py:factory``, called for a network that brings its own weights.
-        arch: architecture of a checkpoint file (a name or a factory); recognised from its keys when ``None``.
+        spec: ``None`` or ``digits-cnn`` for the embedded network; a checkpoint file, or ``FILE::dotted.key`` for a
+            place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter; ``hf:org/name``;
+            ``NAME@none`` for random weights; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``; ``timm:NAME`` or
+            ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a network that brings its
+            own weights, perhaps with its loss and data.
+        arch: architecture of a checkpoint (a name or a factory); recognised from its keys when ``None``.
+        base: network that a PEFT adapter was trained on; the one it names itself when ``None``.
         num_classes: number of outputs, where it is not the usual one; must agree with a file's.
         seed: of random weights. The caller's random state is left as found.
-        allow_download: fetch torchvision's published weights where they are not cached.
+        allow_download: fetch published weights where they are not cached.
+        trust_remote_code: run Python code that came with a Hugging Face model.
+        headers_only: read names and shapes, not tensors; parameters are on the meta device, except a factory's own.
 
     Raises:
         LoadError: unknown name, unreadable file, keys or shapes that do not fit, a failing factory, weights
-            that are neither cached nor downloadable.
+            that are neither cached nor downloadable, options that do not go together.
         NonFiniteError: a weight is NaN or infinite.
     """
-    if spec is None:
-        spec = EMBEDDED
+    spec = EMBEDDED if spec is None else spec
+    foreign = _huggingface_part(spec, arch, base)
+    if foreign is None:
+        if base is not None:
+            raise LoadError(f"--base goes with a PEFT adapter, but {spec!r} is none; drop --base")
+        if trust_remote_code:
+            raise LoadError(f"--trust-remote-code goes with a Hugging Face model, but {spec!r} is none; drop it")
+    else:
+        if arch is not None:
+            raise LoadError(f"--arch goes with a checkpoint file, but {spec!r} says itself what it is; drop --arch")
+        return _load_foreign(
+            spec, foreign, base, num_classes=num_classes, allow_download=allow_download,
+            trust_remote_code=trust_remote_code, headers_only=headers_only,
+        )  # fmt: skip
     if _is_file_spec(spec):
-        return _load_checkpoint(spec, arch, num_classes, seed)
+        return _load_checkpoint(spec, arch, num_classes, seed, headers_only)
     if arch is not None:
         raise LoadError(f"--arch goes with a checkpoint file, but {spec!r} is a name; pass a file or drop --arch")
     if spec == EMBEDDED:
-        return _load_embedded(num_classes)
+        return _load_embedded(num_classes, headers_only)
     name, at, which = spec.rpartition("@")
-    architecture = find_architecture(name if at else spec)
-    if architecture.source == "factory":
+    name = name if at else spec
+    if is_factory(name):
         if at:
             raise LoadError(f"{spec}: a factory brings its own weights; drop @{which}")
-        return _finish(
-            spec,
-            architecture,
-            _build(architecture, num_classes, seed),
-            num_classes,
-            weights="from the factory",
-        )
+        factory = find_factory(spec)
+        return finish_factory(spec, factory.name, _seeded(factory, seed)(num_classes), num_classes)
+    if name.startswith("timm:") and not at:
+        name, _, which = name.partition(".")  # timm's own spelling of NAME@TAG
+    architecture = find_architecture(name)
     if at and which == "none":
-        network = _build(architecture, num_classes, seed)
-        return _finish(spec, architecture, network, num_classes, weights=f"random (seed {seed})")
+        build = partial(architecture.build, num_classes)
+        network = build_skeleton(build) if headers_only else _with_seed(build, seed)
+        return finish(spec, architecture, network, num_classes, weights=f"random (seed {seed})")
     if architecture.source == "torchvision":
-        return _load_published(spec, architecture, which if at else None, num_classes, allow_download)
+        return load_torchvision(
+            spec, architecture, which if at else None, num_classes=num_classes, allow_download=allow_download,
+            headers_only=headers_only,
+        )  # fmt: skip
+    if architecture.source == "timm":
+        return load_timm(
+            spec, architecture, which or None, num_classes=num_classes, allow_download=allow_download,
+            headers_only=headers_only,
+        )  # fmt: skip
     raise LoadError(
         f"{spec}: built-in networks other than {EMBEDDED} have no weights of their own; pass a checkpoint "
         f"with --arch {architecture.name}, or {architecture.name}@none for random weights"
     )
 
 
+def _huggingface_part(spec: str, arch: str | None, base: str | None) -> str | None:
+    """Whether Hugging Face's libraries load this: ``"adapter"``, ``"model"``, or ``None``."""
+    if spec.startswith("hf:"):
+        return "adapter" if base is not None else "model"
+    path = Path(spec.partition("::")[0])
+    if not path.exists():
+        return None
+    from spectrascope.loading.adapters import is_adapter_directory
+    from spectrascope.loading.huggingface import is_huggingface_directory
+
+    if path.is_dir():
+        if not _is_file_spec(spec):
+            return None
+        if is_adapter_directory(path):
+            return "adapter"
+        return "model" if arch is None and is_huggingface_directory(path) else None
+    if path.name.startswith("adapter_model.") and is_adapter_directory(path.parent):
+        return "adapter"
+    if arch is None and "::" not in spec and _is_file_spec(spec) and is_huggingface_directory(path.parent):
+        try:
+            recognise(read_checkpoint(path, headers_only=True).state_dict, timm=False)
+        except LoadError:
+            return "model"
+    return None
+
+
+def _load_foreign(
+    spec: str,
+    part: str,
+    base: str | None,
+    *,
+    num_classes: int | None,
+    allow_download: bool,
+    trust_remote_code: bool,
+    headers_only: bool,
+) -> LoadedModel:
+    from spectrascope.loading.adapters import load_adapter
+    from spectrascope.loading.huggingface import load_huggingface
+
+    load = partial(load_adapter, base=base) if part == "adapter" else load_huggingface
+    if part == "model" and base is not None:
+        raise LoadError(f"--base goes with a PEFT adapter, but {spec!r} is a whole model; drop --base")
+    return load(
+        spec, num_classes=num_classes, allow_download=allow_download, trust_remote_code=trust_remote_code,
+        headers_only=headers_only,
+    )  # fmt: skip
+
+
 def _is_file_spec(spec: str) -> bool:
-    path = Path(spec)
+    file = spec.partition("::")[0]
+    path = Path(file)
     if path.suffix == ".py":
         raise LoadError(
-            f"{spec} is Python source; expected {spec}:factory, naming the function that returns the network"
+            f"{spec} is Python source; expected {file}:factory, naming the function that returns the network"
         )
-    # A directory counts only when written as a path, so that one called "resnet50" does not hide the network.
+    if spec.startswith(("hf:", "timm:")) or ".py:" in spec:
+        return False
     separators = {"/", os.sep}
-    written_as_path = any(s in spec for s in separators) and ".py:" not in spec
-    return path.is_file() or path.suffix.lower() in SUFFIXES or written_as_path
+    written_as_path = any(s in file for s in separators) or "::" in spec
+    if path.is_file() or path.suffix.lower() in SUFFIXES or written_as_path:
+        return True
+    # A folder called "resnet50" does not hide the network; "./resnet50" is the folder.
+    return path.is_dir() and spec not in ZOO and spec not in torchvision_models.list_names()
 
 
-def _load_checkpoint(spec: str, arch: str | None, num_classes: int | None, seed: int) -> LoadedModel:
-    checkpoint = read_checkpoint(spec)
-    if arch is None:
+def _read(path: str | Path, headers_only: bool) -> Checkpoint:
+    return read_checkpoint(path, headers_only=True) if headers_only else read_checkpoint(path)
+
+
+def _load_checkpoint(
+    spec: str, arch: str | None, num_classes: int | None, seed: int, headers_only: bool
+) -> LoadedModel:
+    factory = find_factory(arch) if arch is not None and is_factory(arch) else None
+    architecture = find_architecture(arch) if arch is not None and factory is None else None
+    checkpoint = _read(spec, headers_only)
+    if factory is not None:
+        filled = fill_factory(spec, factory, _seeded(factory, seed), checkpoint.state_dict, num_classes)
+        weights = _describe(checkpoint, filled.reading.note)
+        return finish_factory(spec, factory.name, filled.made, num_classes, weights=weights, checkpoint=checkpoint)
+    if architecture is not None:
+        filled = fill_architecture(spec, architecture, checkpoint.state_dict)
+        network, note, found = filled.made.network, filled.reading.note, filled.num_classes
+    else:
         try:
-            recognised = recognise(checkpoint.state_dict)
+            recognised = recognise(checkpoint.state_dict, hint=named_architecture(spec, checkpoint.metadata))
         except LoadError as error:
             raise LoadError(f"{spec}: {error}") from None
-        architecture, found = find_architecture(recognised.architecture), recognised.num_classes
-        network = _fill(build_skeleton(recognised.build), recognised.state_dict)
-    elif (architecture := find_architecture(arch)).source == "factory":
-        network = _fill_factory(spec, architecture, checkpoint, num_classes, seed)
-        return _finish(spec, architecture, network, num_classes, weights=_describe(checkpoint), checkpoint=checkpoint)
-    else:
-        skeleton = skeleton_of(lambda n: architecture.build(None if arch.startswith("mlp:") else n))
-        state_dict, count = _fitting_variant(spec, architecture, skeleton, checkpoint)
-        found = count if count is not None else next(reversed(skeleton.shapes.values()))[0]
-        network = _fill(build_skeleton(lambda: architecture.build(found)), state_dict)
+        architecture = find_architecture(recognised.architecture)
+        network = fill(recognised.build, recognised.state_dict)
+        note, found = _note(recognised), recognised.num_classes
     if num_classes not in (None, found):
         raise LoadError(
             f"{spec} has {found} outputs, but {num_classes} classes were asked for; drop --num-classes or "
             f"pass a checkpoint trained on {num_classes} classes"
         )
-    return _finish(spec, architecture, network, found, weights=_describe(checkpoint), checkpoint=checkpoint)
+    return finish(spec, architecture, network, found, weights=_describe(checkpoint, note), checkpoint=checkpoint)
 
 
-def _describe(checkpoint: Checkpoint) -> str:
+def _note(recognised: Recognised) -> str:
+    same = f"the same network as {', '.join(recognised.same)}" if recognised.same else ""
+    return "; ".join(part for part in (recognised.reading.note, same) if part)
+
+
+def _describe(checkpoint: Checkpoint, note: str) -> str:
     other = ", ".join(checkpoint.narrow_dtypes)
-    return f"checkpoint ({other}, converted to float32)" if other else "checkpoint"
+    converted = f"{other}, converted to float32" if other else ""
+    details = "; ".join(part for part in (converted, note) if part)
+    return f"checkpoint ({details})" if details else "checkpoint"
 
 
-def _fitting_variant(
-    spec: str, architecture: Architecture, skeleton: Skeleton, checkpoint: Checkpoint
-) -> tuple[dict[str, Tensor], int | None]:
-    """Find the reading of the file's keys that fits; refuse with the smallest difference where none does."""
-    best: Difference | None = None
-    for variant in key_variants(checkpoint.state_dict):
-        count, difference = compare(skeleton, {key: tuple(value.shape) for key, value in variant.items()})
-        if difference.size == 0:
-            return variant, count
-        if best is None or difference.size < best.size:
-            best = difference
-    tensors = checkpoint.state_dict.values()
-    in_order = [tuple(tensor.shape) for tensor in tensors] == list(skeleton.shapes.values())
-    if architecture.name.startswith("mlp:") and in_order:
-        # Whoever names the widths has said what the network is; only the names of its layers differ.
-        return dict(zip(skeleton.shapes, tensors, strict=True)), None
-    raise LoadError(
-        f"{spec} does not fit {architecture.name}: {best}; pass the architecture it was trained with, or "
-        f"drop --arch to have it recognised"
-    )
-
-
-def _fill(skeleton: nn.Module, state_dict: dict[str, Tensor]) -> nn.Module:
-    """Put a file's tensors, which fit, into a network built without storage."""
-    tensors = {
-        key: value.to(torch.float32) if value.is_floating_point() else value for key, value in state_dict.items()
-    }
-    skeleton.load_state_dict(tensors, strict=False, assign=True)
-    left = [name for name, p in skeleton.named_parameters() if p.is_meta]
-    if left:
-        raise LoadError(f"{len(left)} parameters got no weights from the file ({', '.join(left[:3])})")
-    return torchvision_models.without_auxiliary_heads(skeleton)
-
-
-def _fill_factory(
-    spec: str, architecture: Architecture, checkpoint: Checkpoint, num_classes: int | None, seed: int
-) -> nn.Module:
-    """Load a file into a user's own network, by copying, which keeps its tied parameters tied."""
-    weights = [value for value in checkpoint.state_dict.values() if value.ndim >= 2]
-    guesses = [num_classes]
-    if num_classes is None and architecture.takes_num_classes and weights:
-        # The last matrix of a file is nearly always the head; wrong guesses do not fit and are not used.
-        guesses = [int(weights[-1].shape[0]), None]
-    refusal: LoadError | None = None
-    for guess in guesses:
-        try:
-            network = _build(architecture, guess, seed)
-            shapes = {key: tuple(value.shape) for key, value in network.state_dict().items()}
-            optional = frozenset(key for key in shapes if key.endswith("num_batches_tracked"))
-            state_dict, _ = _fitting_variant(spec, architecture, Skeleton(shapes, {}, optional), checkpoint)
-        except LoadError as error:
-            refusal = error
-            continue
-        network.load_state_dict({key: value for key, value in state_dict.items() if key in shapes}, strict=False)
-        return network
-    assert refusal is not None
-    raise refusal
-
-
-def _load_embedded(num_classes: int | None) -> LoadedModel:
+def _load_embedded(num_classes: int | None, headers_only: bool) -> LoadedModel:
     if num_classes not in (None, 10):
         raise LoadError(f"{EMBEDDED} has 10 outputs, not {num_classes}; use {EMBEDDED}@none or drop --num-classes")
     architecture = find_architecture(EMBEDDED)
     with resources.as_file(resources.files("spectrascope.data").joinpath("digits_cnn.safetensors")) as path:
-        checkpoint = read_checkpoint(path)
-    network = _fill(build_skeleton(lambda: architecture.build(10)), checkpoint.state_dict)
-    return _finish(EMBEDDED, architecture, network, 10, weights="embedded", checkpoint=checkpoint)
+        checkpoint = _read(path, headers_only)
+    network = fill(lambda: architecture.build(10), checkpoint.state_dict)
+    return finish(EMBEDDED, architecture, network, 10, weights="embedded", checkpoint=checkpoint)
 
 
-def _load_published(
-    spec: str, architecture: Architecture, which: str | None, num_classes: int | None, allow_download: bool
-) -> LoadedModel:
-    entry = torchvision_models.find_weights(architecture.name, which)
-    categories = tuple(entry.meta["categories"])
-    if num_classes not in (None, len(categories)):
-        raise LoadError(
-            f"{spec}: the published weights have {len(categories)} outputs, not {num_classes}; use "
-            f"{architecture.name}@none or pass a checkpoint trained on {num_classes} classes"
-        )
-    network, file = torchvision_models.fetch_weights(architecture.name, entry, allow_download=allow_download)
-    network = torchvision_models.without_auxiliary_heads(network).eval().float()
-    require_finite(network.state_dict(), spec)
-    return LoadedModel(
-        network,
-        ModelInfo(
-            id=spec, architecture=architecture.name, source="torchvision", path=str(file),
-            sha256=file_sha256(file), weights=str(entry.name), n_parameters=_count(network),
-        ),
-        torchvision_models.preprocessing_of(architecture.name, entry),
-        categories,
-        None,
-        len(categories),
-    )  # fmt: skip
-
-
-def _build(architecture: Architecture, num_classes: int | None, seed: int) -> nn.Module:
+def _with_seed(build: Callable[[], Built], seed: int) -> Built:
+    """Run a constructor from a fixed random state; the caller's is left as found."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would reseed CUDA too
-        return architecture.build(num_classes)
+        return build()
 
 
-def _count(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
-
-
-def _finish(
-    spec: str,
-    architecture: Architecture,
-    network: nn.Module,
-    num_classes: int | None,
-    *,
-    weights: str,
-    checkpoint: Checkpoint | None = None,
-) -> LoadedModel:
-    network = torchvision_models.without_auxiliary_heads(network).to("cpu", torch.float32).eval()
-    if checkpoint is None:
-        require_finite(network.state_dict(), spec)
-    if num_classes is None and architecture.source != "factory":
-        num_classes = next(iter(reversed(list(network.parameters())))).shape[0]
-    embedded = weights == "embedded"
-    from_file = checkpoint is not None and not embedded
-    no_file = "shipped inside the package" if embedded else "no weights file"
-    info = ModelInfo(
-        id=Path(spec).name if from_file else spec,
-        architecture=architecture.name,
-        source="checkpoint" if from_file else architecture.source,
-        path=str(checkpoint.path) if checkpoint is not None and from_file else Missing(no_file),
-        sha256=checkpoint.sha256 if checkpoint is not None else Missing(no_file),
-        weights=weights,
-        n_parameters=_count(network),
-    )
-    class_names = architecture.class_names.get(num_classes) if num_classes is not None else None
-    return LoadedModel(
-        model=network,
-        info=info,
-        preprocessing=architecture.preprocessing or _guess_preprocessing(network),
-        class_names=class_names,
-        default_dataset=architecture.dataset if class_names is not None else None,
-        num_classes=num_classes,
-    )
-
-
-def _guess_preprocessing(network: nn.Module) -> Preprocessing:
-    """A user's own network: images at their own size, as many channels as its first convolution takes."""
-    channels = 3
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            channels = module.in_channels
-            break
-    return Preprocessing(size=None, channels=channels, note="the network does not say how its inputs are prepared")
+def _seeded(factory: Factory, seed: int) -> Callable[[int | None], Made]:
+    return lambda num_classes: _with_seed(partial(factory.make, num_classes), seed)

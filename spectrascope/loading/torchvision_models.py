@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Iterable
-from contextlib import redirect_stdout
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
+from math import isqrt
 from types import ModuleType
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from torch import nn
@@ -20,13 +18,17 @@ from spectrascope.loading.preprocessing import Preprocessing
 
 __all__ = [
     "FAMILIES",
+    "PLAIN",
+    "Variant",
     "build_model",
     "families_of",
-    "fetch_weights",
     "find_weights",
     "list_names",
     "names_in",
     "preprocessing_of",
+    "unlisted_names",
+    "variant_of",
+    "variants_of",
     "without_auxiliary_heads",
 ]
 
@@ -51,6 +53,21 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     r"vit_.*": ("class_token", "conv_proj.weight"),
 }
 _WITH_AUXILIARY = ("googlenet", "inception_v3")
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What else than its name and number of classes makes a model.
+
+    ``auxiliary`` keeps the extra training heads of GoogLeNet and Inception, which their files usually hold;
+    ``image_size`` is the side of a vision transformer's inputs, 224 when ``None``.
+    """
+
+    auxiliary: bool = True
+    image_size: int | None = None
+
+
+PLAIN = Variant()
 
 
 def _models() -> ModuleType:
@@ -91,16 +108,41 @@ def names_in(families: Iterable[str]) -> tuple[str, ...]:
     return tuple(name for name in list_names() if any(re.fullmatch(p, name) for p in families))
 
 
-def build_model(name: str, num_classes: int, *, auxiliary: bool = True) -> nn.Module:
+def unlisted_names() -> tuple[str, ...]:
+    """Names of models that belong to no family in ``FAMILIES``: those of a newer torchvision."""
+    return tuple(name for name in list_names() if not any(re.fullmatch(p, name) for p in FAMILIES))
+
+
+def variants_of(name: str, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Variant, ...]:
+    """The variants of a model that a file with these shapes may hold."""
+    if name in _WITH_AUXILIARY:
+        return PLAIN, Variant(auxiliary=False)
+    if name.startswith("vit_"):
+        positions, patches = shapes.get("encoder.pos_embedding", ()), shapes.get("conv_proj.weight", ())
+        if len(positions) == 3 and len(patches) == 4 and name.endswith(f"_{patches[-1]}"):
+            side = isqrt(max(positions[1] - 1, 0)) * patches[-1]  # one position more, for the class token
+            # Above 4096 pixels a damaged file, which is not worth building a network for.
+            return (PLAIN, Variant(image_size=side)) if side != 224 and 0 < side <= 4096 else (PLAIN,)
+    return (PLAIN,)
+
+
+def variant_of(name: str, entry: Any) -> Variant:
+    """The variant that published weights are for."""
+    crop: int = entry.transforms().crop_size[0]
+    return Variant(image_size=crop) if name.startswith("vit_") and crop != 224 else PLAIN
+
+
+def build_model(name: str, num_classes: int, variant: Variant = PLAIN) -> nn.Module:
     """Build a model with freshly initialised weights.
 
-    ``auxiliary`` keeps the extra training heads of GoogLeNet and Inception, which their files usually hold.
-    Both take inputs normalised for ImageNet and shift them themselves where they have its 1000 classes, as
-    their published weights expect.
+    GoogLeNet and Inception take inputs normalised for ImageNet and shift them themselves where they have its 1000
+    classes, as their published weights expect.
     """
     options: dict[str, Any] = {}
     if name in _WITH_AUXILIARY:
-        options = {"init_weights": False, "aux_logits": auxiliary, "transform_input": num_classes == 1000}
+        options = {"init_weights": False, "aux_logits": variant.auxiliary, "transform_input": num_classes == 1000}
+    if variant.image_size is not None:
+        options["image_size"] = variant.image_size
     model: nn.Module = _models().get_model(name, weights=None, num_classes=num_classes, **options)
     return model
 
@@ -119,7 +161,7 @@ def find_weights(name: str, which: str | None) -> Any:
     """Find a model's weights entry by name (``IMAGENET1K_V2``), the default one for ``None``.
 
     Raises:
-        LoadError: the model has no such weights.
+        LoadError: the model has no such weights, or they have no classifier.
     """
     models = _models()
     if which is None:
@@ -127,45 +169,25 @@ def find_weights(name: str, which: str | None) -> Any:
     names = [entry.name for entry in models.get_model_weights(name)]
     for entry in models.get_model_weights(name):
         if entry.name.casefold() == which.casefold():
+            if not entry.meta.get("categories"):
+                raise LoadError(f"{name}@{which}: these weights have no classifier; use {name}@{names[0]}")
             return entry
     raise LoadError(f"{name}@{which}: no such weights; expected {name}@ one of {', '.join([*names, 'none'])}")
 
 
-def fetch_weights(name: str, entry: Any, *, allow_download: bool) -> tuple[nn.Module, Path]:
-    """Load published weights from torch hub's cache, downloading them where they are not there yet.
+def preprocessing_of(name: str, entry: Any = None, image_size: int | None = None) -> Preprocessing:
+    """The evaluation preprocessing torchvision states for a model's weights, by default the best ones.
 
-    Returns:
-        The model and the cached file.
-
-    Raises:
-        LoadError: the file is not in the cache and cannot be downloaded, or is damaged.
+    ``image_size`` picks the weights for inputs of that side, where there are such.
     """
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
-    place = f"put {file.name} from {entry.url} into {file.parent}"
-    if not file.exists():
-        if not allow_download:
-            raise LoadError(f"{name}: weights {entry.name} are not on this machine and downloads are off; {place}")
-        try:
-            with redirect_stdout(sys.stderr):  # torch announces downloads on stdout, which is for data
-                entry.get_state_dict(progress=True, check_hash=True)
-        except Exception as error:  # URLError, HTTPError, timeouts, a full disk, a wrong hash
-            detail = " ".join(str(error).split())[:120]
-            raise LoadError(f"{name}: weights {entry.name} could not be downloaded ({detail}); {place}") from None
-    try:
-        model: nn.Module = _models().get_model(name, weights=entry)
-    except Exception as error:  # a damaged cache raises whatever its bytes provoke
-        raise LoadError(
-            f"{name}: the cached weights {file} cannot be read ({type(error).__name__}); delete the file "
-            f"and run again, or {place}"
-        ) from None
-    return model, file
-
-
-def preprocessing_of(name: str, entry: Any = None) -> Preprocessing:
-    """The evaluation preprocessing torchvision states for a model's weights, by default the best ones."""
-    entry = entry if entry is not None else find_weights(name, None)
+    if entry is None:
+        entry = find_weights(name, None)
+        for other in _models().get_model_weights(name):
+            if image_size is not None and other.transforms().crop_size[0] == image_size:
+                entry = other
+                break
     steps = entry.transforms()
-    return Preprocessing(
+    preprocessing = Preprocessing(
         size=None,
         mean=tuple(steps.mean),
         std=tuple(steps.std),
@@ -173,3 +195,6 @@ def preprocessing_of(name: str, entry: Any = None) -> Preprocessing:
         crop=steps.crop_size[0],
         interpolation=steps.interpolation.value,
     )
+    if image_size in (None, preprocessing.crop):
+        return preprocessing
+    return preprocessing.with_image_size(image_size)

@@ -12,6 +12,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from spectrascope.inspection import InspectedWeight, Inspection
 from spectrascope.records import (
     BenchReport,
     Interval,
@@ -26,7 +27,7 @@ from spectrascope.records import (
 from spectrascope.reports.codec import encode
 from spectrascope.reports.order import Sort, sort_layers
 
-__all__ = ["COLUMNS", "TRIANGLE_COLUMNS", "bench_to_csv", "report_to_csv", "triangle_to_csv"]
+__all__ = ["COLUMNS", "TRIANGLE_COLUMNS", "bench_to_csv", "inspection_to_csv", "report_to_csv", "triangle_to_csv"]
 
 _EXPONENTS = ("beta", "alpha_g", "alpha_h")
 _FIT_COLUMNS = (
@@ -111,6 +112,38 @@ def bench_to_csv(bench: BenchReport) -> str:
         if not isinstance(value, (dict, list)):
             record[key] = value
     return _write(tuple(record), [record])
+
+
+_INSPECTION_COLUMNS = (
+    "name", "kind", "role", "M", "N", "stored_shape", "tied_names", "frozen", "measured", "reason", "directions",
+    "engine", "engine_reason", "missing",
+)  # fmt: skip
+
+
+def inspection_to_csv(inspection: Inspection) -> str:
+    """Write a dry run as one row per parameter, vectors included."""
+    return _write(_INSPECTION_COLUMNS, (_inspected_values(row) for row in inspection.weights))
+
+
+def _inspected_values(row: InspectedWeight) -> dict[str, Any]:
+    info = row.info
+    unknown = row.measured and isinstance(row.engine, Missing)
+    return {
+        "name": info.name,
+        "kind": info.kind.value,
+        "role": info.role.value,
+        "M": info.shape[0],
+        "N": info.shape[1],
+        "stored_shape": "x".join(str(size) for size in info.stored_shape),
+        "tied_names": " ".join(info.tied_names),
+        "frozen": info.frozen,
+        "measured": row.measured,
+        "reason": row.reason,
+        "directions": row.directions,
+        "engine": "" if isinstance(row.engine, Missing) else row.engine.value,
+        "engine_reason": row.engine_reason,
+        "missing": f"engine: {row.engine.reason}" if unknown and isinstance(row.engine, Missing) else "",
+    }
 
 
 def _write(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:

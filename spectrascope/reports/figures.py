@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["format_count", "format_percent", "format_seconds"]
+__all__ = ["format_bytes", "format_count", "format_large", "format_percent", "format_seconds"]
 
 
 def format_count(n: int, noun: str) -> str:
@@ -33,3 +33,30 @@ def format_seconds(seconds: float) -> str:
     if seconds < 0.1:
         return f"{1000 * seconds:.3g} ms"
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.3g} s"
+
+
+def format_large(n: float) -> str:
+    """Write a large number with three digits and a prefix, for a unit to follow.
+
+    >>> format_large(8178368512), format_large(1.68e16), format_large(12)
+    ('8.18 G', '16.8 P', '12 ')
+    """
+    for prefix in ("", "k", "M", "G", "T", "P", "E", "Z"):
+        if n < 999.5:
+            return f"{n:.3g} {prefix}"
+        n /= 1000
+    return f"{n:.3g} Y"
+
+
+def format_bytes(n: int) -> str:
+    """Write a number of bytes, in units of 1024.
+
+    >>> format_bytes(523685972), format_bytes(133072445952)
+    ('499 MiB', '124 GiB')
+    """
+    size = float(n)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"

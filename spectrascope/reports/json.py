@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from spectrascope.errors import ReportFormatError
+from spectrascope.inspection import Inspection
 from spectrascope.records import (
     SCHEMA_VERSION,
     BenchReport,
@@ -25,7 +26,7 @@ from spectrascope.records import (
 from spectrascope.reports.codec import decode, encode, require_key, require_object
 from spectrascope.reports.layer_json import decode_layer, encode_layer
 
-__all__ = ["bench_to_json", "dump_json", "report_from_json", "report_to_json"]
+__all__ = ["dump_json", "record_to_json", "report_from_json", "report_to_json"]
 
 _PARTS = {"provenance": Provenance, "options": ProbeOptions, "summary": Summary}
 
@@ -47,13 +48,13 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def bench_to_json(bench: BenchReport) -> str:
-    """Write a benchmark as strict, indented JSON, ``schema_version`` first.
+def record_to_json(record: BenchReport | Inspection) -> str:
+    """Write a benchmark or a dry run as strict, indented JSON, ``schema_version`` first.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the field.
     """
-    document = encode(bench)
+    document = encode(record)
     return dump_json({"schema_version": document.pop("schema_version"), **document})
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from spectrascope.inspection import Inspection
 from spectrascope.records import BenchReport, Report
 from spectrascope.reports.order import Sort
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Format", "View", "render", "render_bench"]
+__all__ = ["Format", "View", "render", "render_bench", "render_inspection"]
 
 
 class Format(str, Enum):
@@ -77,9 +78,9 @@ def render_bench(bench: BenchReport, format: Format, *, width: int | None = None
         NonFiniteError: JSON of a benchmark with a number that is NaN or infinite.
     """
     if format is Format.JSON:
-        from spectrascope.reports.json import bench_to_json
+        from spectrascope.reports.json import record_to_json
 
-        return bench_to_json(bench)
+        return record_to_json(bench)
     if format is Format.CSV:
         from spectrascope.reports.csv import bench_to_csv
 
@@ -91,3 +92,24 @@ def render_bench(bench: BenchReport, format: Format, *, width: int | None = None
     from spectrascope.reports.table import bench_table
 
     return bench_table(bench, width=width)
+
+
+def render_inspection(inspection: Inspection, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give a dry run the form asked for."""
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(inspection)
+    if format is Format.CSV:
+        from spectrascope.reports.csv import inspection_to_csv
+
+        return inspection_to_csv(inspection)
+    from spectrascope.reports.inspection_view import build_inspection
+
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import document_markdown
+
+        return document_markdown(build_inspection(inspection))
+    from spectrascope.reports.table import document_table
+
+    return document_table(build_inspection(inspection), width=width)

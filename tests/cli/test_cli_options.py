@@ -7,27 +7,52 @@ import pytest
 from cli_fixtures import calls, report, saved  # noqa: F401
 
 from spectrascope.cli import main
-from spectrascope.records import EngineName, ProbeOptions
+from spectrascope.losses import CrossEntropy
+from spectrascope.records import EngineName, LossName, ProbeOptions
 
 ALL = [
     *("--arch", "resnet20", "--num-classes", "10", "--dataset", "folder:x", "--data-root", "/d", "--download"),
+    *("--base", "b", "--trust-remote-code", "--block-size", "9", "--balanced", "--skip-bad", "--no-split-fused"),
+    *("--loss", "cross-entropy", "--label-smoothing", "0.1"),
     *("--image-size", "32", "--num-samples", "64", "--top-k", "7", "--layers", "conv*"),
     *("--layers", "fc*", "--exclude", "*.bias", "--engine", "double-backprop", "--device", "cuda:1"),
     *("--dtype", "float64", "--micro-batch", "16", "--seed", "3", "-q"),
 ]
 
 
-def test_defaults(calls) -> None:
+def test_defaults(calls, report) -> None:
     assert main(["probe", "-q"]) == 0
-    assert calls.seen["load_model"] == ((None,), {"arch": None, "num_classes": None, "seed": 0})
+    assert calls.seen["load_model"] == (
+        (None,),
+        {
+            "arch": None,
+            "base": None,
+            "num_classes": None,
+            "seed": 0,
+            "trust_remote_code": False,
+            "headers_only": False,
+        },
+    )
     (spec, loaded), options = calls.seen["load_dataset"]
     assert spec is None
     assert loaded.model == "model"
-    assert options == {"num_samples": 2048, "seed": 0, "data_root": None, "download": False, "image_size": None}
+    assert options == {
+        "num_samples": 2048,
+        "seed": 0,
+        "data_root": None,
+        "download": False,
+        "image_size": None,
+        "block_size": None,
+        "balanced": False,
+        "skip_bad": False,
+        "loss": LossName.AUTO,
+    }
     arguments, options = calls.seen["run_probe"]
-    assert arguments == ("model", "source")
+    assert arguments[:2] == ("model", "source")
+    assert arguments[2] == CrossEntropy()
     assert options["options"] == ProbeOptions()
-    assert options["model_info"] == "model info"
+    assert options["model_info"] == report.provenance.model
+    assert options["notes"] == ("a note",)
     assert options["data_info"] == "data info"
     assert options["command"] == "spectrascope probe -q"
     assert set(options["seconds"]) == {"import", "load"}
@@ -37,7 +62,17 @@ def test_defaults(calls) -> None:
 def test_every_option_arrives(calls, command: str) -> None:
     own = [] if command == "bench" else ["--min-rank", "2", "--groups", "8"]
     assert main([command, "my net.pt", *ALL, *own]) == 0
-    assert calls.seen["load_model"] == (("my net.pt",), {"arch": "resnet20", "num_classes": 10, "seed": 3})
+    assert calls.seen["load_model"] == (
+        ("my net.pt",),
+        {
+            "arch": "resnet20",
+            "base": "b",
+            "num_classes": 10,
+            "seed": 3,
+            "trust_remote_code": True,
+            "headers_only": False,
+        },
+    )
     assert calls.seen["load_dataset"][0][0] == "folder:x"
     assert calls.seen["load_dataset"][1] == {
         "num_samples": 64,
@@ -45,8 +80,13 @@ def test_every_option_arrives(calls, command: str) -> None:
         "data_root": Path("/d"),
         "download": True,
         "image_size": 32,
+        "block_size": 9,
+        "balanced": True,
+        "skip_bad": True,
+        "loss": LossName.CROSS_ENTROPY,
     }
-    measured = calls.seen["run_bench" if command == "bench" else "run_probe"][1]
+    arguments, measured = calls.seen["run_bench" if command == "bench" else "run_probe"]
+    assert arguments[2] == CrossEntropy(0.1)
     assert measured["options"] == ProbeOptions(
         num_samples=64,
         top_k=7,
@@ -59,6 +99,7 @@ def test_every_option_arrives(calls, command: str) -> None:
         micro_batch=16,
         seed=3,
         groups=8 if own else 16,
+        split_fused=False,
     )
     assert measured["command"].startswith(f"spectrascope {command} 'my net.pt' --arch resnet20")
 

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from spectrascope.errors import DataError
-from spectrascope.loading import datasets
+from spectrascope.loading import images
 from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.images import FileImages, StoredImages, to_pixels
+from spectrascope.loading.folders import number_classes
+from spectrascope.loading.images import DecodedImages, StoredImages, to_pixels
 from spectrascope.loading.labels import CIFAR10
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.preprocessing import Preprocessing
@@ -136,7 +137,7 @@ def test_sorted_order_is_said_to_be_a_guess(cifar_net: LoadedModel, tmp_path: Pa
 def test_numbered_folders_are_not_sorted_as_text(cifar_net: LoadedModel, tmp_path: Path) -> None:
     root = write_images(tmp_path, [str(i) for i in range(12)], 1)
     data = load_dataset(f"folder:{root}", nameless(cifar_net, 12), num_samples=99, seed=0)
-    numbers, _ = datasets._number_classes(root, [str(i) for i in range(12)], nameless(cifar_net, 12))
+    numbers, _ = number_classes("folder:x", [str(i) for i in range(12)], nameless(cifar_net, 12))
     assert numbers["10"] == 10
     assert data.info.label_order == "folder names are the class numbers"
 
@@ -151,6 +152,17 @@ def test_class_counts_that_differ(cifar_net: LoadedModel, tmp_path: Path) -> Non
     two = write_images(tmp_path / "two", ["car", "automobile"], 1)
     with pytest.raises(DataError, match="two folders name the same class"):
         load_dataset(f"folder:{two}", cifar_net, num_samples=9, seed=0)
+
+
+def test_folders_that_cannot_be_listed(cifar_net: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    with pytest.raises(DataError, match=r"no such folder|cannot be read"):
+        load_dataset(f"folder:{'x' * 5000}", cifar_net, num_samples=9, seed=0)
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); expected files that may be read"):
+        load_dataset(f"folder:{tmp_path}", cifar_net, num_samples=9, seed=0)
 
 
 def test_missing_and_empty_folders(cifar_net: LoadedModel, tmp_path: Path) -> None:
@@ -168,7 +180,7 @@ def test_missing_and_empty_folders(cifar_net: LoadedModel, tmp_path: Path) -> No
 def test_unreadable_images_are_counted_and_named(
     cifar_net: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep: int
 ) -> None:
-    monkeypatch.setattr(datasets, "_KEEP_BYTES", keep)
+    monkeypatch.setattr(images, "KEEP_BYTES", keep)
     root = write_images(tmp_path, ["cat", "dog"], 6, suffix="jpg")
     for i in range(4):
         (root / "cat" / f"{i}.jpg").write_bytes(b"not an image")
@@ -212,10 +224,10 @@ def test_images_decoded_on_demand_are_the_same(
 ) -> None:
     root = write_images(tmp_path, ["cat", "dog"], 4, size=(40, 30))
     kept = load_dataset(f"folder:{root}", cifar_net, num_samples=9, seed=0)
-    monkeypatch.setattr(datasets, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(images, "KEEP_BYTES", 0)
     decoded = load_dataset(f"folder:{root}", cifar_net, num_samples=9, seed=0)
     assert isinstance(kept.source, StoredImages)
-    assert isinstance(decoded.source, FileImages)
+    assert isinstance(decoded.source, DecodedImages)
     assert kept.info == decoded.info
     assert torch.equal(kept.source.fetch(2, 5)[0], decoded.source.fetch(2, 5)[0])
 

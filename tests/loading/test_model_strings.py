@@ -17,7 +17,7 @@ from spectrascope.loading.labels import CIFAR10, CIFAR100, DIGITS
 from spectrascope.loading.target import load_model
 from spectrascope.loading.zoo import ZOO
 from spectrascope.loading.zoo.resnet_cifar import cifar_resnet
-from spectrascope.records import Missing
+from spectrascope.records import Missing, Task
 from spectrascope.workload import SampleSource
 
 
@@ -198,6 +198,41 @@ def test_strings_that_are_paths(tmp_path: Path) -> None:
         load_model(str(tmp_path / "net.py"))
 
 
+def test_options_that_do_not_go_together(tmp_path: Path) -> None:
+    torch.save(cifar_resnet(20).state_dict(), tmp_path / "net.pt")
+    file = str(tmp_path / "net.pt")
+    with pytest.raises(LoadError, match=r"--base goes with a PEFT adapter, but 'resnet18' is none"):
+        load_model("resnet18", base="hf:org/base")
+    with pytest.raises(LoadError, match=r"--trust-remote-code goes with a Hugging Face model, but .*net\.pt' is none"):
+        load_model(file, trust_remote_code=True)
+    with pytest.raises(LoadError, match=r"--arch goes with a checkpoint file, but 'hf:org/name' says itself"):
+        load_model("hf:org/name", arch="resnet18")
+    with pytest.raises(LoadError, match=r"--arch goes with a checkpoint file, but 'timm:resnet50' is a name"):
+        load_model("timm:resnet50", arch="resnet18")
+
+
+def test_a_hugging_face_folder_and_the_files_in_it(tmp_path: Path) -> None:
+    import transformers
+
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=3
+    )
+    network = transformers.ResNetForImageClassification(config).eval()
+    network.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(loaded.model(x).logits, network(x).logits)
+    assert (loaded.info.source, loaded.num_classes) == ("huggingface", 3)
+
+
+def test_only_names_and_shapes_of_random_networks() -> None:
+    loaded = load_model("vit_h_14@none", headers_only=True)
+    assert all(p.is_meta for p in loaded.model.parameters())
+    assert loaded.info.n_parameters == 632_045_800
+    assert loaded.info.sha256 == Missing("only headers were read")
+    assert loaded.info.task is Task.IMAGE_CLASSIFICATION
+
+
 # --- torchvision ---
 
 
@@ -249,7 +284,9 @@ def test_torchvision_cached_weights(hub: Path) -> None:
     for a, b in zip(random.model.parameters(), loaded.model.parameters(), strict=True):
         assert torch.equal(a, b)
     file.write_bytes(file.read_bytes()[:5000])
-    with pytest.raises(LoadError, match=r"cached weights .* cannot be read"):
+    with pytest.raises(
+        LoadError, match=r"cached weights cannot be read .*delete .*squeezenet1_1-b8a52dc0.pth and run again"
+    ):
         load_model("squeezenet1_1")
 
 

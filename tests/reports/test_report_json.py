@@ -22,7 +22,7 @@ from spectrascope.records import (
     SkippedLayer,
     ZetaBound,
 )
-from spectrascope.reports.json import bench_to_json, report_from_json, report_to_json
+from spectrascope.reports.json import record_to_json, report_from_json, report_to_json
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 reason = st.text(min_size=1)
@@ -251,8 +251,8 @@ def test_keys_of_a_later_release_are_ignored(report: Report) -> None:
 
 
 def test_bench(bench) -> None:
-    document = json.loads(bench_to_json(bench))
+    document = json.loads(record_to_json(bench))
     assert next(iter(document)) == "schema_version"
     assert document["ratio_rounds"] == [98.5, 100.0, 101.25]
     with pytest.raises(NonFiniteError, match=r"^ratio is inf"):
-        bench_to_json(replace(bench, ratio=float("inf")))
+        record_to_json(replace(bench, ratio=float("inf")))

@@ -13,7 +13,7 @@ from spectrascope.measure.tape import Tape, WeightUse
 from spectrascope.records import EngineName
 from spectrascope.workload import Workload
 
-__all__ = ["EngineChoice", "choose_engines"]
+__all__ = ["EngineChoice", "EnginePlan", "choose_engines", "plan_engines"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,46 @@ class EngineChoice:
 
     engine: EngineName
     reason: str
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engine of every weight, and roughly what the run will cost.
+
+    ``gradient_passes``, ``sweep_passes`` and ``product_passes`` are in forward-equivalents: multiples of one plain
+    forward pass over the whole batch. They are estimates, from the share of the network after each weight.
+    """
+
+    choices: list[EngineChoice]
+    gradient_passes: float
+    sweep_passes: float
+    product_passes: float
+
+
+_GRADIENT_COST = 3.0  # forward and backward
+_GRAPH_COST = 4.0  # the same, differentiable
+
+
+def plan_engines(
+    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO, top_k: int = 20
+) -> EnginePlan:
+    """As :func:`choose_engines`, with the estimated cost. The model may be on the meta device.
+
+    Raises:
+        UnsupportedModelError: as :func:`choose_engines`.
+    """
+    found = _look_downstream(workload, layers)
+    choices = _choose(found, layers, requested, top_k)
+    by_engine: dict[EngineName, list[tuple[float, int]]] = {EngineName.GAUSS_NEWTON: [], EngineName.DOUBLE_BACKPROP: []}
+    for layer, share, choice in zip(layers, found.shares, choices, strict=True):
+        by_engine[choice.engine].append((share, min(top_k, *layer.info.shape)))
+    swept, multiplied = by_engine[EngineName.GAUSS_NEWTON], by_engine[EngineName.DOUBLE_BACKPROP]
+    return EnginePlan(
+        choices,
+        _GRADIENT_COST,
+        1 + found.n_outputs * max(share for share, _ in swept) if swept else 0.0,
+        _GRAPH_COST + sum(_PRODUCT_COST * share * k for share, k in multiplied) if multiplied else 0.0,
+    )
 
 
 def choose_engines(
@@ -45,7 +85,12 @@ def choose_engines(
     """
     if requested is EngineName.DOUBLE_BACKPROP:
         return [EngineChoice(requested, "asked for") for _ in layers]
-    found = _look_downstream(workload, layers)
+    return _choose(_look_downstream(workload, layers), layers, requested, top_k)
+
+
+def _choose(found: _Downstream, layers: Sequence[WeightLayer], requested: EngineName, top_k: int) -> list[EngineChoice]:
+    if requested is EngineName.DOUBLE_BACKPROP:
+        return [EngineChoice(requested, "asked for") for _ in layers]
     sweeps, products = _costs(found, layers, top_k)
     dear = requested is EngineName.AUTO and products < sweeps
     choices = []
@@ -91,7 +136,7 @@ def _costs(found: _Downstream, layers: Sequence[WeightLayer], top_k: int) -> tup
 def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Downstream:
     batch = min(3, workload.source.n)
     found = _look_at(workload, layers, batch)
-    if batch == 1:
+    if batch == 1 or None not in found.reasons:
         return found
     # Rows that only happen to be as many as the samples give themselves away at another batch size.
     again = _look_at(workload, layers, batch - 1)

@@ -1,0 +1,25 @@
+"""``spectrascope inspect``: a dry run."""
+
+from __future__ import annotations
+
+import typer
+
+from spectrascope.cli import groups
+from spectrascope.cli.compose import composed
+from spectrascope.cli.measure import look_at, spell_command
+from spectrascope.cli.output import emit
+from spectrascope.records import ProbeOptions
+from spectrascope.reports.render import render_inspection
+
+__all__ = ["inspect"]
+
+
+@composed(target=groups.network_and_data, options=groups.measurement, result=groups.result)
+def inspect(context: typer.Context, target: groups.Target, options: ProbeOptions, result: groups.Result) -> None:
+    """Say what probe would measure, with which engine and at what cost, without measuring.
+
+    Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample has the
+    shape that --dataset synthetic gives it.
+    """
+    found = look_at(target, options, command=spell_command(context.obj or ()), quiet=result.quiet)
+    emit(lambda width: render_inspection(found, result.format, width=width), result.output)

@@ -1,0 +1,343 @@
+"""Look at a network without measuring it: shapes only, on the meta device. Silent."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedParameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from spectrascope.errors import OptionError, SpectrascopeError
+from spectrascope.inspection import CostEstimate, InspectedWeight, Inspection
+from spectrascope.losses import usual_loss
+from spectrascope.measure.curvature.choice import EnginePlan, plan_engines
+from spectrascope.measure.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.measure.layers import WeightLayer, find_layers, find_vectors
+from spectrascope.pipeline import versions
+from spectrascope.records import (
+    LayerInfo,
+    LayerKind,
+    LayerRole,
+    LayerStatus,
+    Missing,
+    ModelInfo,
+    ProbeOptions,
+    SkippedLayer,
+)
+from spectrascope.workload import LossFunction, SampleSource, Workload, shape_of
+
+__all__ = ["inspect_headers", "inspect_model"]
+
+_META = torch.device("meta")
+
+
+def inspect_model(
+    model: nn.Module,
+    source: SampleSource,
+    loss_fn: LossFunction | None = None,
+    *,
+    options: ProbeOptions,
+    model_info: ModelInfo,
+    command: str = "",
+    notes: Sequence[str] = (),
+) -> Inspection:
+    """List every parameter and run the network once on shapes alone.
+
+    Args:
+        model: any module, in memory or on the meta device; left as found.
+        source: a few samples of the shape to be measured; their values do not matter.
+        loss_fn: (output, targets) -> mean loss; the usual one of the network when ``None``.
+        options: as for a measurement.
+        model_info: provenance of the model.
+        command: the command line, for the record.
+        notes: what the reader must know.
+
+    Raises:
+        OptionError: an option is out of range, or a glob matches no weight.
+        UnsupportedModelError: the model holds quantized weights, or the engine asked for does not fit.
+    """
+    loaded = "headers" if any(p.is_meta for p in model.parameters()) else "weights"
+    network = _on_meta(model)
+    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
+    rows = find_layers(network, options.layers, options.exclude, split_fused=options.split_fused)
+    layers = [row for row in rows if isinstance(row, WeightLayer)]
+    _require_grad(network, layers)
+    size = torch.finfo(dtype).bits // 8
+    plan = _plan(workload, layers, options)
+    cost = _cost(workload, layers, plan, options, size)
+    if layers and isinstance(plan, Missing):
+        with _ShapesOnly():
+            plan = _plan(workload, layers, options)
+            cost = _cost(workload, layers, plan, options, size)
+    weights = _in_model_order(network, _rows(rows, plan, options), find_vectors(network))
+    inputs, _ = source.fetch(0, 1)
+    return Inspection(
+        model=model_info,
+        versions=versions(),
+        command=command,
+        loaded=loaded,
+        inputs="×".join(str(n) for n in shape_of(inputs)),
+        options=options,
+        weights=weights,
+        n_measured=len(layers),
+        n_skipped=len(weights) - len(layers),
+        cost=cost,
+        notes=tuple(notes),
+    )
+
+
+class _ShapesOnly(TorchDispatchMode):
+    """Answers code that asks a meta tensor for its value: yes, or zero.
+
+    Hugging Face's masks ask whether nothing is padded and no two texts share a row. Either answer leads to the
+    same operations downstream of the weights, which are all that is looked at here.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
+            return True if args[0].dtype == torch.bool else 0
+        return func(*args, **(kwargs or {}))
+
+
+def _on_meta(model: nn.Module) -> nn.Module:
+    model = unwrapped(model)
+    if parametrized_weights(model):
+        model = with_effective_weights(model)
+    network = copy_of(model).eval()
+    doubles: dict[int, nn.Parameter] = {}  # ``Module.to`` would untie tied weights on this device
+    for module in network.modules():
+        for name, p in module._parameters.items():
+            if p is not None and not isinstance(p, UninitializedParameter):
+                double = doubles.setdefault(id(p), nn.Parameter(p.detach().to(_META), p.requires_grad))
+                module._parameters[name] = double
+                doubles[id(double)] = double
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(_META)
+        config: Any = getattr(module, "config", None)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
+    return network
+
+
+def _require_grad(network: nn.Module, layers: Sequence[WeightLayer]) -> None:
+    wanted = {id(layer.parameter) for layer in layers}
+    for p in network.parameters():
+        if not isinstance(p, UninitializedParameter):
+            p.requires_grad_(id(p) in wanted)
+
+
+def _plan(workload: Workload, layers: list[WeightLayer], options: ProbeOptions) -> EnginePlan | Missing:
+    if not layers:
+        return Missing("every weight is left out")
+    try:
+        return plan_engines(workload, layers, options.engine, options.top_k)
+    except SpectrascopeError:
+        raise
+    except Exception as error:  # whatever a network may do that shapes alone cannot answer
+        return Missing(f"the network does not run on shapes alone: {_first_line(error)}")
+
+
+def _rows(
+    rows: Sequence[WeightLayer | SkippedLayer], plan: EnginePlan | Missing, options: ProbeOptions
+) -> list[InspectedWeight]:
+    found = []
+    choices = iter([] if isinstance(plan, Missing) else plan.choices)
+    for row in rows:
+        if isinstance(row, SkippedLayer):
+            found.append(_skipped(row))
+            continue
+        k = min(options.top_k, *row.info.shape)
+        if isinstance(plan, Missing):
+            found.append(InspectedWeight(row.info, True, "", k, plan, ""))
+        else:
+            choice = next(choices)
+            found.append(InspectedWeight(row.info, True, "", k, choice.engine, choice.reason))
+    return found
+
+
+def _skipped(row: SkippedLayer) -> InspectedWeight:
+    return InspectedWeight(row.info, False, row.reason, 0, Missing("the weight would be skipped"), "")
+
+
+def _in_model_order(
+    network: nn.Module, rows: list[InspectedWeight], vectors: list[SkippedLayer]
+) -> tuple[InspectedWeight, ...]:
+    order = {name: i for i, (name, _) in enumerate(network.named_parameters())}
+    everything = rows + [_skipped(vector) for vector in vectors]
+    return tuple(sorted(everything, key=lambda row: order[row.info.name.partition("[")[0]]))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# -- cost ---------------------------------------------------------------------------------------------------------
+
+
+def _cost(
+    workload: Workload, layers: list[WeightLayer], plan: EnginePlan | Missing, options: ProbeOptions, size: int
+) -> CostEstimate:
+    measured = {id(layer.parameter): layer.parameter for layer in layers}.values()
+    fixed = size * sum(t.numel() for t in (*workload.model.parameters(), *workload.model.buffers()))
+    fixed += 2 * 8 * sum(p.numel() for p in measured)  # two half-batches, summed in float64
+    fixed += 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
+    if isinstance(plan, Missing):
+        return CostEstimate(plan, plan, plan, plan, plan, plan, fixed, plan)
+    total = plan.gradient_passes + plan.sweep_passes + plan.product_passes
+    flops = _flops(workload)
+    return CostEstimate(
+        gradient_passes=plan.gradient_passes,
+        sweep_passes=plan.sweep_passes,
+        product_passes=plan.product_passes,
+        total_passes=total,
+        flops_per_sample=flops,
+        total_flops=flops if isinstance(flops, Missing) else total * flops * options.num_samples,
+        fixed_bytes=fixed,
+        bytes_per_sample=_bytes_per_sample(workload, list(measured), twice=plan.product_passes > 0),
+    )
+
+
+def _flops(workload: Workload) -> int | Missing:
+    inputs, _ = workload.fetch(0, 1)
+    try:
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            workload.forward(inputs)
+    except Exception as error:
+        return Missing(f"not counted: {_first_line(error)}")
+    return int(counter.get_total_flops())
+
+
+def _bytes_per_sample(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> int | Missing:
+    """What autograd keeps for one sample: of the forward pass, and for products of the gradient's graph as well."""
+    held = {_storage(t) for t in (*workload.model.parameters(), *workload.model.buffers())}
+    kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in held:
+            kept[_storage(tensor)] = tensor
+        return tensor
+
+    inputs, targets = workload.fetch(0, 1)
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    try:
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), hooks:
+            loss = workload.loss(inputs, targets)
+            if twice:
+                torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
+    except Exception as error:
+        return Missing(f"not counted: {_first_line(error)}")
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+# -- a checkpoint whose architecture nobody knows ---------------------------------------------------------------
+
+
+def inspect_headers(
+    tensors: dict[str, Tensor],
+    why: str,
+    *,
+    options: ProbeOptions,
+    model_info: ModelInfo,
+    command: str = "",
+    notes: Sequence[str] = (),
+) -> Inspection:
+    """List a checkpoint's tensors where the network they belong to is not known: roles are read off names.
+
+    Args:
+        tensors: name to tensor; only shapes and dtypes are looked at.
+        why: why there is no network.
+        options: as for a measurement.
+        model_info: provenance of the file.
+        command: the command line, for the record.
+        notes: what the reader must know.
+
+    Raises:
+        OptionError: there is no tensor that could be a weight.
+    """
+    missing = Missing(why)
+    rows = []
+    for name, tensor in tensors.items():
+        if _STATISTICS.search(name) or not tensor.is_floating_point():
+            continue
+        rows += _header_rows(name, tensor, options, missing)
+    if not rows:
+        raise OptionError("the file holds no floating-point tensor that could be a weight")
+    size = 8 if options.dtype == "float64" else 4
+    elements = {name.partition("[")[0]: tensor.numel() for name, tensor in tensors.items()}
+    measured = {row.info.name.partition("[")[0] for row in rows if row.measured}
+    fixed = size * sum(elements.values()) + 16 * sum(elements[name] for name in measured)
+    fixed += 8 * sum(row.directions * sum(row.info.shape) for row in rows)
+    n_measured = sum(row.measured for row in rows)
+    return Inspection(
+        model=model_info,
+        versions=versions(),
+        command=command,
+        loaded="headers",
+        inputs=missing,
+        options=options,
+        weights=tuple(rows),
+        n_measured=n_measured,
+        n_skipped=len(rows) - n_measured,
+        cost=CostEstimate(missing, missing, missing, missing, missing, missing, fixed, missing),
+        notes=("kinds and roles are read off names and shapes, without the network", *notes),
+    )
+
+
+_STATISTICS = re.compile(r"(running_mean|running_var|num_batches_tracked|inv_freq|rotary_emb\.\w+|masked_bias)$")
+_UNEMBEDDING = re.compile(r"(^|\.)(lm_head|embed_out|output_projection)\.weight$")
+_EMBEDDING = re.compile(r"(^|[._])(embed\w*|wte|wpe|word_embeddings?|token_embeddings?|position\w*|pos_embed)([._]|$)")
+_NORM = re.compile(r"(norm|(^|\.)ln_?\w*|(^|\.)bn\d*)[._\w]*\.(weight|gamma)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Guess:
+    kind: LayerKind
+    role: LayerRole
+    why_not: str = ""
+
+
+def _guess(name: str, dim: int) -> _Guess:
+    vector = "a vector has no singular directions"
+    if dim < 2:
+        if name.endswith(("bias", "beta")):
+            return _Guess(LayerKind.BIAS, LayerRole.BIAS, vector)
+        norm = _NORM.search(name) is not None
+        return _Guess(LayerKind.NORM if norm else LayerKind.OTHER, LayerRole.NORM if norm else LayerRole.OTHER, vector)
+    if _UNEMBEDDING.search(name):
+        return _Guess(LayerKind.LINEAR, LayerRole.UNEMBEDDING)
+    if _EMBEDDING.search(name):
+        return _Guess(LayerKind.EMBEDDING, LayerRole.EMBEDDING, "embedding look-up table: name it with --layers")
+    expert = "expert" in name.lower()
+    if dim == 2:
+        return _Guess(LayerKind.LINEAR, LayerRole.EXPERT if expert else LayerRole.MATRIX)
+    if dim == 3 and expert:
+        return _Guess(LayerKind.LINEAR, LayerRole.EXPERT)
+    return _Guess(LayerKind.CONV, LayerRole.CONV)
+
+
+def _header_rows(name: str, tensor: Tensor, options: ProbeOptions, missing: Missing) -> list[InspectedWeight]:
+    stored = tuple(tensor.shape)
+    guess = _guess(name, len(stored))
+    shape = (stored[0], tensor.numel() // max(stored[0], 1)) if len(stored) > 1 else (tensor.numel(), 1)
+    info = LayerInfo(name, guess.kind, guess.role, shape, stored)
+    if guess.why_not:
+        return [_skipped(SkippedLayer(info, LayerStatus.SKIPPED, guess.why_not))]
+    infos = [info]
+    if len(stored) == 3 and guess.role is LayerRole.EXPERT:
+        infos = [replace(info, name=f"{name}[{i}]", shape=(stored[1], stored[2])) for i in range(stored[0])]
+    return [InspectedWeight(i, True, "", min(options.top_k, *i.shape), missing, "") for i in infos]
