@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -117,7 +117,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
     doubles: dict[int, nn.Parameter] = {}  # ``Module.to`` would untie tied weights on this device
     for module in network.modules():
         for name, p in module._parameters.items():
-            if p is not None and not isinstance(p, UninitializedParameter):
+            if p is not None and not is_lazy(p):
                 double = doubles.setdefault(id(p), nn.Parameter(p.detach().to(_META), p.requires_grad))
                 module._parameters[name] = double
                 doubles[id(double)] = double
@@ -133,7 +133,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
 def _require_grad(network: nn.Module, layers: Sequence[WeightLayer]) -> None:
     wanted = {id(layer.parameter) for layer in layers}
     for p in network.parameters():
-        if not isinstance(p, UninitializedParameter):
+        if not is_lazy(p):
             p.requires_grad_(id(p) in wanted)
 
 
@@ -189,7 +189,7 @@ def _cost(
     workload: Workload, layers: list[WeightLayer], plan: EnginePlan | Missing, options: ProbeOptions, size: int
 ) -> CostEstimate:
     measured = {id(layer.parameter): layer.parameter for layer in layers}.values()
-    fixed = size * sum(t.numel() for t in (*workload.model.parameters(), *workload.model.buffers()))
+    fixed = size * sum(t.numel() for t in _tensors(workload.model))
     fixed += 2 * 8 * sum(p.numel() for p in measured)  # two half-batches, summed in float64
     fixed += 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
     if isinstance(plan, Missing):
@@ -220,7 +220,7 @@ def _flops(workload: Workload) -> int | Missing:
 
 def _bytes_per_sample(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> int | Missing:
     """What autograd keeps for one sample: of the forward pass, and for products of the gradient's graph as well."""
-    held = {_storage(t) for t in (*workload.model.parameters(), *workload.model.buffers())}
+    held = {_storage(t) for t in _tensors(workload.model)}
     kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
@@ -238,6 +238,10 @@ def _bytes_per_sample(workload: Workload, weights: list[nn.Parameter], *, twice:
     except Exception as error:
         return Missing(f"not counted: {_first_line(error)}")
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
 
 
 def _storage(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import LoadError, NonFiniteError
-from spectrascope.loading.headers import Header, read_header
+from spectrascope.loading.headers import printable, read_header, shown
 from spectrascope.loading.nests import Found, find_weights
 from spectrascope.loading.pytorch_files import name_foreign_format, read_torch
 from spectrascope.loading.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
@@ -26,6 +26,7 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUANTISED = "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
 _QUANTISED_NAME = re.compile(r"\.(qweight|qzeros|absmax|quant_map|SCB|weight_scale(_inv)?|quant_state\..*)$")
 _SLACK = 1 << 20  # bytes that small tensors may be larger than their file
+_MOST_SHARED = 64  # times the file's size that all tensors may have, where many names share one
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +87,7 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteError(
-                f"{where}: {bad} of {tensor.numel()} values of {name!r} are NaN or infinite; expected "
+                f"{where}: {bad} of {tensor.numel()} values of {shown(name)} are NaN or infinite; expected "
                 f"finite weights, use a checkpoint from before training diverged"
             )
 
@@ -107,10 +108,12 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoi
         NonFiniteError: a weight is NaN or infinite.
     """
     path, key = _split_key(path)
-    if not path.exists():
+    if not _exists(path):
         raise LoadError(f"{path}: no such file; expected a checkpoint ({' '.join(SUFFIXES)})")
     if path.is_dir():
         path = find_in_folder(path, SUFFIXES)
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise LoadError(f"{path} is a pipe or a device; expected a checkpoint in a file")
     if path.name.endswith(INDEX_SUFFIX):
         if key:
             raise LoadError(f"{path} lists shards, which hold tensors and no places; drop ::{key}")
@@ -126,9 +129,16 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoi
 
 def _split_key(path: str | Path) -> tuple[Path, str]:
     file, colons, key = str(path).rpartition("::")
-    if colons and key and Path(file).exists() and not Path(path).exists():
+    if colons and key and _exists(Path(file)) and not _exists(Path(path)):
         return Path(file), key
     return Path(path), ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise LoadError(f"{shown(str(path))}: cannot be read ({error.strerror or error})") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,7 @@ class _Parts:
 def _describe(parts: _Parts) -> str:
     text = parts.written
     if parts.found.place:
-        text += f", under {parts.found.place!r}"
+        text += f", under {shown(parts.found.place)}"
     if parts.found.others:
         text += f" ({', '.join(repr(name) for name in parts.found.others)} also there)"
     return text
@@ -156,19 +166,21 @@ def _sha256_of(files: Sequence[Path]) -> str:
 
 
 def _read_index(path: Path, headers_only: bool) -> _Parts:
-    places = read_index(path)
+    places, metadata = read_index(path)
     written: list[str] = []
 
     def read(shard: Path) -> dict[str, Tensor]:
         parts = _read_file(shard, "", headers_only)
         if parts.found.place:
-            raise LoadError(f"{shard} holds its tensors under {parts.found.place!r}; expected a shard of {path.name}")
+            raise LoadError(
+                f"{shard} holds its tensors under {shown(parts.found.place)}; expected a shard of {path.name}"
+            )
         written.append(parts.written)
         return parts.found.tensors
 
-    tensors = read_shards(path, places, read)
+    tensors = _with_shared_names(read_shards(path, places, read), metadata)
     files = tuple(path.parent / file for file in dict.fromkeys(places.values()))
-    return _Parts(Found(tensors, ""), f"{written[0]}, {len(files)} shards", {}, files)
+    return _Parts(Found(tensors, ""), f"{written[0]}, {len(files)} shards", metadata, files)
 
 
 def _read_file(path: Path, key: str, headers_only: bool) -> _Parts:
@@ -186,7 +198,7 @@ def _read_file(path: Path, key: str, headers_only: bool) -> _Parts:
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))):
         header = read_header(path)
         tensors = header.tensors() if headers_only else _read_safetensors(path)
-        tensors = _with_shared_names(tensors, header)
+        tensors = _with_shared_names({name: tensors[name] for name in header.shapes}, header.metadata)
         if not tensors:
             raise LoadError(f"{path} holds no weights: its header lists no tensor")
         if key:
@@ -207,30 +219,33 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             # Cloned, because safetensors may map the file, and a mapped file can change under a measurement.
             return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except Exception as error:  # its own error class, and OSError, ValueError, KeyError on odd headers
-        text = (str(error).splitlines() or [""])[0][:100]
         raise LoadError(
-            f"{path}: not a readable safetensors file, truncated or damaged ({type(error).__name__}: {text}); copy "
-            "or download it again"
+            f"{path}: not a readable safetensors file, truncated or damaged ({type(error).__name__}: "
+            f"{printable(str(error))}); copy or download it again"
         ) from None
 
 
-def _with_shared_names(tensors: dict[str, Tensor], header: Header) -> dict[str, Tensor]:
+def _with_shared_names(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
     """Put back the names of shared tensors, which safetensors writes once, the rest into the metadata."""
-    shared = {name: tensors[kept] for name, kept in header.metadata.items() if kept in tensors and name not in tensors}
-    return {**{name: tensors[name] for name in header.shapes if name in tensors}, **shared}
+    shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    return {**tensors, **shared}
 
 
 def _require_plain(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:
     for name, tensor in tensors.items():
         if tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8) or _QUANTISED_NAME.search(name):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise LoadError(f"{path}: {name!r} is stored as {dtype}; {_QUANTISED}")
+            raise LoadError(f"{path}: {shown(name)} is stored as {dtype}; {_QUANTISED}")
         if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise LoadError(f"{path}: {name!r} is stored as {dtype} without its scale; {_QUANTISED}")
+            raise LoadError(f"{path}: {shown(name)} is stored as {dtype} without its scale; {_QUANTISED}")
         if tensor.layout is not torch.strided or tensor.is_complex():
-            raise LoadError(f"{path}: {name!r} is a sparse or complex tensor; expected dense real weights")
+            raise LoadError(f"{path}: {shown(name)} is a sparse or complex tensor; expected dense real weights")
         if tensor.numel() * tensor.element_size() > size + _SLACK:  # one stored value may be spread over any shape
             raise LoadError(
-                f"{path}: damaged, {name!r} of shape {tuple(tensor.shape)} is larger than the whole file ({size} bytes)"
+                f"{path}: damaged, {shown(name)} of shape {tuple(tensor.shape)} is larger than the whole file ({size} "
+                "bytes)"
             )
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > _MOST_SHARED * (size + _SLACK):  # one stored value may be spread over any number of tensors
+        raise LoadError(f"{path}: damaged, its tensors take {total} bytes in a file of {size}")

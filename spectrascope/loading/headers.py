@@ -18,7 +18,7 @@ from torch import Tensor
 
 from spectrascope.errors import LoadError
 
-__all__ = ["Header", "load_json", "read_header"]
+__all__ = ["Header", "load_json", "printable", "read_header", "shown", "strings_of"]
 
 _LIMIT = 100_000_000  # bytes, as the format has it
 _DTYPES = {
@@ -27,6 +27,8 @@ _DTYPES = {
     "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64, "C64": torch.complex64,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
+_QUANTISED = {"F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"}
+_MOST_DIMENSIONS = 64  # as torch has it
 _AGAIN = "copy or download it again"
 
 
@@ -68,23 +70,34 @@ def read_header(path: Path) -> Header:
     for name, entry in document.items():
         dtype, shape, begin, end = _entry(path, name, entry)
         if math.prod(shape) * dtype.itemsize != end - begin:
-            raise _damaged(path, f"{_shown(name)} of shape {list(shape)[:8]} does not fill its {end - begin} bytes")
+            raise _damaged(path, f"{shown(name)} of shape {list(shape)[:8]} does not fill its {end - begin} bytes")
         shapes[name], dtypes[name] = shape, dtype
         places.append((begin, end, name))
     _require_contiguous(path, places, size - 8 - length)
-    return Header(shapes, dtypes, _strings(metadata))
+    return Header(shapes, dtypes, strings_of(metadata))
 
 
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
-        raise _damaged(path, f"the header's entry for {_shown(name)} is not a dtype, a shape and offsets")
+        raise _damaged(path, f"the header's entry for {shown(name)} is not a dtype, a shape and offsets")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
+    if dtype is None and str(entry["dtype"]) in _QUANTISED:
+        raise LoadError(
+            f"{path}: {shown(name)} is stored as {entry['dtype']}; quantised weights have no second derivatives; load "
+            "the full-precision checkpoint it was made from"
+        )
     if dtype is None:
-        raise _damaged(path, f"{_shown(name)} has the dtype {_shown(entry['dtype'])}, which is not known")
+        raise _damaged(path, f"{shown(name)} has the dtype {shown(entry['dtype'])}, which is not known")
     shape, offsets = entry["shape"], entry["data_offsets"]
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _damaged(path, f"{_shown(name)} has the shape {_shown(shape)} at {_shown(offsets)}")
+    if not _is_shape(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _damaged(path, f"{shown(name)} has the shape {shown(shape)} at {shown(offsets)}")
     return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def _is_shape(value: Any) -> bool:
+    # Without its zeros, because torch multiplies the sizes of an empty tensor too, for its strides. The number of
+    # dimensions first: the product of a million sizes takes minutes.
+    return _are_sizes(value) and len(value) <= _MOST_DIMENSIONS and math.prod(max(n, 1) for n in value) < 2**59
 
 
 def _are_sizes(value: Any) -> bool:
@@ -95,13 +108,14 @@ def _require_contiguous(path: Path, places: Iterable[tuple[int, int, str]], size
     at = 0
     for begin, end, name in sorted(places):
         if begin != at:
-            raise _damaged(path, f"{_shown(name)} starts at byte {begin}, where {at} was expected")
+            raise _damaged(path, f"{shown(name)} starts at byte {begin}, where {at} was expected")
         at = end
     if at != size:
         raise _damaged(path, f"the tensors fill {at} bytes, but the file holds {size}")
 
 
-def _strings(metadata: Any) -> dict[str, str]:
+def strings_of(metadata: Any) -> dict[str, str]:
+    """The strings among a file's free-form metadata."""
     if not isinstance(metadata, dict):
         return {}
     return {key: value for key, value in metadata.items() if isinstance(value, str)}
@@ -116,7 +130,7 @@ def load_json(text: bytes, where: str) -> Any:
     try:
         return json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
     except _DuplicateError as error:
-        raise LoadError(f"{where}: damaged, it names {_shown(error.args[0])} twice; {_AGAIN}") from None
+        raise LoadError(f"{where}: damaged, it names {shown(error.args[0])} twice; {_AGAIN}") from None
     except (ValueError, RecursionError) as error:
         problem = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
         raise LoadError(
@@ -131,14 +145,24 @@ class _DuplicateError(Exception):
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise _DuplicateError(next(name for name in names if names.count(name) > 1))
+        seen: set[str] = set()
+        for name, _ in pairs:
+            if name in seen:
+                raise _DuplicateError(name)
+            seen.add(name)
     return found
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value from a file as it may stand in a message: on one line, and short."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "…"
+
+
+def printable(text: str) -> str:
+    """The first line of another library's message, short; it may quote a damaged file's bytes."""
+    first = (text.strip().splitlines() or [""])[0][:100]
+    return "".join(c if c.isprintable() else "?" for c in first)
 
 
 def _damaged(path: Path, what: str) -> LoadError:

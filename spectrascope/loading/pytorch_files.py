@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.headers import printable
 
 __all__ = ["name_foreign_format", "read_torch"]
 
@@ -51,7 +52,7 @@ def _require_plain_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError, EOFError):
+    except Exception:  # zipfile lets through what struct, codecs and seeking raise on damaged entries
         raise LoadError(
             f"{path}: truncated or damaged checkpoint, the archive's index at its end is missing or wrong; {_AGAIN}"
         ) from None
@@ -132,5 +133,5 @@ def _brief(error: BaseException) -> str:
         text = inner.group(1)
     elif text.startswith("Weights only load failed"):
         text = ""
-    first = (text.strip().splitlines() or [""])[0].rstrip(".:; ")
-    return f"{type(error).__name__}: {first[:100]}" if first else type(error).__name__
+    first = printable(text).rstrip(".:; ")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

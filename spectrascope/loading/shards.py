@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.headers import load_json
+from spectrascope.loading.headers import load_json, shown, strings_of
 
 __all__ = ["INDEX_SUFFIX", "find_in_folder", "read_index", "read_shards"]
 
@@ -17,8 +17,8 @@ _LIMIT = 100_000_000
 _PREFERRED = ("model.safetensors", "pytorch_model.bin", "diffusion_pytorch_model.safetensors")
 
 
-def read_index(path: Path) -> dict[str, str]:
-    """Read an index: tensor name -> file name of its shard, in the index's order.
+def read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Read an index: tensor name -> file name of its shard, in the index's order; and its free-form strings.
 
     Raises:
         LoadError: not an index, or a shard that is not a plain file name beside it.
@@ -37,25 +37,27 @@ def read_index(path: Path) -> dict[str, str]:
         )
     for name, file in places.items():
         if not _is_file_name(file):
-            shown = repr(file)[:80]
             raise LoadError(
-                f"{path}: {name[:80]!r} is said to be in {shown}; expected the name of a file beside the index"
+                f"{path}: {shown(name)} is said to be in {shown(file)}; expected the name of a file beside the index"
             )
         if file.endswith(".json"):
-            raise LoadError(f"{path}: {name!r} is said to be in {file!r}, another index; expected a file with tensors")
-    return places
+            raise LoadError(f"{path}: {shown(name)} is said to be in {shown(file)}, another index; expected tensors")
+    return places, strings_of(document.get("metadata"))
 
 
 def _is_file_name(file: object) -> bool:
     return (
         isinstance(file, str)
         and 0 < len(file.encode("utf-8", "replace")) < 256
+        and file.isprintable()
         and (file not in (".", "..") and not any(c in file for c in "/\\\0:"))
     )
 
 
 def read_shards(path: Path, places: dict[str, str], read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Read every shard of an index and put the tensors in the index's order.
+
+    Further names of a listed tensor, which a shard's own metadata give, come last.
 
     Args:
         path: of the index.
@@ -82,16 +84,17 @@ def read_shards(path: Path, places: dict[str, str], read: Callable[[Path], dict[
         if absent:
             raise LoadError(
                 f"{path.parent / file} lacks {len(absent)} of the {len(names)} tensors that {path.name} says it has, "
-                f"e.g. {absent[0]!r}; the files are not of one checkpoint, copy or download them again"
+                f"e.g. {shown(absent[0])}; the files are not of one checkpoint, copy or download them again"
             )
-        extra = sorted(set(found) - set(names))
+        listed = {id(found[name]) for name in names}
+        extra = [name for name, tensor in found.items() if id(tensor) not in listed]
         if extra:
             raise LoadError(
-                f"{path.parent / file} holds {extra[0]!r}, which {path.name} does not list in it; the files are not of "
-                "one checkpoint, copy or download them again"
+                f"{path.parent / file} holds {shown(extra[0])}, which {path.name} does not list in it; the files are "
+                "not of one checkpoint, copy or download them again"
             )
-        tensors.update((name, found[name]) for name in names)
-    return {name: tensors[name] for name in places}
+        tensors.update(found)
+    return {name: tensors[name] for name in (*places, *tensors)}
 
 
 def find_in_folder(folder: Path, suffixes: tuple[str, ...]) -> Path:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from spectrascope.records import DataInfo, Missing, ModelInfo, Provenance
+from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, Provenance
 from spectrascope.reports.figures import format_count, format_percent, format_seconds
 
 __all__ = ["describe_data", "describe_model", "describe_run", "list_engines"]
+
+_REFERENCES = {
+    EngineName.GAUSS_NEWTON.value: "double backprop",
+    EngineName.DOUBLE_BACKPROP.value: "central differences of the gradient",
+}
+"""What each engine is compared with (MEASUREMENT section 5)."""
 
 Facts = tuple[tuple[str, str], ...]
 
@@ -64,7 +70,8 @@ def _describe_check(run: Provenance) -> str:
     check = run.self_check
     if isinstance(check, Missing):
         return f"not self-checked ({check.reason})"
+    references = " and ".join(words for engine, words in _REFERENCES.items() if engine in run.engines)
     return (
-        f"self-check against double backprop {check.residual:.1e} "
+        f"self-check against {references or 'a reference'} {check.residual:.1e} "
         f"(tolerance {check.tolerance:.0e}, {format_count(check.n_pairs, 'pair')})"
     )

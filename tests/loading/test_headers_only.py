@@ -88,7 +88,11 @@ def entry(dtype: object = "F32", shape: object = (2, 2), offsets: object = (0, 1
         (entry(shape=(2, 2.0)), "has the shape"),
         (entry(shape=(2, True)), "has the shape"),
         (entry(shape=4), "has the shape"),
-        (entry(shape=(2**62, 4)), "does not fill"),
+        (entry(shape=(0, 2**62, 2**62), offsets=(0, 0)), "has the shape"),
+        (entry(shape=(1,) * 65), "has the shape"),
+        (entry("F4"), "quantised weights have no second derivatives"),
+        (entry(shape=(2**40, 4)), "does not fill"),
+        (entry(shape=(2**62, 4)), "has the shape"),
         (entry(shape=(2, 3)), "does not fill its 16 bytes"),
         (entry(offsets=(16, 0)), "has the shape"),
         (entry(offsets=(0, 16, 32)), "has the shape"),
@@ -108,12 +112,38 @@ def test_headers_that_lie(tmp_path: Path, entries: object, words: str) -> None:
         read_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        (b"{" + b",".join(b'"n%d":1' % i for i in range(100_000)) + b',"n99999":1}', "names 'n99999' twice"),
+        (entry(shape=(2**62,) * 100_000), "has the shape"),
+        ({"w" * 100_000: 3}, "is not a dtype"),
+    ],
+    ids=["a name twice among many", "many dimensions", "a long name"],
+)
+def test_large_lies_are_refused_at_once_and_briefly(tmp_path: Path, entries: object, words: str) -> None:
+    path = write(tmp_path / "x.safetensors", entries, bytes(16))
+    began = time.process_time()
+    with pytest.raises(LoadError, match=words) as caught:
+        read_checkpoint(path)
+    assert time.process_time() - began < 3
+    assert len(str(caught.value)) < len(str(tmp_path)) + 400
+
+
 @pytest.mark.parametrize("length", [0, 17, 2**31, 2**63, 2**64 - 1])
 def test_header_lengths_that_lie(tmp_path: Path, length: int) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b"{}" + bytes(14))
     with pytest.raises(LoadError, match="not a readable safetensors file"):
         read_checkpoint(path)
+
+
+@pytest.mark.parametrize("headers_only", [False, True])
+def test_one_stored_value_in_many_tensors(tmp_path: Path, headers_only: bool) -> None:
+    spread = torch.zeros(1).expand(400, 400)
+    torch.save({f"layers.{i}.weight": spread for i in range(300)}, tmp_path / "x.pt")
+    with pytest.raises(LoadError, match="its tensors take 192000000 bytes in a file of"):
+        read_checkpoint(tmp_path / "x.pt", headers_only=headers_only)
 
 
 def test_a_tensor_larger_than_its_file(tmp_path: Path) -> None:

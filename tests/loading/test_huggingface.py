@@ -423,7 +423,7 @@ def test_quantised_config(llama_folder: Path) -> None:
         ),
         ("config.json", "[" * 100_000, "is not JSON"),
         ("model.safetensors", "", "is empty"),
-        ("model.safetensors", "<html>404</html>", "not a readable safetensors file"),
+        ("model.safetensors", "<html>404</html>", "is a web page"),
     ],
 )
 def test_damaged_files(llama_folder: Path, name: str, content: str, match: str) -> None:
