@@ -69,6 +69,7 @@ def inspect_model(
     workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
     rows = find_layers(network, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [row for row in rows if isinstance(row, WeightLayer)]
+    vectors = find_vectors(network)
     _require_grad(network, layers)
     size = torch.finfo(dtype).bits // 8
     plan = _plan(workload, layers, options)
@@ -77,7 +78,7 @@ def inspect_model(
         with _ShapesOnly():
             plan = _plan(workload, layers, options)
             cost = _cost(workload, layers, plan, options, size)
-    weights = _in_model_order(network, _rows(rows, plan, options), find_vectors(network))
+    weights = _in_model_order(network, _rows(rows, plan, options), vectors)
     inputs, _ = source.fetch(0, 1)
     return Inspection(
         model=model_info,
@@ -100,6 +101,10 @@ class _ShapesOnly(TorchDispatchMode):
     Hugging Face's masks ask whether nothing is padded and no two texts share a row. Either answer leads to the
     same operations downstream of the weights, which are all that is looked at here.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # skipping means importing the compiler (seconds)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -223,3 +223,8 @@ def test_roles_of_a_transformer():
     assert roles["0.norm1.weight"] is LayerRole.NORM
     assert roles["0.self_attn.in_proj_bias"] is LayerRole.BIAS
     assert roles["0.self_attn.in_proj_weight[k]"] is LayerRole.MATRIX
+
+
+def test_vectors_are_not_frozen_by_looking():
+    dry = _inspect(nn.Linear(4, 3), TensorSource(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)))
+    assert [row.info.frozen for row in dry.weights] == [False, False]

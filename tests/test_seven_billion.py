@@ -205,7 +205,6 @@ def test_an_index_without_a_config(unknown: dict[str, Any]) -> None:
     assert any("read off names" in note for note in unknown["notes"])
 
 
-@pytest.mark.xfail(strict=True, reason="a head that is not tied has the role matrix (measure/layers.py)")
 def test_names_alone_tell_the_same_rows_as_the_network(known: dict[str, Any], unknown: dict[str, Any]) -> None:
     guessed = {row["info"]["name"]: row["info"] for row in unknown["weights"]}
     assert {row["info"]["name"]: row["info"] for row in known["weights"]} == guessed

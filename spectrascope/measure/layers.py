@@ -25,6 +25,7 @@ _CONV = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _CONV_TRANSPOSE = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _TABLES = (nn.Embedding, nn.EmbeddingBag)
 _LETTERS = ("q", "k", "v")
+_HEAD_NAME = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")  # not tied to a table, it is one all the same
 _TABLE_NAME = re.compile(r"(^|_)(pos|position|positional|embed|embedding|embeddings|token|tokens|queries|latents)(_|$)")
 
 
@@ -294,7 +295,9 @@ def _see_matrix(owned: _Owned, split_fused: bool) -> Iterator[WeightLayer | Skip
             yield _skip(info, "learned positions or tokens: name it with --layers to measure it")
             return
     kind = LayerKind.LINEAR if linear or transposed or owned.tied_to_table else LayerKind.OTHER
-    role = LayerRole.UNEMBEDDING if owned.tied_to_table else LayerRole.EXPERT if owned.is_expert() else LayerRole.MATRIX
+    role = LayerRole.EXPERT if owned.is_expert() else LayerRole.MATRIX
+    if owned.tied_to_table or _HEAD_NAME.search(owned.names[0]):
+        role = LayerRole.UNEMBEDDING
     blocks = _blocks(owned, shape) if split_fused else None
     if blocks is None:
         yield WeightLayer(owned.info(kind, role, shape), parameter, layout)
