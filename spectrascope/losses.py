@@ -201,7 +201,8 @@ def make_loss(name: LossName | str, *, task: Task = Task.UNKNOWN, label_smoothin
 
 def task_of(model: nn.Module) -> Task:
     """The task a Hugging Face class name states (also of a PEFT wrapper); ``UNKNOWN`` for any other module."""
-    name = type(model).__name__
+    inside = getattr(model, "get_base_model", None)  # PEFT's wrapper may not say in its own name
+    name = type(inside() if callable(inside) else model).__name__
     if name.endswith(("ForCausalLM", "LMHeadModel")):
         return Task.CAUSAL_LM
     if name.endswith("ForMaskedLM"):

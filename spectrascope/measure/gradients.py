@@ -67,6 +67,7 @@ def measure_gradients(
     sums = [[torch.zeros(p.shape, dtype=dtype, device=workload.device) for p in parameters] for _ in range(2)]
     seen = [False] * len(parameters)
     totals = torch.zeros(4, dtype=dtype, device=workload.device)
+    per_sample: set[int] = set()
     classes = [True]
     candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (64, 128, 256, 512, 1024)
     schedule = Schedule(n, micro_batch, [half] if half else [], candidates=candidates)
@@ -86,7 +87,8 @@ def measure_gradients(
         if counts is None:
             classes[0] = False
         else:
-            totals[1:] += counts
+            totals[1:] += counts[:3]
+            per_sample.update(counts[3:].tolist())
         totals[0] += loss.detach() * (stop - start)
 
     schedule.run(work, progress)
@@ -96,6 +98,11 @@ def measure_gradients(
         raise DataError(
             f"{round(n_without)} of {n} samples have only labels {_ignored_by(workload.loss_fn)}, which the loss "
             "ignores: leave them out, so that the loss is a mean over all samples"
+        )
+    if len(per_sample) > 1:
+        raise DataError(
+            f"samples have from {min(per_sample)} to {max(per_sample)} labels that count: the mean over labels is then "
+            "no mean over samples; give every sample as many (blocks of text without padding, as many masked tokens)"
         )
     if not torch.isfinite(totals[0]):
         raise NonFiniteError(f"the mean loss over {n} samples is {loss}: check the preprocessing and the labels")
@@ -143,7 +150,7 @@ def _ignored_by(loss_fn: object) -> int:
 
 
 def _count_labels(loss_fn: object, output: object, targets: Tensor) -> Tensor | None:
-    """How many labels are predicted, how many there are, and how many samples have none; ``None``: no classes."""
+    """Counts of labels: predicted, in all, samples without any, then each number that a sample has; or ``None``."""
     if not isinstance(output, Tensor) or targets.is_floating_point():
         return None
     if isinstance(loss_fn, Loss):
@@ -157,5 +164,6 @@ def _count_labels(loss_fn: object, output: object, targets: Tensor) -> Tensor | 
     if best is None:  # one score is not one score per class
         return None
     labelled = targets != _ignored_by(loss_fn)
-    without = (~labelled.reshape(len(targets), -1).any(1)).sum()
-    return torch.stack([(best == targets).logical_and(labelled).sum(), labelled.sum(), without])
+    counts = labelled.reshape(len(targets), -1).sum(1)
+    sums = torch.stack([(best == targets).logical_and(labelled).sum(), labelled.sum(), (counts == 0).sum()])
+    return torch.cat([sums, counts.unique()])

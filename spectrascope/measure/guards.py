@@ -23,7 +23,7 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
     ``.grad`` of every parameter, buffers (values and identity), hooks (none are added), the random state of the
     CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
-    language models.
+    language models, the padding row of embedding tables.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
@@ -44,6 +44,7 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_ieee_float32())
         stack.enter_context(_without_caches(modules))
+        stack.enter_context(_without_padding_rows(modules))
         try:
             model.eval()
             for p in parameters:
@@ -76,6 +77,22 @@ def _without_caches(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for config in configs.values():
             config.use_cache = True
+
+
+@contextlib.contextmanager
+def _without_padding_rows(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Embedding tables let autograd ignore their padding row, though the loss depends on it where it is looked up.
+
+    Of a table tied to the head, the gradient and curvature would be those of no function at all.
+    """
+    tables = [(m, m.padding_idx) for m in modules if isinstance(m, (nn.Embedding, nn.EmbeddingBag))]
+    try:
+        for table, _ in tables:
+            table.padding_idx = None
+        yield
+    finally:
+        for table, row in tables:
+            table.padding_idx = row
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

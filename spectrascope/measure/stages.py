@@ -59,6 +59,13 @@ class Measured:
     noise: dict[str, float]
     micro_batch: int
 
+    def drop(self, name: str, reason: str) -> None:
+        """Take back the measurement of a weight: its row says ``reason`` instead."""
+        keep = [i for i, target in enumerate(self.targets) if target.layer.name != name]
+        self.targets = [self.targets[i] for i in keep]
+        self.curvatures = [self.curvatures[i] for i in keep]
+        self.failed[name] = reason
+
 
 def measure_targets(
     workload: Workload,
