@@ -97,7 +97,10 @@ class EngineName(str, Enum):
 
     AUTO = "auto"
     GAUSS_NEWTON = "gauss-newton"
+    TANGENT = "tangent"
     DOUBLE_BACKPROP = "double-backprop"
+    GAUSS_NEWTON_SKETCH = "gauss-newton-sketch"
+    FINITE_DIFFERENCE = "finite-difference"
 
 
 class Task(str, Enum):

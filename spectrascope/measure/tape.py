@@ -9,7 +9,6 @@ having a smooth tail, with the operation's name.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spectrascope.measure.columns import Rule, Saved
+from spectrascope.measure.operations import describe, is_custom, same_elements, tensors_of
 from spectrascope.measure.rules import find_rule
 
 __all__ = ["Node", "Tape", "UnsupportedOperationError", "WeightUse"]
@@ -123,14 +123,14 @@ class Tape(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = _tensors_of(args, kwargs)
+        tensors = tensors_of(args, kwargs)
         found = [(i, v) for i, t in enumerate(tensors) if (v := self._lookup(t)) is not None]
-        name, mutates = _describe(func)
+        name, mutates = describe(func)
         if not found:
             if mutates and self._storages:
                 self._invalidate(args[0] if args else None)
             return func(*args, **kwargs)
-        if name == "aten.as_strided_" and _same_elements(*args[:4]):
+        if name == "aten.as_strided_" and same_elements(*args[:4]):
             return func(*args, **kwargs)
         rule = find_rule(name)
         before = rule.before(args) if rule is not None else None
@@ -226,7 +226,7 @@ class Tape(TorchDispatchMode):
     def _lookup(self, tensor: Tensor) -> _Value | None:
         value: _Value | None = self._values.get(tensor)
         if value is None:
-            if self._analysing and _is_custom(tensor):
+            if self._analysing and is_custom(tensor):
                 # Built inside a Python autograd.Function: its backward need not match the operations seen.
                 self._mark(self._all_seen(), "a Python autograd.Function is used")
             return None
@@ -237,7 +237,7 @@ class Tape(TorchDispatchMode):
         if self._analysing and value.weight is None:
             if not tensor.requires_grad and tensor.is_floating_point():
                 self._mark(value.dep, "a branch is detached from the graph")
-            elif _is_custom(tensor):
+            elif is_custom(tensor):
                 self._mark(self._all_seen(), "a Python autograd.Function is used")
         return value
 
@@ -271,30 +271,3 @@ class Tape(TorchDispatchMode):
             return
         self._protect(target)
         self._stale |= self._storages.get(target.untyped_storage()._cdata, set())
-
-
-@functools.cache
-def _describe(func: Any) -> tuple[str, bool]:
-    """Operation name without overload (``aten.add_``) and whether it writes to an argument."""
-    return str(func._schema.name).replace("::", ".", 1), bool(func._schema.is_mutable)
-
-
-def _same_elements(tensor: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> bool:
-    """Whether ``as_strided_`` only rewrites the strides of axes of length one (convolutions do, on 1 × 1 maps)."""
-    same = all(n == 1 or a == b for n, a, b in zip(tensor.shape, tensor.stride(), stride, strict=True))
-    return tuple(tensor.shape) == tuple(size) and same and offset in (None, tensor.storage_offset())
-
-
-def _is_custom(tensor: Tensor) -> bool:
-    return isinstance(tensor.grad_fn, torch.autograd.function.BackwardCFunction)
-
-
-def _tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Tensor arguments in order, one level of list deep (``cat``, ``stack``, ``index``)."""
-    found: list[Tensor] = []
-    for arg in (*args, *kwargs.values()):
-        if isinstance(arg, Tensor):
-            found.append(arg)
-        elif isinstance(arg, (list, tuple)):
-            found.extend(a for a in arg if isinstance(a, Tensor))
-    return found

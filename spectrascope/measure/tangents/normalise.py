@@ -1,0 +1,179 @@
+"""Softmax and normalisation by the statistics of the activations themselves, in centred form.
+
+The algebraically equal uncentred forms lose every digit on confident predictions (SECOND_ORDER section 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectrascope.measure.tangents.recording import Node
+from spectrascope.measure.tangents.step import Order, Pushed, Rule, Step, Tangents, argument
+from spectrascope.measure.tangents.tangent import dense, gram
+
+__all__ = ["NORMALISING_RULES"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Softmax:
+    """p = softmax(x): p' = p (z − s), second-order <g, (z − s)²>, s = <p, z>, g = p (delta − <p, delta>)."""
+
+    p: Tensor
+    axis: int
+    adjoint: Tensor | None
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        (x,) = z
+        assert x is not None
+        x = dense(x).to(self.p.dtype)
+        centred = x - (self.p * x).sum(self.axis, keepdim=True)
+        bent = None
+        if bend and self.adjoint is not None:
+            g = self.p * (self.adjoint - (self.p * self.adjoint).sum(self.axis, keepdim=True))
+            bent = gram(centred * g, centred)
+        return ((self.p * centred,) if outputs else ()), bent
+
+
+@dataclass(frozen=True, slots=True)
+class _LogSoftmax:
+    """x' = z − s, second-order −(sum of delta) <p, (z − s)²>."""
+
+    p: Tensor
+    axis: int
+    adjoint: Tensor | None
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        (x,) = z
+        assert x is not None
+        x = dense(x).to(self.p.dtype)
+        centred = x - (self.p * x).sum(self.axis, keepdim=True)
+        bent = None
+        if bend and self.adjoint is not None:
+            bent = -gram(centred * (self.p * self.adjoint.sum(self.axis, keepdim=True)), centred)
+        return ((centred,) if outputs else ()), bent
+
+
+def _softmax(log: bool) -> object:
+    def make(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+        out = node.outs[0].detach()
+        # Counted from the end, where a leading direction axis changes nothing.
+        axis = int(node.args[1]) % max(out.dim(), 1) - max(out.dim(), 1)
+        if log:
+            return _LogSoftmax(out.exp(), axis, adjoints[0])
+        return _Softmax(out, axis, adjoints[0])
+
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class _Normalised:
+    """y = gamma · (x − mean) · r (+ beta) over the last axis of x seen as (rows, size), r = 1/sqrt(var + eps).
+
+    With G = gamma delta, xh = (x − mean) r, zc = z − mean z, a = mean(xh zc), w = zc − a xh:
+    y' = gamma r w, second-order r² (−2 a <G, w> − <G, xh> mean(w zc)). Exact with eps. ``centred=False`` is RMSNorm:
+    the same without means.
+    """
+
+    xh: Tensor  # (rows, size)
+    r: Tensor  # (rows, 1)
+    gamma: Tensor | None  # broadcasts to (rows, size)
+    adjoint: Tensor | None  # (rows, size)
+    centred: bool
+    shape: tuple[int, ...]
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        (x,) = z
+        assert x is not None
+        x = dense(x)
+        x = x.reshape(x.shape[0], *self.xh.shape).to(self.xh.dtype)
+        size = self.xh.shape[1]
+        if self.centred:
+            x = x - x.mean(-1, keepdim=True)
+        a = torch.einsum("rn,krn->kr", self.xh, x).unsqueeze(-1) / size
+        w = torch.addcmul(x, a, self.xh, value=-1)
+        bent = None
+        if bend and self.adjoint is not None:
+            g = self.adjoint if self.gamma is None else self.adjoint * self.gamma
+            r2 = self.r.square()
+            slope = torch.einsum("rn,krn->kr", g, w).unsqueeze(-1) * r2
+            pull = (g * self.xh).sum(-1, keepdim=True) * r2 / size
+            bent = -2 * gram(a, slope) - gram(w * pull, x)
+        if not outputs:
+            return (), bent
+        scale = self.r if self.gamma is None else self.r * self.gamma
+        return ((w * scale).reshape(-1, *self.shape),), bent
+
+
+def _layer_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+    x, normalized, gamma = node.args[0].detach(), node.args[1], argument(node, 2, "weight", None)
+    mean, r = node.outs[1].detach(), node.outs[2].detach()
+    rows = x.reshape(-1, _product(normalized))
+    xh = (rows - mean.reshape(-1, 1).to(x.dtype)) * r.reshape(-1, 1).to(x.dtype)
+    return _normalised(node, xh, r, gamma, adjoints[0], centred=True)
+
+
+def _rms_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+    x, normalized, gamma = node.args[0].detach(), node.args[1], argument(node, 2, "weight", None)
+    rows = x.reshape(-1, _product(normalized))
+    eps = argument(node, 3, "eps", None)
+    eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
+    r = (rows.square().mean(-1, keepdim=True) + eps).rsqrt()
+    return _normalised(node, rows * r, r, gamma, adjoints[0], centred=False)
+
+
+def _normalised(
+    node: Node, xh: Tensor, r: Tensor, gamma: Tensor | None, adjoint: Tensor | None, *, centred: bool
+) -> Step:
+    return _Normalised(
+        xh,
+        r.reshape(-1, 1).to(xh.dtype),
+        None if gamma is None else gamma.detach().reshape(1, -1),
+        None if adjoint is None else adjoint.reshape(xh.shape).to(xh.dtype),
+        centred,
+        tuple(node.outs[0].shape),
+    )
+
+
+def _group_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+    x, gamma, batch, channels, area, groups = (*node.args[:2], *(int(a) for a in node.args[3:6]), node.args[5 + 1])
+    x = x.detach()
+    mean, r = node.outs[1].detach(), node.outs[2].detach()
+    rows = x.reshape(batch * groups, -1)
+    xh = (rows - mean.reshape(-1, 1).to(x.dtype)) * r.reshape(-1, 1).to(x.dtype)
+    if gamma is not None:
+        gamma = gamma.detach().view(1, channels, 1).expand(batch, channels, area).reshape(xh.shape)
+    adjoint = adjoints[0]
+    return _Normalised(
+        xh,
+        r.reshape(-1, 1).to(xh.dtype),
+        gamma,
+        None if adjoint is None else adjoint.reshape(xh.shape),
+        True,
+        tuple(node.outs[0].shape),
+    )
+
+
+def _product(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= int(size)
+    return total
+
+
+def _only_input(node: Node) -> bool:
+    """Only the activations carry a tangent, and only the normalised output is used further."""
+    return tuple(node.inputs) == (0,)
+
+
+NORMALISING_RULES: dict[str, Rule] = {
+    "aten._softmax": Rule(Order.CURVED, _softmax(False), _only_input),  # type: ignore[arg-type]
+    "aten._safe_softmax": Rule(Order.CURVED, _softmax(False), _only_input),  # type: ignore[arg-type]
+    "aten._log_softmax": Rule(Order.CURVED, _softmax(True), _only_input),  # type: ignore[arg-type]
+    "aten.native_layer_norm": Rule(Order.CURVED, _layer_norm, _only_input),
+    "aten._fused_rms_norm": Rule(Order.CURVED, _rms_norm, _only_input),
+    "aten.native_group_norm": Rule(Order.CURVED, _group_norm, _only_input),
+}

@@ -1,0 +1,220 @@
+"""From a recording to the steps that every sweep follows: adjoints by one backward pass, constants computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectrascope.measure.tangents.chains import Chains, ChainStep
+from spectrascope.measure.tangents.recording import Node, Recording
+from spectrascope.measure.tangents.rules import find_rule
+from spectrascope.measure.tangents.step import Order, Rule, Step
+from spectrascope.measure.tangents.tangent import Tangent, dense
+from spectrascope.measure.tape import UnsupportedOperationError
+
+__all__ = ["Plan", "make_plan", "record_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A step among others. Masks are of weights: ``curved`` have second-order terms here, ``wanted`` need the outputs."""
+
+    step: Step
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+    curved: int
+    wanted: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all sweeps over one micro-batch share.
+
+    ``loss`` is its mean loss, ``gradients`` that loss's gradients in the weights; ``unsupported`` the weights that
+    cannot be followed, by bit, and why.
+    """
+
+    steps: tuple[_Planned, ...]
+    dep: tuple[int, ...]  # per value
+    loss: float
+    gradients: tuple[Tensor | None, ...]
+    unsupported: dict[int, str]
+
+    def sweep(self, bit: int, seed: Tangent) -> Tensor:
+        """Second derivatives (K, K) of the micro-batch's mean loss along the tangents ``seed`` of weight ``bit``.
+
+        Raises:
+            UnsupportedOperationError: an operation downstream cannot be followed.
+        """
+        if bit in self.unsupported:
+            raise UnsupportedOperationError(self.unsupported[bit])
+        mask = 1 << bit
+        steps = [s for s in self.steps if (s.curved | s.wanted) & mask]
+        last = {n: i for i, s in enumerate(steps) for n in s.inputs}
+        found: dict[int, Tangent] = {bit: seed}
+        total: Tensor | None = None
+        for i, planned in enumerate(steps):
+            z = [found[n] if self.dep[n] & mask else None for n in planned.inputs]
+            try:
+                outs, bent = planned.step.push(
+                    z, outputs=bool(planned.wanted & mask), bend=bool(planned.curved & mask)
+                )
+            except (NotImplementedError, RuntimeError) as error:
+                if is_memory(error):
+                    raise
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UnsupportedOperationError(f"{planned.name}: {first}") from error
+            if bent is not None:
+                bent = bent.double() if bent.device.type != "mps" else bent
+                total = bent if total is None else total + bent
+            for number in planned.inputs:
+                if last[number] == i:
+                    found.pop(number, None)
+            for number, tangent in zip(planned.outputs, outs, strict=False):
+                if number is not None and tangent is not None and number in last:
+                    found[number] = tangent
+            missing = [n for n in planned.outputs if n in last and n is not None and n not in found]
+            if missing and planned.wanted & mask:
+                raise UnsupportedOperationError(f"{planned.name} gives no tangent of one of its outputs")
+        if total is None:
+            k = dense(seed).shape[0]
+            return torch.zeros(k, k, dtype=torch.float64)
+        return total
+
+
+def is_memory(error: BaseException) -> bool:
+    """Whether an exception is a failed allocation."""
+    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
+
+
+def record_loss(weights: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+    """Run one differentiable forward pass, loss included, under a recording."""
+    with torch.enable_grad():
+        recording = Recording(weights)
+        with recording:
+            loss = loss_of()
+    return recording, loss
+
+
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    node: Node
+    rule: Rule
+    curved: int
+    wanted: int
+
+
+def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor) -> Plan:
+    """Adjoints, constants and the order of steps.
+
+    Args:
+        recording: a finished recording.
+        weights: those it was made for.
+        loss: the scalar it ended in.
+
+    Raises:
+        UnsupportedOperationError: the loss does not depend on any weight.
+    """
+    end = recording.number_of(loss)
+    if end is None:
+        raise UnsupportedOperationError(
+            "the loss does not depend on any measured weight through autograd: the model detaches its output or runs "
+            "under no_grad or inference_mode"
+        )
+    ruled = _with_rules(recording, end)
+    numbers = sorted({n for r in ruled if r.curved for n in r.node.outputs if n is not None})
+    edges = [(n, edge) for n in numbers if (edge := recording.values[n].gradient_edge()) is not None]
+    found = torch.autograd.grad(loss, [*weights, *(edge for _, edge in edges)], allow_unused=True)
+    gradients, rest = found[: len(weights)], found[len(weights) :]
+    adjoints = {n: a.detach() for (n, _), a in zip(edges, rest, strict=True) if a is not None}
+    dep = tuple(value.dep for value in recording.values)
+    for r in ruled:
+        if r.curved and all(n not in adjoints for n in r.node.outputs if n is not None):
+            # It reaches the loss, so autograd should have found its adjoint: never take it for zero.
+            recording.refuse(r.curved, f"{r.node.name.removeprefix('aten.')} has no adjoint")
+    steps = _steps(recording, ruled, adjoints)
+    plan = Plan(
+        tuple(steps),
+        dep,
+        float(loss.detach()),
+        tuple(None if g is None else g.detach() for g in gradients),
+        dict(recording.unsupported),
+    )
+    recording.release()
+    return plan
+
+
+def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
+    """Nodes that reach the loss, each with its rule and the weights for which it matters."""
+    values = recording.values
+    reaches = {end}
+    kept: list[Node] = []
+    for node in reversed(recording.nodes):
+        if any(n in reaches for n in node.outputs):
+            reaches.update(node.inputs.values())
+            kept.append(node)
+    need = [0] * len(values)
+    ruled: list[_Ruled] = []
+    for node in kept:  # last first
+        rule = find_rule(node)
+        deps = [values[n].dep for n in node.inputs.values()]
+        union = overlap = 0
+        for dep in deps:
+            overlap |= union & dep
+            union |= dep
+        curved = {Order.LINEAR: 0, Order.PRODUCT: overlap, Order.CURVED: union}[rule.order]
+        wanted = 0
+        for n in node.outputs:
+            if n is not None:
+                wanted |= need[n]
+        wanted &= union
+        if not curved | wanted:
+            continue
+        for n in node.inputs.values():
+            need[n] |= (curved | wanted) & values[n].dep
+        ruled.append(_Ruled(node, rule, curved, wanted))
+    return ruled[::-1]
+
+
+def _steps(recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> list[_Planned]:
+    values = recording.values
+    chains = Chains(values)
+    placed: list[tuple[float, _Planned]] = []
+    made_at: dict[int, int] = {}
+    used: set[int] = set()
+    with torch.no_grad():
+        for i, r in enumerate(ruled):
+            node = r.node
+            outputs = node.outputs
+            of = [adjoints.get(n) if n is not None and r.curved else None for n in outputs]
+            for n in outputs:
+                if n is not None:
+                    made_at[n] = i
+            if chains.take(node, r.curved, of[0] if of else None):
+                continue
+            used.update(node.inputs.values())
+            try:
+                step = r.rule.make(node, of)
+            except (NotImplementedError, RuntimeError) as error:
+                if is_memory(error):
+                    raise
+                recording.refuse(r.curved | r.wanted, (str(error).splitlines() or [node.name])[0])
+                continue
+            inputs = tuple(node.inputs.values())
+            placed.append((i, _Planned(step, node.name.removeprefix("aten."), inputs, outputs, r.curved, r.wanted)))
+    for root, chain in chains.by_root.items():
+        outputs = tuple(n for n in chain.slopes if n in used)
+        wanted = 0
+        for n in outputs:
+            wanted |= values[n].dep
+        if not (wanted | chain.curved):
+            continue
+        step = ChainStep(tuple(chain.slopes[n] for n in outputs), chain.bend, values[root].shape)
+        # Directly after what makes the root; weights are there from the start.
+        at = made_at.get(root, -1) + 0.5
+        placed.append((at, _Planned(step, "pointwise chain", (root,), outputs, chain.curved, wanted)))
+    return [planned for _, planned in sorted(placed, key=lambda p: p[0])]

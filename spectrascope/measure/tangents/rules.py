@@ -1,0 +1,34 @@
+"""The rule of a recorded operation."""
+
+from __future__ import annotations
+
+from spectrascope.measure.tangents.attention import ATTENTION_RULES
+from spectrascope.measure.tangents.generic import GENERIC_RULE
+from spectrascope.measure.tangents.linear import LINEAR_RULES
+from spectrascope.measure.tangents.normalise import NORMALISING_RULES
+from spectrascope.measure.tangents.pointwise import POINTWISE_RULES
+from spectrascope.measure.tangents.products import PRODUCT_RULES
+from spectrascope.measure.tangents.recording import Node
+from spectrascope.measure.tangents.step import Rule
+
+__all__ = ["find_rule", "is_pointwise"]
+
+_RULES: dict[str, Rule] = {
+    **LINEAR_RULES,
+    **POINTWISE_RULES,
+    **PRODUCT_RULES,
+    **NORMALISING_RULES,
+    **ATTENTION_RULES,
+}
+
+
+def find_rule(node: Node) -> Rule:
+    """The rule for this call; the generic one where none is known to cover it."""
+    name = node.name
+    rule = _RULES.get(name) or _RULES.get(name.removesuffix("_"))
+    return rule if rule is not None and rule.accepts(node) else GENERIC_RULE
+
+
+def is_pointwise(node: Node) -> bool:
+    """Whether the operation works entry by entry, so that chains of such operations collapse into one."""
+    return node.name in POINTWISE_RULES or node.name.removesuffix("_") in POINTWISE_RULES
