@@ -151,3 +151,69 @@ def group_ranges(n: int, groups: int) -> list[tuple[int, int]]:
     groups = max(1, min(groups, n))
     ends = [round(g * n / groups) for g in range(groups + 1)]
     return list(itertools.pairwise(ends))
+
+
+class _TwiceDifferentiable(torch.overrides.TorchFunctionMode):
+    """Where PyTorch has no second derivative but the function is simple, the same function written out."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (nn.functional.hardsigmoid, torch._C._nn.hardsigmoid):
+            return ((args[0] + 3) / 6).clamp(0, 1)
+        return func(*args, **(kwargs or {}))
+
+
+def curvature_of_weights(
+    loss: Callable[[], Tensor], weights: list[nn.Parameter], directions: list[list[Tensor]]
+) -> list[Tensor]:
+    """M_kj = <D_k, H_W D_j> of each weight by double backprop, directions shaped as the weights are stored.
+
+    One graph for all weights, one product per direction; attention by its twice differentiable kernel. The model
+    must be held still by the caller (evaluation mode, gradients on for the weights).
+    """
+    with (
+        torch.enable_grad(),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        _TwiceDifferentiable(),
+    ):
+        gradients = torch.autograd.grad(loss(), weights, create_graph=True)
+    found = []
+    for weight, gradient, along in zip(weights, gradients, directions, strict=True):
+        rows = []
+        for direction in along:
+            if gradient.requires_grad:
+                (product,) = torch.autograd.grad(
+                    (gradient * direction).sum(), weight, retain_graph=True, materialize_grads=True
+                )
+            else:
+                product = torch.zeros_like(weight)
+            rows.append(torch.stack([(product * other).sum() for other in along]))
+        found.append(torch.stack(rows).detach())
+    return found
+
+
+def difference_of_losses(
+    loss: Callable[[], Tensor], weight: nn.Parameter, direction: Tensor, *, kinks: bool = False
+) -> tuple[float, float]:
+    """h = d²L/dε² along a direction from values of the loss alone, and how far two step lengths disagree.
+
+    Central differences of fourth order, (−f(2ε) + 16 f(ε) − 30 f(0) + 16 f(−ε) − f(−2ε)) / 12ε², for a ladder of
+    steps; of neighbouring steps the two that agree best. Rounding is 1e-16·L/ε², truncation ε⁴; ``kinks`` takes
+    steps short enough to cross hardly any.
+    """
+    ladder = [1e-4, 3e-5, 1e-5, 3e-6, 1e-6, 3e-7] if kinks else [1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4]
+    kept = weight.detach().clone()
+
+    def at(e: float) -> float:
+        with torch.no_grad():
+            weight.copy_(kept + e * direction)
+            return float(loss())
+
+    try:
+        middle = at(0.0)
+        estimates = [(16 * (at(e) + at(-e)) - (at(2 * e) + at(-2 * e)) - 30 * middle) / (12 * e**2) for e in ladder]
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    spreads = [abs(b - a) for a, b in itertools.pairwise(estimates)]
+    best = spreads.index(min(spreads))
+    return estimates[best + 1], spreads[best]
