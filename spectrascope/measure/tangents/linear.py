@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.measure.operations import functional, with_tensors
+from spectrascope.measure.tangents.normalise import BATCH_NORMS, batch_norm_eps, uses_batch_statistics
 from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import LinearStep, Order, Pushed, Rule, Step, Tangents, argument
 from spectrascope.measure.tangents.tangent import RankOne, Stacked, Tangent, dense
@@ -20,7 +21,13 @@ Map = Callable[[Tangent], "Tangent | Sequence[Tangent]"]
 LINEAR_RULES: dict[str, Rule] = {}
 
 
-def _register(names: str, make: Callable[[Node], Map]) -> None:
+def _only_first(node: Node) -> bool:
+    return tuple(node.inputs) == (0,)
+
+
+def _register(
+    names: str, make: Callable[[Node], Map], accepts: Callable[[Node], bool] = _only_first
+) -> None:
     """Operations of one data tensor, the first argument."""
 
     def step(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
@@ -34,11 +41,7 @@ def _register(names: str, make: Callable[[Node], Map]) -> None:
         return LinearStep(push)
 
     for name in names.split():
-        LINEAR_RULES[f"aten.{name}"] = Rule(Order.LINEAR, step, _only_first)
-
-
-def _only_first(node: Node) -> bool:
-    return tuple(node.inputs) == (0,)
+        LINEAR_RULES[f"aten.{name}"] = Rule(Order.LINEAR, step, accepts)
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -256,20 +259,19 @@ _register("constant_pad_nd", _pad)
 
 
 def _batch_norm(node: Node) -> Map:
-    x, variance = node.args[0], node.args[4]
-    train = node.args[5] if isinstance(node.args[5], bool) else False
-    if train or variance is None:
-        raise NotImplementedError("batch normalisation uses batch statistics (train mode)")
-    eps = node.args[7] if isinstance(node.args[5], bool) else node.args[6]
-    scale = torch.rsqrt(variance + eps)
-    if node.args[1] is not None:
-        scale = scale * node.args[1]
+    x, gamma, variance = node.args[0], node.args[1], node.args[4]
+    scale = torch.rsqrt(variance + batch_norm_eps(node))
+    scale = scale if gamma is None else scale * gamma
     scale = scale.detach().view(-1, *(1,) * (x.dim() - 2))
     return lambda z: (dense(z) * scale,)
 
 
-_register("native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training", _batch_norm)
-_register("batch_norm _batch_norm_no_update", _batch_norm)
+def _fixed_statistics(node: Node) -> bool:
+    return _only_first(node) and not uses_batch_statistics(node)
+
+
+for _name in BATCH_NORMS:
+    _register(_name, _batch_norm, _fixed_statistics)
 
 
 # -- several data tensors, or none of the above: the operation itself, mapped over directions --------------------

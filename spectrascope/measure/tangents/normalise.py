@@ -15,7 +15,26 @@ from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import Order, Pushed, Rule, Step, Tangents, argument
 from spectrascope.measure.tangents.tangent import dense, gram
 
-__all__ = ["NORMALISING_RULES"]
+__all__ = ["BATCH_NORMS", "NORMALISING_RULES", "batch_norm_eps", "uses_batch_statistics"]
+
+BATCH_NORMS = (
+    "native_batch_norm",
+    "cudnn_batch_norm",
+    "miopen_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+)
+
+
+def uses_batch_statistics(node: Node) -> bool:
+    """Whether a recorded batch normalisation uses its input's own mean and variance, as instance norm does."""
+    flag = node.args[5]  # ``train``; the variants without that argument have a number there, or no statistics at all
+    return flag if isinstance(flag, bool) else node.args[3] is None
+
+
+def batch_norm_eps(node: Node) -> float:
+    """The constant added to the variance."""
+    return float(node.args[7] if isinstance(node.args[5], bool) else node.args[6])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +150,7 @@ def _normalised(
     return _Normalised(
         xh,
         r.reshape(-1, 1).to(xh.dtype),
-        None if gamma is None else gamma.detach().reshape(1, -1),
+        None if gamma is None else gamma.detach().reshape(-1, xh.shape[1]),
         None if adjoint is None else adjoint.reshape(xh.shape).to(xh.dtype),
         centred,
         tuple(node.outs[0].shape),
@@ -139,22 +158,52 @@ def _normalised(
 
 
 def _group_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
-    x, gamma, batch, channels, area, groups = (*node.args[:2], *(int(a) for a in node.args[3:6]), node.args[5 + 1])
-    x = x.detach()
+    x, gamma = node.args[0].detach(), node.args[1]
+    batch, channels, area, groups = (int(n) for n in node.args[3:7])
     mean, r = node.outs[1].detach(), node.outs[2].detach()
     rows = x.reshape(batch * groups, -1)
     xh = (rows - mean.reshape(-1, 1).to(x.dtype)) * r.reshape(-1, 1).to(x.dtype)
     if gamma is not None:
         gamma = gamma.detach().view(1, channels, 1).expand(batch, channels, area).reshape(xh.shape)
-    adjoint = adjoints[0]
-    return _Normalised(
-        xh,
-        r.reshape(-1, 1).to(xh.dtype),
-        gamma,
-        None if adjoint is None else adjoint.reshape(xh.shape),
+    return _normalised(node, xh, r, gamma, adjoints[0], centred=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _ByChannel:
+    """Normalisation of every channel (axis 1) over all other axes."""
+
+    inner: _Normalised
+    order: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        (x,) = z
+        assert x is not None
+        x = dense(x)
+        channels_first = x.permute(0, *(a + 1 for a in self.order))
+        out, bent = self.inner.push([channels_first], outputs=outputs, bend=bend)
+        if not outputs:
+            return (), bent
+        (y,) = out
+        return (dense(y).permute(0, *(a + 1 for a in self.order)) if y is not None else None,), bent
+
+
+def _batch_statistics(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+    x, gamma, adjoint = node.args[0].detach(), node.args[1], adjoints[0]
+    order = (1, 0, *range(2, x.dim()))  # its own inverse
+    moved = x.permute(order)
+    rows = moved.reshape(moved.shape[0], -1)
+    centred = rows - rows.mean(-1, keepdim=True)
+    r = (centred.square().mean(-1, keepdim=True) + batch_norm_eps(node)).rsqrt()
+    inner = _Normalised(
+        centred * r,
+        r,
+        None if gamma is None else gamma.detach().view(-1, 1),
+        None if adjoint is None else adjoint.permute(order).reshape(rows.shape),
         True,
-        tuple(node.outs[0].shape),
+        tuple(moved.shape),
     )
+    return _ByChannel(inner, order, tuple(x.shape))
 
 
 def _product(sizes: Sequence[int]) -> int:
@@ -176,4 +225,10 @@ NORMALISING_RULES: dict[str, Rule] = {
     "aten.native_layer_norm": Rule(Order.CURVED, _layer_norm, _only_input),
     "aten._fused_rms_norm": Rule(Order.CURVED, _rms_norm, _only_input),
     "aten.native_group_norm": Rule(Order.CURVED, _group_norm, _only_input),
+    **{
+        f"aten.{name}": Rule(
+            Order.CURVED, _batch_statistics, lambda node: _only_input(node) and uses_batch_statistics(node)
+        )
+        for name in BATCH_NORMS
+    },
 }

@@ -37,8 +37,8 @@ class Value:
     edge: Any = None
 
     def gradient_edge(self) -> Any:
-        """Where autograd accumulates the adjoint; ``None`` for a value it treats as constant."""
-        if self.edge is None and self.tensor is not None and self.tensor.requires_grad:
+        """Where autograd holds the adjoint; ``None`` for a weight itself, or a value it treats as constant."""
+        if self.edge is None and self.tensor is not None and self.tensor.grad_fn is not None:
             self.edge = torch.autograd.graph.get_gradient_edge(self.tensor)
         return self.edge
 
@@ -130,7 +130,7 @@ class Recording(TorchDispatchMode):
             self._before_overwriting(target)
             if inputs:
                 kept = (target.detach().clone(), *args[1:])
-                if target._base is not None:
+                if target._base is not None and target._base.numel() != target.numel():
                     self.refuse(self._mask(inputs), f"{name.removeprefix('aten.')} writes into a view in place")
         out = func(*args, **kwargs)
         if not inputs:

@@ -13,20 +13,17 @@ from spectrascope.measure.tangents.step import Rule
 
 __all__ = ["find_rule", "is_pointwise"]
 
-_RULES: dict[str, Rule] = {
-    **LINEAR_RULES,
-    **POINTWISE_RULES,
-    **PRODUCT_RULES,
-    **NORMALISING_RULES,
-    **ATTENTION_RULES,
-}
+_TABLES = (LINEAR_RULES, POINTWISE_RULES, PRODUCT_RULES, NORMALISING_RULES, ATTENTION_RULES)
 
 
 def find_rule(node: Node) -> Rule:
     """The rule for this call; the generic one where none is known to cover it."""
-    name = node.name
-    rule = _RULES.get(name) or _RULES.get(name.removesuffix("_"))
-    return rule if rule is not None and rule.accepts(node) else GENERIC_RULE
+    for name in (node.name, node.name.removesuffix("_")):
+        for table in _TABLES:
+            rule = table.get(name)
+            if rule is not None and rule.accepts(node):
+                return rule
+    return GENERIC_RULE
 
 
 def is_pointwise(node: Node) -> bool:
