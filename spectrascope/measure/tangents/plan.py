@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from spectrascope.measure.tangents.chains import Chains, ChainStep
+from spectrascope.measure.tangents.head import HeadStep, row_order
+from spectrascope.measure.tangents.products import matrix_product
 from spectrascope.measure.tangents.recording import Node, Recording
 from spectrascope.measure.tangents.rules import find_rule
 from spectrascope.measure.tangents.step import Order, Rule, Step
@@ -180,8 +183,62 @@ def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
     return ruled[::-1]
 
 
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A product whose rows, whole, go into a log-softmax of which only the loss is made."""
+
+    product: Node
+    between: tuple[Node, ...]  # views, and the log-softmax last
+
+    def make(self, adjoints: dict[int, Tensor]) -> Step:
+        softmax = self.between[-1]
+        (number,) = (n for n in softmax.outputs if n is not None)
+        logits = softmax.outs[0].detach().flatten(0, -2)
+        (of,) = (n for n in self.product.outputs if n is not None)
+        product = matrix_product(self.product, adjoints.get(of))
+        rows = row_order(self.between[:-1], product.shape[0])
+        if rows is None:
+            raise NotImplementedError("the rows of the head are mixed before the log-softmax")
+        p = logits.exp()
+        weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True)
+        positive = bool((weights >= 0).all())
+        return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive)
+
+
+_ROW_WISE = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "slice", "clone", "alias"))
+
+
+def _find_heads(ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> dict[int, _Head]:
+    """Heads by the id of their product's node."""
+    producer = {n: r for r in ruled for n in r.node.outputs if n is not None}
+    consumers = Counter(n for r in ruled for n in r.node.inputs.values())
+    found: dict[int, _Head] = {}
+    for r in ruled:
+        node = r.node
+        if node.name != "aten._log_softmax" or r.wanted or tuple(node.inputs) != (0,):
+            continue
+        if int(node.args[1]) % node.outs[0].dim() != node.outs[0].dim() - 1 or node.outputs[0] not in adjoints:
+            continue
+        between = [node]
+        while True:
+            number = between[-1].inputs[0]
+            above = producer.get(number)
+            if above is None or consumers[number] != 1:
+                break
+            if above.node.name in ("aten.mm", "aten.addmm"):
+                if row_order(between[:0:-1], above.node.outs[0].shape[0]) is not None:
+                    found[id(above.node)] = _Head(above.node, tuple(between[::-1]))
+                break
+            if above.node.name not in _ROW_WISE or tuple(above.node.inputs) != (0,):
+                break
+            between.append(above.node)
+    return found
+
+
 def _steps(recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> list[_Planned]:
     values = recording.values
+    heads = _find_heads(ruled, adjoints)
+    inside = {id(node) for head in heads.values() for node in head.between}
     chains = Chains(values)
     placed: list[tuple[float, _Planned]] = []
     made_at: dict[int, int] = {}
@@ -194,18 +251,24 @@ def _steps(recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Te
             for n in outputs:
                 if n is not None:
                     made_at[n] = i
-            if chains.take(node, r.curved, of[0] if of else None):
+            if id(node) in inside:
+                continue
+            head = heads.get(id(node))
+            if head is None and chains.take(node, r.curved, of[0] if of else None):
                 continue
             used.update(node.inputs.values())
             try:
-                step = r.rule.make(node, of)
+                step = r.rule.make(node, of) if head is None else head.make(adjoints)
             except (NotImplementedError, RuntimeError) as error:
                 if is_memory(error):
                     raise
                 recording.refuse(r.curved | r.wanted, (str(error).splitlines() or [node.name])[0])
                 continue
-            inputs = tuple(node.inputs.values())
-            placed.append((i, _Planned(step, node.name.removeprefix("aten."), inputs, outputs, r.curved, r.wanted)))
+            inputs, name = tuple(node.inputs.values()), node.name.removeprefix("aten.")
+            if head is None:
+                placed.append((i, _Planned(step, name, inputs, outputs, r.curved, r.wanted)))
+            else:
+                placed.append((i, _Planned(step, f"{name} and log-softmax", inputs, (), r.curved | r.wanted, 0)))
     for root, chain in chains.by_root.items():
         outputs = tuple(n for n in chain.slopes if n in used)
         wanted = 0
