@@ -76,7 +76,7 @@ class Tangents:
         def work(start: int, stop: int) -> None:
             weight = stop - start
             group = next(g for g, border in enumerate(borders[1:]) if start < border)
-            plan = self._plan(workload, weights, start, stop)
+            plan = self._plan(workload, weights, start, stop, sum(t.directions.k for t in targets))
             found: list[tuple[Tensor, Tensor] | None] = []
             for i, target in enumerate(targets):
                 bit = bits[id(target.layer.parameter)]
@@ -103,10 +103,12 @@ class Tangents:
         return [failed[i] if i in failed else s.finish(self.name, exact=True) for i, s in enumerate(sums)]
 
     @staticmethod
-    def _plan(workload: Workload, weights: Sequence[nn.Parameter], start: int, stop: int) -> Plan:
+    def _plan(
+        workload: Workload, weights: Sequence[nn.Parameter], start: int, stop: int, directions: int
+    ) -> Plan:
         inputs, labels = workload.fetch(start, stop)
         recording, loss = record_loss(weights, lambda: workload.loss(inputs, labels))
-        return make_plan(recording, weights, loss)
+        return make_plan(recording, weights, loss, directions)
 
 
 def _slopes(target: Target, gradient: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import Order, Pushed, Rule, Tangents
-from spectrascope.measure.tangents.tangent import dense, gram
+from spectrascope.measure.tangents.tangent import dense, gram, weighted_gram
 
 __all__ = ["ATTENTION_RULES"]
 
@@ -98,10 +98,9 @@ class _Attention:
         zq, zk, zv = (z.get(p) for p in range(3))
         out = bent = weights = None
         if zq is not None or zk is not None:
-            moved = self._scores(of, zq, zk)
-            moved -= (of.scores * moved).sum(-1, keepdim=True)
+            moved = self._centred_scores(of, zq, zk)
             if bend and of.pull is not None:
-                bent = gram(moved * of.pull, moved)
+                bent = weighted_gram(moved, of.pull)
                 if zq is not None and zk is not None:
                     bent = bent + 2 * self.scale * gram(_fold(of.pull.transpose(1, 2), zq), zk)
             weights = moved.mul_(of.scores)
@@ -116,16 +115,27 @@ class _Attention:
             bent = crossed if bent is None else bent + crossed
         return out, bent
 
-    def _scores(self, of: _Primal, zq: Tensor | None, zk: Tensor | None) -> Tensor:
-        """Tangents of the scores (K, N, T, T)."""
-        if zk is None:
-            assert zq is not None
-            return (zq * self.scale) @ of.k.transpose(1, 2)
-        if zq is None:
-            return (of.q * self.scale) @ zk.transpose(2, 3)
-        # Both products in one, with the inner dimension doubled.
-        left = torch.cat([zq, of.q.expand_as(zq)], -1).mul_(self.scale)
-        right = torch.cat([of.k.expand_as(zk), zk], -1)
+    def _centred_scores(self, of: _Primal, zq: Tensor | None, zk: Tensor | None) -> Tensor:
+        """S' − rowsum(P S') (K, N, T, T), as one product: both terms side by side, the row sums in a last column."""
+        some = zq if zq is not None else zk
+        assert some is not None
+        lead = some.shape[:2]
+        lefts: list[Tensor] = []
+        rights: list[Tensor] = []
+        sums: Tensor | None = None
+        if zq is not None:
+            lefts.append(zq)
+            rights.append(of.k.expand(*lead, *of.k.shape[1:]))
+            sums = (zq * torch.bmm(of.scores, of.k)).sum(-1, keepdim=True)
+        if zk is not None:
+            lefts.append(of.q.expand(*lead, *of.q.shape[1:]))
+            rights.append(zk)
+            part = (_fold(of.scores, zk) * of.q).sum(-1, keepdim=True)
+            sums = part if sums is None else sums + part
+        assert sums is not None
+        ones = some.new_ones(1).expand(*lead, of.k.shape[1], 1)
+        left = torch.cat([*lefts, -sums], -1).mul_(self.scale)
+        right = torch.cat([*rights, ones], -1)
         return left @ right.transpose(2, 3)
 
 

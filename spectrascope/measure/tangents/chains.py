@@ -16,7 +16,7 @@ from spectrascope.measure.tangents.pointwise import derivatives
 from spectrascope.measure.tangents.recording import Node, Value
 from spectrascope.measure.tangents.rules import is_pointwise
 from spectrascope.measure.tangents.step import Pushed, Tangents
-from spectrascope.measure.tangents.tangent import Tangent, dense, gram
+from spectrascope.measure.tangents.tangent import Tangent, dense, weighted_gram
 
 __all__ = ["Chain", "ChainStep", "Chains"]
 
@@ -97,7 +97,7 @@ class ChainStep:
         x = dense(tangent)
         bent = None
         if bend and self.coefficient is not None:
-            bent = gram(x * self.coefficient, x)
+            bent = weighted_gram(x, self.coefficient)
         out: list[Tangent | None] = []
         if outputs:
             for slope in self.slopes:

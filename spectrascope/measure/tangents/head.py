@@ -3,6 +3,9 @@
 For rows n with logits x_n W, p_n = softmax and w_n minus the sum of the adjoint over the row, the second-order term is
 sum_n w_n Var_{p_n}(z_n W), taken row block by row block: y = z W − s, s_n = z_n · (W p_n), each block small
 enough to stay in cache.
+
+That costs V d per direction and token. Where more than d/2 directions arrive (a whole language model), the d × d form
+A_n = w_n (W diag(p_n) W^T − W p_n p_n^T W^T) of every token is cheaper: V d² / 2 once, then d² per direction.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ from torch import Tensor
 from spectrascope.measure.tangents.products import MatrixProduct
 from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import Pushed, Tangents
-from spectrascope.measure.tangents.tangent import RankOne, Tangent, dense
+from spectrascope.measure.tangents.tangent import RankOne, Tangent, dense, gram
 
-__all__ = ["HeadStep", "row_order"]
+__all__ = ["HeadStep", "row_order", "token_forms"]
 
 _BLOCK_BYTES = {"cpu": 2 << 20}
 _BLOCK_BYTES_DEVICE = 256 << 20
+_FORM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class HeadStep:
     weights: Tensor
     mean: Tensor
     positive: bool
+    forms: Tensor | None = None  # (R, d, d)
 
     def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
         """Add the second-order terms of both operations."""
@@ -46,6 +51,10 @@ class HeadStep:
         if not bend:
             return (), total
         moving = dense(found["left"])[:, self.rows] if "left" in found else None
+        if self.forms is not None and moving is not None and len(found) == 1:
+            rows = moving.transpose(0, 1)  # (R, K, d)
+            bent = gram((rows @ self.forms).transpose(0, 1), moving) * self.product.scale**2
+            return (), bent if total is None else total + bent
         offset = dense(found["offset"]) if "offset" in found else None
         k = _count(found)
         width = k * self.p.shape[1] * self.p.element_size()
@@ -88,6 +97,39 @@ class HeadStep:
             -1, *self.product.shape
         )
         return _centred(rows[:, self.rows[part]], self.p[part]) * self.product.offset_scale
+
+
+def token_forms(right: Tensor, p: Tensor, weights: Tensor, directions: int) -> Tensor | None:
+    """The forms A_n (R, d, d), or ``None`` where they would cost more than they save, or lose digits.
+
+    Args:
+        right: W (d, V).
+        p: probabilities (R, V).
+        weights: w (R, 1).
+        directions: tangents that will arrive, over all weights.
+    """
+    width, rows = right.shape[0], len(p)
+    if directions < 0.75 * width or rows * width**2 * p.element_size() > _FORM_BYTES:
+        return None
+    spread = float((weights * (1 - p.square().sum(-1, keepdim=True))).sum() / weights.sum())
+    if not spread > 1e5 * torch.finfo(p.dtype).eps:
+        return None  # nearly certain predictions: the two terms of the form cancel
+    weighted = p * weights
+    columns = right.T - (weighted.sum(0) @ right.T / weights.sum())  # (V, d); a common shift changes nothing
+    mean = p @ columns
+    forms = p.new_empty(rows, width, width)
+    block = 4
+    for first in range(0, width, block):
+        last = min(first + block, width)
+        part = p.new_zeros(rows, (last - first) * (width - first))
+        for start in range(0, len(columns), 2048):
+            some = columns[start : start + 2048]
+            products = some[:, first:last, None] * some[:, None, first:]
+            part.addmm_(weighted[:, start : start + 2048], products.flatten(1))
+        part = part.view(rows, last - first, width - first)
+        forms[:, first:last, first:] = part
+        forms[:, first:, first:last] = part.transpose(1, 2)
+    return forms.baddbmm_((mean * weights).unsqueeze(2), mean.unsqueeze(1), alpha=-1)
 
 
 def _centred(y: Tensor, p: Tensor) -> Tensor:

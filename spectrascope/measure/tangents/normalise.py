@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import Order, Pushed, Rule, Step, Tangents, argument
-from spectrascope.measure.tangents.tangent import dense, gram
+from spectrascope.measure.tangents.tangent import dense, gram, weighted_gram
 
 __all__ = ["BATCH_NORMS", "NORMALISING_RULES", "batch_norm_eps", "uses_batch_statistics"]
 
@@ -53,7 +53,7 @@ class _Softmax:
         bent = None
         if bend and self.adjoint is not None:
             g = self.p * (self.adjoint - (self.p * self.adjoint).sum(self.axis, keepdim=True))
-            bent = gram(centred * g, centred)
+            bent = weighted_gram(centred, g)
         return ((self.p * centred,) if outputs else ()), bent
 
 
@@ -72,7 +72,7 @@ class _LogSoftmax:
         centred = x - (self.p * x).sum(self.axis, keepdim=True)
         bent = None
         if bend and self.adjoint is not None:
-            bent = -gram(centred * (self.p * self.adjoint.sum(self.axis, keepdim=True)), centred)
+            bent = -weighted_gram(centred, self.p * self.adjoint.sum(self.axis, keepdim=True))
         return ((centred,) if outputs else ()), bent
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.measure.tangents.chains import Chains, ChainStep
-from spectrascope.measure.tangents.head import HeadStep, row_order
+from spectrascope.measure.tangents.head import HeadStep, row_order, token_forms
 from spectrascope.measure.tangents.products import matrix_product
 from spectrascope.measure.tangents.recording import Node, Recording
 from spectrascope.measure.tangents.rules import find_rule
@@ -111,13 +111,14 @@ class _Ruled:
     wanted: int
 
 
-def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor) -> Plan:
+def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, directions: int) -> Plan:
     """Adjoints, constants and the order of steps.
 
     Args:
         recording: a finished recording.
         weights: those it was made for.
         loss: the scalar it ended in.
+        directions: how many tangents will be pushed, over all weights; decides what is worth preparing.
 
     Raises:
         UnsupportedOperationError: the loss does not depend on any weight.
@@ -139,7 +140,7 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor) -> 
         if r.curved and all(n not in adjoints for n in r.node.outputs if n is not None):
             # It reaches the loss, so autograd should have found its adjoint: never take it for zero.
             recording.refuse(r.curved, f"{r.node.name.removeprefix('aten.')} has no adjoint")
-    steps = _steps(recording, ruled, adjoints)
+    steps = _steps(recording, ruled, adjoints, directions)
     plan = Plan(
         tuple(steps),
         dep,
@@ -190,7 +191,7 @@ class _Head:
     product: Node
     between: tuple[Node, ...]  # views, and the log-softmax last
 
-    def make(self, adjoints: dict[int, Tensor]) -> Step:
+    def make(self, adjoints: dict[int, Tensor], directions: int) -> Step:
         softmax = self.between[-1]
         (number,) = (n for n in softmax.outputs if n is not None)
         logits = softmax.outs[0].detach().flatten(0, -2)
@@ -202,7 +203,8 @@ class _Head:
         p = logits.exp()
         weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True)
         positive = bool((weights >= 0).all())
-        return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive)
+        forms = token_forms(product.right, p, weights, directions) if positive else None
+        return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive, forms)
 
 
 _ROW_WISE = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "slice", "clone", "alias"))
@@ -235,7 +237,9 @@ def _find_heads(ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> dict[in
     return found
 
 
-def _steps(recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> list[_Planned]:
+def _steps(
+    recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor], directions: int
+) -> list[_Planned]:
     values = recording.values
     heads = _find_heads(ruled, adjoints)
     inside = {id(node) for head in heads.values() for node in head.between}
@@ -258,7 +262,7 @@ def _steps(recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Te
                 continue
             used.update(node.inputs.values())
             try:
-                step = r.rule.make(node, of) if head is None else head.make(adjoints)
+                step = r.rule.make(node, of) if head is None else head.make(adjoints, directions)
             except (NotImplementedError, RuntimeError) as error:
                 if is_memory(error):
                     raise

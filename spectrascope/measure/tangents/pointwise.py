@@ -16,7 +16,7 @@ from torch import Tensor
 from spectrascope.measure.operations import functional, with_tensors
 from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import Order, Pushed, Rule, Tangents
-from spectrascope.measure.tangents.tangent import dense, gram
+from spectrascope.measure.tangents.tangent import dense, gram, weighted_gram
 
 __all__ = ["POINTWISE_RULES", "Derivatives", "Factor", "derivatives"]
 
@@ -170,8 +170,9 @@ class _PointwiseStep:
                 a, b = parts[i], parts[j]
                 if a is None or b is None:
                     continue
-                weight = self.adjoint * factor
-                both = gram((a * weight).expand(-1, *self.shape), b.expand(-1, *self.shape))
+                weight = (self.adjoint * factor).expand(self.shape)
+                a, b = a.expand(-1, *self.shape), b.expand(-1, *self.shape)
+                both = weighted_gram(a, weight) if i == j else gram(a * weight, b)
                 total = _plus(total, both if i == j else 2 * both)
         return ((out,) if outputs else ()), total
 

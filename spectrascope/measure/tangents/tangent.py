@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["RankOne", "Stacked", "Tangent", "dense", "gram"]
+__all__ = ["RankOne", "Stacked", "Tangent", "dense", "gram", "weighted_gram"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,3 +66,28 @@ def gram(a: Tensor, b: Tensor) -> Tensor:
     tensor([[11.]])
     """
     return a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T
+
+
+def weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
+    """``gram(weight * x, x)``, block by block, so that the product with the weight need not leave the cache.
+
+    Args:
+        x: tangents (K, \\*shape).
+        weight: entries (\\*shape).
+
+    >>> weighted_gram(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, -1.0]))
+    tensor([[-1.]])
+    """
+    k = x.shape[0]
+    flat, entries = x.reshape(k, -1), weight.reshape(-1)
+    step = max(1, _BLOCK_ENTRIES.get(x.device.type, _BLOCK_ENTRIES_DEVICE) // k)
+    total: Tensor | None = None
+    for start in range(0, flat.shape[1], step):
+        part = flat[:, start : start + step]
+        block = (part * entries[start : start + step]) @ part.T
+        total = block if total is None else total.add_(block)
+    return x.new_zeros(k, k) if total is None else total
+
+
+_BLOCK_ENTRIES = {"cpu": 1 << 17}
+_BLOCK_ENTRIES_DEVICE = 1 << 26
