@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target
+from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
 from spectrascope.measure.schedule import Schedule
 from spectrascope.records import EngineName
 from spectrascope.workload import Inputs, Workload
@@ -56,7 +56,7 @@ class DoubleBackprop:
         def work(start: int, stop: int) -> None:
             inputs, labels = workload.fetch(start, stop)
             weight = stop - start
-            group = next(g for g, border in enumerate(borders[1:]) if start < border)
+            group = sums[0].group_of(start)
             gradients = loss_gradients(workload, targets, inputs, labels)
             found = []
             for i, (target, gradient, target_sums) in enumerate(zip(targets, gradients, sums, strict=True)):
@@ -64,9 +64,7 @@ class DoubleBackprop:
                 if progress is not None:
                     progress(start + weight * (i + 1) // len(targets), n)
             for total, (slope, matrix) in zip(sums, found, strict=True):
-                total.matrix += matrix * weight
-                total.group_h[group] += matrix.diagonal() * weight
-                total.group_sigma[group] += slope * weight
+                total.add(group, slope, matrix, weight)
 
         schedule.run(work, progress)
         return [s.finish(self.name, exact=True) for s in sums]
@@ -76,7 +74,7 @@ class DoubleBackprop:
         layer, d = target.layer, target.directions
         left = d.left.to(gradient.device, dtype)
         right = d.right.to(gradient.device, dtype)
-        slope = torch.einsum("mk,mn,nk->k", left, layer.matrix(gradient.detach()).to(dtype), right)
+        slope = target_slopes(target, gradient, dtype)
         rows = [
             torch.einsum("mk,mn,nk->k", left, layer.matrix(product).to(dtype), right)
             for product in hessian_products(target, gradient, range(d.k))

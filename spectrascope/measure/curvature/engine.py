@@ -15,7 +15,7 @@ from spectrascope.numerics.directions import Directions
 from spectrascope.records import EngineName
 from spectrascope.workload import Workload
 
-__all__ = ["Curvature", "CurvatureEngine", "CurvatureSums", "Progress", "Target"]
+__all__ = ["Curvature", "CurvatureEngine", "CurvatureSums", "Progress", "Target", "target_slopes"]
 
 Progress = Callable[[int, int], None]
 """(done, total), in samples or in products: whatever the stage counts."""
@@ -34,7 +34,8 @@ class Curvature:
     """Second derivatives of the mean loss on span{D_1 … D_K}, D_k = u_k v_k^T.
 
     ``matrix`` (K, K) is M_kj = <D_k, H D_j>; ``group_h`` (G, K) its diagonal and ``group_sigma`` (G, K) the slopes
-    u_k^T G_g v_k of each sample group's own mean loss. float64 on the CPU.
+    u_k^T G_g v_k of each sample group's own mean loss. ``stderr`` (K,) is the standard error of ``h`` where the engine
+    only estimates it, ``None`` where it is exact. float64 on the CPU.
     """
 
     matrix: Tensor
@@ -43,6 +44,7 @@ class Curvature:
     group_sizes: tuple[int, ...]
     engine: EngineName
     exact: bool
+    stderr: Tensor | None = None
 
     @property
     def h(self) -> Tensor:
@@ -61,7 +63,19 @@ class CurvatureSums:
         self.group_h = torch.zeros(shape, dtype=self.dtype, device=device)
         self.group_sigma = torch.zeros(shape, dtype=self.dtype, device=device)
 
-    def finish(self, engine: EngineName, exact: bool) -> Curvature:
+    def add(self, group: int, slope: Tensor, matrix: Tensor, samples: int) -> None:
+        """Add a micro-batch of one group: slopes (K,) and M (K, K) of its mean loss over ``samples`` samples."""
+        matrix = matrix.to(self.matrix)
+        matrix = (matrix + matrix.T) / 2
+        self.matrix += matrix * samples
+        self.group_h[group] += matrix.diagonal() * samples
+        self.group_sigma[group] += slope.to(self.group_sigma) * samples
+
+    def group_of(self, start: int) -> int:
+        """The group a sample belongs to."""
+        return next(g for g, border in enumerate(self.borders[1:]) if start < border)
+
+    def finish(self, engine: EngineName, exact: bool, stderr: Tensor | None = None) -> Curvature:
         """Divide by sample counts and bring the result to the CPU."""
         sizes = torch.tensor(self.borders).diff()
         matrix = (self.matrix / self.borders[-1]).cpu().double()
@@ -73,6 +87,7 @@ class CurvatureSums:
             group_sizes=tuple(sizes.tolist()),
             engine=engine,
             exact=exact,
+            stderr=stderr,
         )
 
 
@@ -89,3 +104,9 @@ class CurvatureEngine(Protocol):
     ) -> list[Curvature]:
         """Curvature of each target over the workload's whole batch, in the order given."""
         ...
+
+
+def target_slopes(target: Target, gradient: Tensor, dtype: torch.dtype) -> Tensor:
+    """Slopes u_k^T G v_k (K,) of a gradient shaped like the stored weight."""
+    left, right = (side.to(gradient.device, dtype) for side in (target.directions.left, target.directions.right))
+    return torch.einsum("mk,mn,nk->k", left, target.layer.matrix(gradient.detach()).to(dtype), right)

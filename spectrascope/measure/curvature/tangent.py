@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target
-from spectrascope.measure.schedule import Schedule
+from spectrascope.measure.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
+from spectrascope.measure.schedule import Schedule, is_out_of_memory
 from spectrascope.measure.tangents.plan import Plan, make_plan, record_loss
 from spectrascope.measure.tangents.tangent import RankOne, Stacked, Tangent
 from spectrascope.measure.tape import UnsupportedOperationError
@@ -33,10 +33,15 @@ class Tangents:
     """The engine.
 
     Args:
-        micro_batch: samples per recording; ``None`` chooses within memory and by timing.
+        micro_batch: samples per recording; ``None`` chooses within ``memory`` and by timing.
+        directions: tangents swept together; ``None`` takes all of a weight's, fewer only where one sample
+            would not fit otherwise.
+        memory: bytes to stay within; ``None`` is 1 GiB on a CPU and half of what is free on a device.
     """
 
     micro_batch: int | None = None
+    directions: int | None = None
+    memory: int | None = None
     name: EngineName = EngineName.TANGENT
 
     def measure(
@@ -60,75 +65,128 @@ class Tangents:
 
         Cost: about four forward-equivalents, and per (weight, k) one first-order pass through what lies downstream
         of the weight. Memory: one micro-batch's activations and adjoints, and its k tangents at a few
-        operations; independent of the number of weights.
+        operations; independent of the number of weights, and by the choice of micro-batch nearly so of k.
         """
+        if not targets:
+            return []
         n = workload.source.n
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
-        if not sums:
-            return []
-        weights = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
-        bits = {id(p): i for i, p in enumerate(weights)}
-        seeds = [_seed(t, workload) for t in targets]
-        borders = sums[0].borders
+        sweeps = _Sweeps(workload, targets)
         failed: dict[int, str] = {}
-        schedule = Schedule(n, self.micro_batch, borders, candidates=(1, 2, 4, 8, 16, 32, 64))
+        limit, together = self._limits(sweeps)
 
         def work(start: int, stop: int) -> None:
-            weight = stop - start
-            group = next(g for g, border in enumerate(borders[1:]) if start < border)
-            plan = self._plan(workload, weights, start, stop, sum(t.directions.k for t in targets))
-            found: list[tuple[Tensor, Tensor] | None] = []
-            for i, target in enumerate(targets):
-                bit = bits[id(target.layer.parameter)]
-                found.append(None)
-                if i in failed:
-                    continue
-                try:
-                    with torch.no_grad():
-                        matrix = plan.sweep(bit, seeds[i])
-                    found[i] = _slopes(target, plan.gradients[bit], sums[i].dtype), matrix.to(sums[i].matrix)
-                except UnsupportedOperationError as error:
-                    failed[i] = str(error)
+            found: dict[int, tuple[Tensor, Tensor]] = {}
+            try:
+                plan = sweeps.plan(start, stop)
+            except UnsupportedOperationError as error:
+                failed.update({i: str(error) for i in range(len(targets)) if i not in failed})
+                return
+            for i in range(len(targets)):
+                if i not in failed:
+                    try:
+                        found[i] = sweeps.sweep(plan, i, together, sums[i].dtype)
+                    except UnsupportedOperationError as error:
+                        failed[i] = str(error)
                 if progress is not None:
-                    progress(start + weight * (i + 1) // len(targets), n)
-            for total, pair in zip(sums, found, strict=True):
-                if pair is not None:
-                    slope, matrix = pair
-                    matrix = (matrix + matrix.T) / 2
-                    total.matrix += matrix * weight
-                    total.group_h[group] += matrix.diagonal() * weight
-                    total.group_sigma[group] += slope * weight
+                    progress(start + (stop - start) * (i + 1) // len(targets), n)
+            for i, (slope, matrix) in found.items():
+                sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
 
-        schedule.run(work, progress)
+        candidates = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= limit]
+        size = None if self.micro_batch is None else self.micro_batch
+        Schedule(
+            n, size, sums[0].borders, candidates=candidates, synchronize=_synchronizer(workload.device)
+        ).run(work, progress)
         return [failed[i] if i in failed else s.finish(self.name, exact=True) for i, s in enumerate(sums)]
 
-    @staticmethod
-    def _plan(
-        workload: Workload, weights: Sequence[nn.Parameter], start: int, stop: int, directions: int
-    ) -> Plan:
-        inputs, labels = workload.fetch(start, stop)
-        recording, loss = record_loss(weights, lambda: workload.loss(inputs, labels))
-        return make_plan(recording, weights, loss, directions)
+    def _limits(self, sweeps: _Sweeps) -> tuple[int, int]:
+        """Samples per micro-batch, and directions per sweep, that stay within memory."""
+        budget = self.memory or _free_memory(sweeps.workload.device)
+        try:
+            need = sweeps.plan(0, 1).footprint
+        except UnsupportedOperationError:
+            return 1, self.directions or sweeps.k
+        together = self.directions or sweeps.k
+        if self.directions is None and need.of(together) > budget:
+            together = max(1, min(together, int((budget - need.fixed) // max(need.per_direction, 1))))
+        return max(1, int(budget // max(need.of(together), 1))), together
 
 
-def _slopes(target: Target, gradient: Tensor | None, dtype: torch.dtype) -> Tensor:
-    if gradient is None:
-        raise UnsupportedOperationError("the weight does not reach the loss")
-    d = target.directions
-    left, right = (side.to(gradient.device, dtype) for side in (d.left, d.right))
-    return torch.einsum("mk,mn,nk->k", left, target.layer.matrix(gradient).to(dtype), right)
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free) // 2
+    return 1 << 30
 
 
-def _seed(target: Target, workload: Workload) -> Tangent:
-    """The directions as tangents of the stored weight, factored where its layout allows."""
-    layer, d = target.layer, target.directions
-    left = layer.embed_left(d.left).to(workload.device, workload.dtype)
-    right = d.right.to(workload.device, workload.dtype)
-    shape = tuple(layer.parameter.shape)
-    if layer.layout == "conv_transpose":
-        return torch.stack(
-            [layer.tensor(torch.outer(d.left[:, k], d.right[:, k])) for k in range(d.k)]
-        ).to(workload.device, workload.dtype)
-    inner = shape if layer.expert is None else shape[1:]
-    one = RankOne(right, left, inner) if layer.layout == "transposed" else RankOne(left, right, inner)
-    return one if layer.expert is None else Stacked(layer.expert, one, shape)
+def _synchronizer(device: torch.device) -> object:
+    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+
+
+class _Sweeps:
+    """The weights of a measurement, their directions as tangents, and the plan of one micro-batch."""
+
+    def __init__(self, workload: Workload, targets: Sequence[Target]) -> None:
+        self.workload = workload
+        self.targets = targets
+        self.weights = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
+        bits = {id(p): i for i, p in enumerate(self.weights)}
+        self.bits = [bits[id(t.layer.parameter)] for t in targets]
+        self.k = max(t.directions.k for t in targets)
+
+    def plan(self, start: int, stop: int) -> Plan:
+        """Record one micro-batch."""
+        inputs, labels = self.workload.fetch(start, stop)
+        try:
+            recording, loss = record_loss(self.weights, lambda: self.workload.loss(inputs, labels))
+            return make_plan(recording, self.weights, loss, sum(t.directions.k for t in self.targets))
+        except RuntimeError as error:
+            if is_out_of_memory(error) or isinstance(error, UnsupportedOperationError):
+                raise
+            raise UnsupportedOperationError((str(error).splitlines() or [type(error).__name__])[0]) from error
+
+    def sweep(self, plan: Plan, i: int, together: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Slopes (K,) and M (K, K) of the micro-batch's mean loss for one target."""
+        target, bit = self.targets[i], self.bits[i]
+        gradient = plan.gradients[bit]
+        if gradient is None:
+            raise UnsupportedOperationError("the weight does not reach the loss")
+        k = target.directions.k
+        with torch.no_grad():
+            if together >= k:
+                matrix = plan.sweep(bit, self._seed(target, range(k)))
+            else:
+                matrix = self._in_pairs(plan, target, bit, max(1, together // 2))
+        return target_slopes(target, gradient, dtype), matrix
+
+    def _in_pairs(self, plan: Plan, target: Target, bit: int, size: int) -> Tensor:
+        """M block by block: two runs of directions at a time, so that every pair of directions meets once."""
+        k = target.directions.k
+        runs = [range(start, min(start + size, k)) for start in range(0, k, size)]
+        matrix: Tensor | None = None
+        for a, first in enumerate(runs):
+            for second in runs[a + 1 :] or ([None] if len(runs) == 1 else []):
+                picks = [*first, *(second or ())]
+                block = plan.sweep(bit, self._seed(target, picks))
+                if matrix is None:
+                    matrix = block.new_zeros(k, k)
+                index = torch.tensor(picks, device=block.device)
+                matrix[index[:, None], index[None, :]] = block
+        assert matrix is not None
+        return matrix
+
+    def _seed(self, target: Target, picks: Sequence[int]) -> Tangent:
+        """Directions as tangents of the stored weight, factored where its layout allows."""
+        layer, d = target.layer, target.directions
+        device, dtype = self.workload.device, self.workload.dtype
+        chosen = list(picks)
+        if layer.layout == "conv_transpose":
+            dense = [layer.tensor(torch.outer(d.left[:, k], d.right[:, k])) for k in chosen]
+            return torch.stack(dense).to(device, dtype)
+        left = layer.embed_left(d.left[:, chosen]).to(device, dtype)
+        right = d.right[:, chosen].to(device, dtype)
+        stored = tuple(layer.parameter.shape)
+        inner = stored if layer.expert is None else stored[1:]
+        one = RankOne(right, left, inner) if layer.layout == "transposed" else RankOne(left, right, inner)
+        return one if layer.expert is None else Stacked(layer.expert, one, stored)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrascope.measure.schedule import is_out_of_memory
 from spectrascope.measure.tangents.chains import Chains, ChainStep
 from spectrascope.measure.tangents.head import HeadStep, row_order, token_forms
 from spectrascope.measure.tangents.products import matrix_product
@@ -18,7 +19,7 @@ from spectrascope.measure.tangents.step import Order, Rule, Step
 from spectrascope.measure.tangents.tangent import Tangent, dense
 from spectrascope.measure.tape import UnsupportedOperationError
 
-__all__ = ["Plan", "make_plan", "record_loss"]
+__all__ = ["Footprint", "Plan", "make_plan", "record_loss"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,18 @@ class _Planned:
     outputs: tuple[int | None, ...]
     curved: int
     wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes a recording takes, and what each tangent adds while it is pushed."""
+
+    fixed: int
+    per_direction: int
+
+    def of(self, directions: int) -> int:
+        """Bytes with that many tangents."""
+        return self.fixed + directions * self.per_direction
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class Plan:
     loss: float
     gradients: tuple[Tensor | None, ...]
     unsupported: dict[int, str]
+    footprint: Footprint
 
     def sweep(self, bit: int, seed: Tangent) -> Tensor:
         """Second derivatives (K, K) of the micro-batch's mean loss along the tangents ``seed`` of weight ``bit``.
@@ -67,7 +81,7 @@ class Plan:
                     z, outputs=bool(planned.wanted & mask), bend=bool(planned.curved & mask)
                 )
             except (NotImplementedError, RuntimeError) as error:
-                if is_memory(error):
+                if is_out_of_memory(error):
                     raise
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UnsupportedOperationError(f"{planned.name}: {first}") from error
@@ -87,11 +101,6 @@ class Plan:
             k = dense(seed).shape[0]
             return torch.zeros(k, k, dtype=torch.float64)
         return total
-
-
-def is_memory(error: BaseException) -> bool:
-    """Whether an exception is a failed allocation."""
-    return "out of memory" in str(error).lower() or "can't allocate memory" in str(error)
 
 
 def record_loss(weights: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
@@ -147,9 +156,17 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, dir
         float(loss.detach()),
         tuple(None if g is None else g.detach() for g in gradients),
         dict(recording.unsupported),
+        _footprint(recording, steps),
     )
     recording.release()
     return plan
+
+
+def _footprint(recording: Recording, steps: Sequence[_Planned]) -> Footprint:
+    sizes = [torch.Size(v.shape).numel() * v.dtype.itemsize for v in recording.values]
+    widest = max((sum(sizes[n] for n in {*s.inputs, *s.outputs} if n is not None) for s in steps), default=0)
+    # Each activation with its adjoint and a constant or two; a step's operands, a residual branch beside them.
+    return Footprint(4 * sum(sizes), 2 * widest)
 
 
 def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
@@ -264,7 +281,7 @@ def _steps(
             try:
                 step = r.rule.make(node, of) if head is None else head.make(adjoints, directions)
             except (NotImplementedError, RuntimeError) as error:
-                if is_memory(error):
+                if is_out_of_memory(error):
                     raise
                 recording.refuse(r.curved | r.wanted, (str(error).splitlines() or [node.name])[0])
                 continue
