@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from spectrascope.errors import OptionError
-from spectrascope.measure.curvature.choice import EngineChoice, choose_engines
-from spectrascope.measure.curvature.double_backprop import DoubleBackprop, hessian_products, loss_gradients
-from spectrascope.measure.curvature.engine import CurvatureEngine, Target
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.measure.curvature.choice import choose_engines
+from spectrascope.measure.curvature.double_backprop import hessian_products, loss_gradients
+from spectrascope.measure.curvature.engine import Target
+from spectrascope.measure.curvature.engines import make_engine
 from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import device_name, prepare_workload, require_matching_labels, with_fastest_format
@@ -89,7 +89,8 @@ def run_bench(
             kept_times.append(shared + kept)
         on_progress("bench", 3 * rounds, 3 * rounds)
         assert found is not None
-        difference = reference.difference(layers, choices)
+        engine_of = {t.layer.name: c.engine for t, c in zip(found.targets, found.curvatures, strict=True)}
+        difference = reference.difference(engine_of)
     forward = statistics.median(forward_times)
     engine = statistics.median(engine_times)
     slow = statistics.median(reference_times)
@@ -209,21 +210,14 @@ class _Reference:
                     values[i][j] += d.left[:, k] @ matrix @ d.right[:, k] * (stop - start) / n
         return graph, products, values
 
-    def difference(self, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice]) -> float:
+    def difference(self, engine_of: dict[str, EngineName]) -> float:
         """Largest |h − h_reference| / max |h_reference of the weight|, on exactly the reference's samples."""
         head = replace(self.workload, source=FirstSamples(self.workload.source, self.n))
-        engine_of = {layer.name: c.engine for layer, c in zip(layers, choices, strict=True)}
-        fast = [t for t in self.targets if engine_of[t.layer.name] is EngineName.GAUSS_NEWTON]
-        slow = [t for t in self.targets if engine_of[t.layer.name] is not EngineName.GAUSS_NEWTON]
         worst = 0.0
-        pairs: list[tuple[CurvatureEngine, list[Target]]] = [
-            (GaussNewton(), fast),
-            (DoubleBackprop(), slow),
-        ]
-        for engine, group in pairs:
-            if not group:
-                continue
-            for target, curvature in zip(group, engine.measure(head, group, groups=1), strict=True):
+        for name in dict.fromkeys(engine_of.values()):
+            group = [t for t in self.targets if engine_of[t.layer.name] is name]
+            measured = make_engine(name).measure(head, group, groups=1) if group else []
+            for target, curvature in zip(group, measured, strict=True):
                 picks, truth = self.h[target.layer.name]
                 error = (curvature.h[picks] - truth).abs().max() / truth.abs().max()
                 worst = max(worst, float(error))

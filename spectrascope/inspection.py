@@ -37,7 +37,9 @@ class CostEstimate:
 
     gradient_passes: float | Missing
     sweep_passes: float | Missing
+    tangent_passes: float | Missing
     product_passes: float | Missing
+    estimate_passes: float | Missing
     total_passes: float | Missing
     flops_per_sample: int | Missing
     total_flops: float | Missing

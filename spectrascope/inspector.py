@@ -198,13 +198,15 @@ def _cost(
     fixed += 2 * 8 * sum(p.numel() for p in measured)  # two half-batches, summed in float64
     fixed += 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
     if isinstance(plan, Missing):
-        return CostEstimate(plan, plan, plan, plan, plan, plan, fixed, plan)
-    total = plan.gradient_passes + plan.sweep_passes + plan.product_passes
+        return CostEstimate(plan, plan, plan, plan, plan, plan, plan, plan, fixed, plan)
+    total = plan.gradient_passes + plan.sweep_passes + plan.tangent_passes + plan.product_passes + plan.estimate_passes
     flops = _flops(workload)
     return CostEstimate(
         gradient_passes=plan.gradient_passes,
         sweep_passes=plan.sweep_passes,
+        tangent_passes=plan.tangent_passes,
         product_passes=plan.product_passes,
+        estimate_passes=plan.estimate_passes,
         total_passes=total,
         flops_per_sample=flops,
         total_flops=flops if isinstance(flops, Missing) else total * flops * options.num_samples,
@@ -302,7 +304,7 @@ def inspect_headers(
         weights=tuple(rows),
         n_measured=n_measured,
         n_skipped=len(rows) - n_measured,
-        cost=CostEstimate(missing, missing, missing, missing, missing, missing, fixed, missing),
+        cost=CostEstimate(missing, missing, missing, missing, missing, missing, missing, missing, fixed, missing),
         notes=("kinds and roles are read off names and shapes, without the network", *notes),
     )
 

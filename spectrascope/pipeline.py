@@ -202,6 +202,7 @@ def _measurement(target: Target, curvature: Curvature, found: Measured, checked:
         engine_reason=found.reasons[name],
         exact=curvature.exact,
         residual=checked.residual_of(name),
+        h_stderr=Missing("the engine is exact") if curvature.stderr is None else tuple(curvature.stderr.tolist()),
     )
 
 

@@ -93,7 +93,11 @@ class LayerRole(str, Enum):
 
 
 class EngineName(str, Enum):
-    """Curvature engines, as spelled on the command line and in JSON."""
+    """Curvature engines, as spelled on the command line and in JSON.
+
+    ``gauss-newton``, ``tangent`` and ``double-backprop`` are exact where they are used; ``gauss-newton-sketch`` and
+    ``finite-difference`` are estimates, with an error beside each number.
+    """
 
     AUTO = "auto"
     GAUSS_NEWTON = "gauss-newton"
@@ -267,7 +271,8 @@ class Measurement:
     ``group_h[g][k]`` likewise. ``rank`` counts singular values above ``max(m, n)·eps·sigma_1``; ``full_rank``
     is min(m, n). ``noise_floor`` is half the spectral norm of the difference of two half-batch gradients:
     singular values below it are sampling noise. ``residual`` is this layer's self-check: the largest
-    |h − h_reference| / max|h_reference| over the pairs compared.
+    |h − h_reference| / max|h_reference| over the pairs compared. ``h_stderr`` is the standard error of each h where
+    the engine only estimates it (``exact`` is false).
     """
 
     sigma: tuple[float, ...]
@@ -285,6 +290,7 @@ class Measurement:
     engine_reason: str
     exact: bool
     residual: float | Missing
+    h_stderr: tuple[float, ...] | Missing = field(default=Missing("the engine is exact"), metadata=ADDED_LATER)
 
     def __post_init__(self) -> None:
         k = len(self.sigma)
@@ -292,6 +298,8 @@ class Measurement:
             raise ValueError(f"{k} singular values but {len(self.h)} curvatures")
         if any(a < b for a, b in zip(self.sigma, self.sigma[1:], strict=False)):
             raise ValueError("singular values are not in decreasing order")
+        if not isinstance(self.h_stderr, Missing) and len(self.h_stderr) != k:
+            raise ValueError(f"{k} curvatures but {len(self.h_stderr)} standard errors")
         if not len(self.group_sizes) == len(self.group_sigma) == len(self.group_h):
             raise ValueError("sample groups of different number")
 

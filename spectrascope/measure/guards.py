@@ -23,7 +23,7 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
     ``.grad`` of every parameter, buffers (values and identity), hooks (none are added), the random state of the
     CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
-    language models, the padding row of embedding tables.
+    language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
@@ -44,7 +44,9 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_ieee_float32())
         stack.enter_context(_without_caches(modules))
+        stack.enter_context(_without_checkpointing(modules))
         stack.enter_context(_without_padding_rows(modules))
+        stack.enter_context(_without_fused_recurrence(modules))
         try:
             model.eval()
             for p in parameters:
@@ -77,6 +79,37 @@ def _without_caches(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for config in configs.values():
             config.use_cache = True
+
+
+@contextlib.contextmanager
+def _without_checkpointing(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Activations thrown away and recomputed hide from a recording, and reentrant checkpoints break autograd."""
+    names = ("gradient_checkpointing", "grad_checkpointing")
+    found = [(m, name) for m in modules for name in names if vars(m).get(name) is True]
+    try:
+        for module, name in found:
+            setattr(module, name, False)
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, True)
+
+
+@contextlib.contextmanager
+def _without_fused_recurrence(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """The fused LSTM and GRU kernels have no second derivative; step by step they are ordinary products."""
+    if not any(isinstance(m, nn.RNNBase) for m in modules):
+        yield
+        return
+    backends: Any = (torch.backends.mkldnn, torch.backends.cudnn)
+    before = [backend.enabled for backend in backends]
+    try:
+        for backend in backends:
+            backend.enabled = False
+        yield
+    finally:
+        for backend, enabled in zip(backends, before, strict=True):
+            backend.enabled = enabled
 
 
 @contextlib.contextmanager

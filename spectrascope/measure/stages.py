@@ -12,8 +12,9 @@ import torch
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.measure.curvature.choice import EngineChoice
 from spectrascope.measure.curvature.double_backprop import DoubleBackprop, hessian_products, loss_gradients
-from spectrascope.measure.curvature.engine import Curvature, Target
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.measure.curvature.engine import Curvature, Progress, Target
+from spectrascope.measure.curvature.engines import make_engine
+from spectrascope.measure.curvature.tangent import Tangents
 from spectrascope.measure.gradients import GradientPass, measure_gradients
 from spectrascope.measure.layers import WeightLayer
 from spectrascope.measure.tape import UnsupportedOperationError
@@ -107,73 +108,107 @@ def measure_targets(
             engines.append(choice)
         on_progress("directions", len(layers), len(layers))
     with clock.stage("curvature"):
-        found = _measure_curvature(workload, targets, engines, failed, options, size, on_progress)
+        found = _Curvatures(workload, targets, options, size, on_progress)
+        found.measure(engines)
     reasons = {t.layer.name: c.reason for t, c in zip(targets, engines, strict=True)} | found.reasons
+    failed |= found.failed
     keep = [(t, c) for t, c in zip(targets, found.curvatures, strict=True) if c is not None]
     return Measured(gradient, [t for t, _ in keep], [c for _, c in keep], reasons, failed, noise, gradient.micro_batch)
 
 
-@dataclass
+_ORDER = (
+    EngineName.GAUSS_NEWTON,
+    EngineName.TANGENT,
+    EngineName.DOUBLE_BACKPROP,
+    EngineName.GAUSS_NEWTON_SKETCH,
+    EngineName.FINITE_DIFFERENCE,
+)
+_NEXT = {
+    EngineName.GAUSS_NEWTON: EngineName.TANGENT,
+    EngineName.TANGENT: EngineName.DOUBLE_BACKPROP,
+}
+"""What measures a weight that an exact engine gives up: another exact one."""
+
+
 class _Curvatures:
-    curvatures: list[Curvature | None]
-    reasons: dict[str, str]
+    """Curvature of every target, each by its engine; what one engine gives up goes to the next, with the reason."""
 
+    def __init__(
+        self,
+        workload: Workload,
+        targets: Sequence[Target],
+        options: ProbeOptions,
+        micro_batch: int | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self.workload = workload
+        self.targets = targets
+        self.options = options
+        self.micro_batch = micro_batch
+        self.on_progress = on_progress
+        self.curvatures: list[Curvature | None] = [None] * len(targets)
+        self.reasons: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
 
-def _measure_curvature(
-    workload: Workload,
-    targets: Sequence[Target],
-    choices: Sequence[EngineChoice],
-    failed: dict[str, str],
-    options: ProbeOptions,
-    size: int | None,
-    on_progress: OnProgress,
-) -> _Curvatures:
-    found = _Curvatures([None] * len(targets), {})
-    fast = [i for i, c in enumerate(choices) if c.engine is EngineName.GAUSS_NEWTON]
-    slow = [i for i, c in enumerate(choices) if c.engine is EngineName.DOUBLE_BACKPROP]
-    total = workload.source.n * (bool(fast) + bool(slow))
-    if fast:
-        engine = GaussNewton(micro_batch=size)
-        try:
-            results = engine.measure(
-                workload,
-                [targets[i] for i in fast],
-                groups=options.groups,
-                progress=lambda done, _: on_progress("curvature", done, total),
-            )
-        except UnsupportedOperationError as error:
-            if options.engine is EngineName.GAUSS_NEWTON:
-                raise UnsupportedModelError(f"gauss-newton cannot follow this network: {error}") from error
-            found.reasons.update({targets[i].layer.name: f"gauss-newton gave up: {error}" for i in fast})
-            slow = sorted(slow + fast)
+    def measure(self, choices: Sequence[EngineChoice]) -> None:
+        """Run the engines in order, cheapest first."""
+        queues = {name: [i for i, c in enumerate(choices) if c.engine is name] for name in _ORDER}
+        done = 0
+        for name in _ORDER:
+            indices = sorted(queues[name])
+            if not indices:
+                continue
+            runs = 1 + sum(bool(queues[later]) for later in _ORDER[_ORDER.index(name) + 1 :])
+            results = self._run(name, indices, self._from(done, done + runs * self.workload.source.n))
+            done += self.workload.source.n
+            for i, result in zip(indices, results, strict=True):
+                if not isinstance(result, str):
+                    self._keep(i, result)
+                elif name in _NEXT and not (name is EngineName.GAUSS_NEWTON is self.options.engine):
+                    queues[_NEXT[name]].append(i)
+                    self.reasons[self.targets[i].layer.name] = f"{name.value} gave up: {result}"
+                else:
+                    self._fail(i, name, result)
+
+    def _from(self, start: int, total: int) -> Progress:
+        """Progress of one engine among several."""
+        return lambda done, _: self.on_progress("curvature", start + done, total)
+
+    def _keep(self, i: int, curvature: Curvature) -> None:
+        if bool(torch.isfinite(curvature.matrix).all()):
+            self.curvatures[i] = curvature
         else:
-            for i, result in zip(fast, results, strict=True):
-                found.curvatures[i] = result
-    slow = [i for i in slow if not _fails_double_backprop(workload, targets[i], failed)]
-    if slow:
-        done_before = total - workload.source.n
-        results = DoubleBackprop(micro_batch=size).measure(
-            workload,
-            [targets[i] for i in slow],
-            groups=options.groups,
-            progress=lambda done, _: on_progress("curvature", done_before + done, total),
-        )
-        for i, result in zip(slow, results, strict=True):
-            found.curvatures[i] = result
-    for i, curvature in enumerate(found.curvatures):
-        if curvature is not None and not bool(torch.isfinite(curvature.matrix).all()):
-            failed[targets[i].layer.name] = "the curvature holds NaN or infinity"
-            found.curvatures[i] = None
-    return found
+            self.failed[self.targets[i].layer.name] = "the curvature holds NaN or infinity"
+
+    def _fail(self, i: int, name: EngineName, reason: str) -> None:
+        if name is EngineName.GAUSS_NEWTON:
+            raise UnsupportedModelError(f"gauss-newton cannot follow this network: {reason}")
+        hint = "; --engine finite-difference would estimate it" if name is EngineName.DOUBLE_BACKPROP else ""
+        self.failed[self.targets[i].layer.name] = reason + hint
+
+    def _run(self, name: EngineName, indices: Sequence[int], progress: Progress) -> list[Curvature | str]:
+        engine = make_engine(name, self.micro_batch, self.options.seed)
+        targets = [self.targets[i] for i in indices]
+        groups = self.options.groups
+        if isinstance(engine, Tangents):
+            return engine.measure_each(self.workload, targets, groups=groups, progress=progress)
+        if isinstance(engine, DoubleBackprop):
+            problems = [_fails_double_backprop(self.workload, target) for target in targets]
+            fine = [t for t, problem in zip(targets, problems, strict=True) if problem is None]
+            measured = iter(engine.measure(self.workload, fine, groups=groups, progress=progress) if fine else ())
+            return [next(measured) if problem is None else problem for problem in problems]
+        try:
+            return [*engine.measure(self.workload, targets, groups=groups, progress=progress)]
+        except UnsupportedOperationError as error:
+            return [str(error)] * len(targets)
 
 
-def _fails_double_backprop(workload: Workload, target: Target, failed: dict[str, str]) -> bool:
+def _fails_double_backprop(workload: Workload, target: Target) -> str | None:
     """Try one product on two samples, so that a weight without second derivatives fails alone and early."""
     inputs, labels = workload.fetch(0, min(2, workload.source.n))
     try:
         (gradient,) = loss_gradients(workload, [target], inputs, labels)
         hessian_products(target, gradient, [0])
     except UnsupportedModelError as error:
-        failed[target.layer.name] = str(error)
-        return True
-    return False
+        return str(error)
+    return None

@@ -21,6 +21,7 @@ from spectrascope.records import Interval, Missing, PowerFit, RankComparison, Ra
 
 __all__ = [
     "RANK_TABLES",
+    "added_later",
     "child",
     "decode",
     "encode",
@@ -128,14 +129,19 @@ def decode(hint: Any, value: Any, path: str = "") -> Any:
         return _decode_enum(hint, value, path)
     if is_dataclass(hint) and isinstance(hint, type):
         record = require_object(value, path)
-        added_later = {f.name for f in fields(hint) if f.metadata.get("added_later")}
+        optional = added_later(hint)
         arguments = {
             name: decode(inner, require_key(record, name, path), child(path, name))
             for name, inner in hints_of(hint).items()
-            if name in record or name not in added_later
+            if name in record or name not in optional
         }
         return _build(lambda: hint(**arguments), path)
     return _decode_scalar(hint, value, path)
+
+
+def added_later(record: Any) -> set[str]:
+    """Fields of a record type that older reports lack."""
+    return {f.name for f in fields(record) if f.metadata.get("added_later")}
 
 
 def is_union(hint: Any) -> bool:

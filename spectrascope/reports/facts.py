@@ -9,6 +9,7 @@ __all__ = ["describe_data", "describe_model", "describe_run", "list_engines"]
 
 _REFERENCES = {
     EngineName.GAUSS_NEWTON.value: "double backprop",
+    EngineName.TANGENT.value: "double backprop",
     EngineName.DOUBLE_BACKPROP.value: "central differences of the gradient",
 }
 """What each engine is compared with (MEASUREMENT section 5)."""
@@ -70,7 +71,7 @@ def _describe_check(run: Provenance) -> str:
     check = run.self_check
     if isinstance(check, Missing):
         return f"not self-checked ({check.reason})"
-    references = " and ".join(words for engine, words in _REFERENCES.items() if engine in run.engines)
+    references = " and ".join(dict.fromkeys(words for engine, words in _REFERENCES.items() if engine in run.engines))
     return (
         f"self-check against {references or 'a reference'} {check.residual:.1e} "
         f"(tolerance {check.tolerance:.0e}, {format_count(check.n_pairs, 'pair')})"

@@ -47,7 +47,9 @@ def _describe_cost(cost: CostEstimate, num_samples: int) -> str:
     for value, what in (
         (cost.gradient_passes, "gradient"),
         (cost.sweep_passes, "sweeps"),
+        (cost.tangent_passes, "tangents"),
         (cost.product_passes, "products"),
+        (cost.estimate_passes, "estimates"),
     ):
         if not isinstance(value, Missing) and value:
             parts.append(f"{what} {value:,.0f}")

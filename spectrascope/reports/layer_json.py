@@ -14,7 +14,7 @@ from spectrascope.records import (
     Measurement,
     SkippedLayer,
 )
-from spectrascope.reports.codec import child, decode, encode, hints_of, require_key, require_object
+from spectrascope.reports.codec import added_later, child, decode, encode, hints_of, require_key, require_object
 
 __all__ = ["GROUP_KEYS", "HEAD_KEYS", "MEASURED_KEYS", "decode_layer", "encode_layer"]
 
@@ -50,6 +50,7 @@ MEASURED_KEYS: dict[str, tuple[type, str]] = {
     "engine_reason": (_M, "engine_reason"),
     "exact": (_M, "exact"),
     "residual": (_M, "residual"),
+    "h_stderr": (_M, "h_stderr"),
 }
 """Keys of a measured layer -> record and field they come from, in the order they are written."""
 
@@ -95,6 +96,8 @@ def decode_layer(value: Any, path: str) -> LayerRow:
         return SkippedLayer(info, status, reason)
     parts: dict[type, dict[str, Any]] = {Measurement: {}, Analysis: {}}
     for key, (owner, name) in MEASURED_KEYS.items():
+        if key not in record and name in added_later(owner):
+            continue
         parts[owner][name] = decode(hints_of(owner)[name], require_key(record, key, path), child(path, key))
     place = child(path, "groups")
     groups = require_object(require_key(record, "groups", path), place)

@@ -60,6 +60,7 @@ _ABOUT_LAYER = {
     "beta_quartiles": "beta on quarters of the window, from 40 directions on",
     "groups": "the same sigma and h by group of samples",
     "exact": "whether the engine is exact for this layer",
+    "h_stderr": "standard error of each h, where the engine only estimates it",
     "residual": "largest |h - h_reference| / max |h_reference| over the pairs of the self-check",
 }
 

@@ -28,18 +28,26 @@ class EngineChoice:
 class EnginePlan:
     """The engine of every weight, and roughly what the run will cost.
 
-    ``gradient_passes``, ``sweep_passes`` and ``product_passes`` are in forward-equivalents: multiples of one plain
-    forward pass over the whole batch. They are estimates, from the share of the network after each weight.
+    ``gradient_passes``, ``sweep_passes``, ``tangent_passes``, ``product_passes`` and ``estimate_passes`` are in
+    forward-equivalents: multiples of one plain forward pass over the whole batch. They are estimates, from the share of
+    the network after each weight.
     """
 
     choices: list[EngineChoice]
     gradient_passes: float
     sweep_passes: float
+    tangent_passes: float
     product_passes: float
+    estimate_passes: float
 
 
 _GRADIENT_COST = 3.0  # forward and backward
 _GRAPH_COST = 4.0  # the same, differentiable
+_RECORDING_COST = 4.0  # forward, backward, constants
+_TANGENT_COST = 1.2  # one tangent through the whole network
+_DIFFERENCE_COST = 12.0  # four gradients
+_SKETCH_COST = 2.0  # one backward pass for everything
+_PROBES = 16
 
 
 def plan_engines(
@@ -52,15 +60,25 @@ def plan_engines(
     """
     found = _look_downstream(workload, layers)
     choices = _choose(found, layers, requested, top_k)
-    by_engine: dict[EngineName, list[tuple[float, int]]] = {EngineName.GAUSS_NEWTON: [], EngineName.DOUBLE_BACKPROP: []}
+    by_engine: dict[EngineName, list[tuple[float, int]]] = {name: [] for name in EngineName}
     for layer, share, choice in zip(layers, found.shares, choices, strict=True):
         by_engine[choice.engine].append((share, min(top_k, *layer.info.shape)))
-    swept, multiplied = by_engine[EngineName.GAUSS_NEWTON], by_engine[EngineName.DOUBLE_BACKPROP]
+
+    def products(name: EngineName, start: float, each: float) -> float:
+        pairs = by_engine[name]
+        return start + sum(each * share * k for share, k in pairs) if pairs else 0.0
+
+    swept = by_engine[EngineName.GAUSS_NEWTON]
+    estimates = sum(_DIFFERENCE_COST * k for _, k in by_engine[EngineName.FINITE_DIFFERENCE])
+    if by_engine[EngineName.GAUSS_NEWTON_SKETCH]:
+        estimates += _GRADIENT_COST + _SKETCH_COST * _PROBES
     return EnginePlan(
         choices,
         _GRADIENT_COST,
         1 + found.n_outputs * max(share for share, _ in swept) if swept else 0.0,
-        _GRAPH_COST + sum(_PRODUCT_COST * share * k for share, k in multiplied) if multiplied else 0.0,
+        products(EngineName.TANGENT, _RECORDING_COST, _TANGENT_COST),
+        products(EngineName.DOUBLE_BACKPROP, _GRAPH_COST, _PRODUCT_COST),
+        estimates,
     )
 
 
@@ -70,9 +88,9 @@ def choose_engines(
     """Run the network once on two or three samples and look at every operation downstream of every weight.
 
     Gauss–Newton is possible where the tail is piecewise linear and the output is one row of scores per sample;
-    there it equals the Hessian block. It sweeps once per output column, double backprop once per (weight, k), so
-    for few weights of a network with many classes the latter is chosen all the same. Everything else gets
-    double backprop.
+    there it equals the Hessian block. It sweeps once per output column, tangents once per (weight, k), so for few
+    weights of a network with many classes the latter are chosen all the same. Everything else gets tangents, exact
+    on every tail.
 
     Args:
         workload: the model, held still.
@@ -83,21 +101,21 @@ def choose_engines(
     Raises:
         UnsupportedModelError: ``requested`` is Gauss–Newton and it would not be exact for some weight.
     """
-    if requested is EngineName.DOUBLE_BACKPROP:
+    if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
         return [EngineChoice(requested, "asked for") for _ in layers]
     return _choose(_look_downstream(workload, layers), layers, requested, top_k)
 
 
 def _choose(found: _Downstream, layers: Sequence[WeightLayer], requested: EngineName, top_k: int) -> list[EngineChoice]:
-    if requested is EngineName.DOUBLE_BACKPROP:
+    if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
         return [EngineChoice(requested, "asked for") for _ in layers]
     sweeps, products = _costs(found, layers, top_k)
     dear = requested is EngineName.AUTO and products < sweeps
     choices = []
     for layer, reason in zip(layers, found.reasons, strict=True):
         if reason is None and dear:
-            why = f"piecewise-linear tail, but {found.n_outputs} output columns would cost more than the products"
-            choices.append(EngineChoice(EngineName.DOUBLE_BACKPROP, why))
+            why = f"piecewise-linear tail, but {found.n_outputs} output columns would cost more than tangents"
+            choices.append(EngineChoice(EngineName.TANGENT, why))
         elif reason is None:
             choices.append(EngineChoice(EngineName.GAUSS_NEWTON, "piecewise-linear tail"))
         elif requested is EngineName.GAUSS_NEWTON:
@@ -106,7 +124,7 @@ def _choose(found: _Downstream, layers: Sequence[WeightLayer], requested: Engine
                 "out with --exclude"
             )
         else:
-            choices.append(EngineChoice(EngineName.DOUBLE_BACKPROP, reason))
+            choices.append(EngineChoice(EngineName.TANGENT, reason))
     return choices
 
 
@@ -123,14 +141,14 @@ _PRODUCT_COST = 2.5  # forward-equivalents of one double-backprop product throug
 
 
 def _costs(found: _Downstream, layers: Sequence[WeightLayer], top_k: int) -> tuple[float, float]:
-    """Rough forward-equivalents of the Gauss–Newton sweeps and of double backprop, over the eligible weights."""
+    """Rough forward-equivalents of the Gauss–Newton sweeps and of tangents, over the eligible weights."""
     eligible = [
         (share, min(top_k, *layer.info.shape))
         for layer, share, reason in zip(layers, found.shares, found.reasons, strict=True)
         if reason is None
     ]
     sweeps = found.n_outputs * max((share for share, _ in eligible), default=0.0)
-    return sweeps, sum(_PRODUCT_COST * share * k for share, k in eligible)
+    return sweeps, _RECORDING_COST + sum(_TANGENT_COST * share * k for share, k in eligible)
 
 
 def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Downstream:

@@ -10,6 +10,7 @@ one first-order backward pass is needed. References: MEASUREMENT section 5c, SEC
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -93,11 +94,9 @@ class Tangents:
             for i, (slope, matrix) in found.items():
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
 
-        candidates = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= limit]
-        size = None if self.micro_batch is None else self.micro_batch
-        Schedule(
-            n, size, sums[0].borders, candidates=candidates, synchronize=_synchronizer(workload.device)
-        ).run(work, progress)
+        sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= limit]
+        wait = torch.cuda.synchronize if workload.device.type == "cuda" else (lambda: None)
+        Schedule(n, self.micro_batch, sums[0].borders, candidates=sizes, synchronize=wait).run(work, progress)
         return [failed[i] if i in failed else s.finish(self.name, exact=True) for i, s in enumerate(sums)]
 
     def _limits(self, sweeps: _Sweeps) -> tuple[int, int]:
@@ -118,10 +117,6 @@ def _free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free) // 2
     return 1 << 30
-
-
-def _synchronizer(device: torch.device) -> object:
-    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
 
 
 class _Sweeps:
@@ -164,16 +159,14 @@ class _Sweeps:
         """M block by block: two runs of directions at a time, so that every pair of directions meets once."""
         k = target.directions.k
         runs = [range(start, min(start + size, k)) for start in range(0, k, size)]
-        matrix: Tensor | None = None
-        for a, first in enumerate(runs):
-            for second in runs[a + 1 :] or ([None] if len(runs) == 1 else []):
-                picks = [*first, *(second or ())]
-                block = plan.sweep(bit, self._seed(target, picks))
-                if matrix is None:
-                    matrix = block.new_zeros(k, k)
-                index = torch.tensor(picks, device=block.device)
-                matrix[index[:, None], index[None, :]] = block
-        assert matrix is not None
+        blocks = []
+        for first, second in itertools.combinations(runs, 2):
+            picks = [*first, *second]
+            blocks.append((picks, plan.sweep(bit, self._seed(target, picks))))
+        matrix = blocks[0][1].new_zeros(k, k)
+        for picks, block in blocks:
+            index = torch.tensor(picks, device=block.device)
+            matrix[index[:, None], index[None, :]] = block
         return matrix
 
     def _seed(self, target: Target, picks: Sequence[int]) -> Tangent:

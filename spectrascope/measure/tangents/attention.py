@@ -149,10 +149,11 @@ def _repeated(x: Tensor, times: int, axis: int) -> Tensor:
 
 
 def _fold(matrix: Tensor, z: Tensor) -> Tensor:
-    """matrix (N, S, T) times each of z (K, N, T, d), the directions side by side as columns."""
+    """Matrix (N, S, T) times each of z (K, N, T, d), the directions side by side as columns."""
     k, n, rows, width = z.shape
     columns = z.permute(1, 2, 0, 3).reshape(n, rows, k * width)
-    return torch.bmm(matrix, columns).unflatten(2, (k, width)).permute(2, 0, 1, 3)
+    out = torch.bmm(matrix, columns).view(n, -1, k, width)
+    return out.permute(2, 0, 1, 3)
 
 
 def _make(node: Node, adjoints: Sequence[Tensor | None]) -> _Attention:
@@ -180,9 +181,7 @@ def _named(node: Node) -> dict[str, Any]:
 
 def _accepts(node: Node) -> bool:
     return (
-        set(node.inputs) <= {0, 1, 2}
-        and all(t.dim() == 4 for t in node.args[:3])
-        and not _named(node).get("dropout_p")
+        set(node.inputs) <= {0, 1, 2} and all(t.dim() == 4 for t in node.args[:3]) and not _named(node).get("dropout_p")
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from spectrascope.measure.tangents.pointwise import derivatives
@@ -104,5 +103,3 @@ class ChainStep:
                 plain = isinstance(slope, float) and slope == 1.0
                 out.append(x if plain else x * slope)
         return out, bent
-
-

@@ -93,8 +93,10 @@ class HeadStep:
     def _of_offset(self, offset: Tensor | None, part: slice) -> Tensor | None:
         if offset is None:
             return None
-        rows = offset.expand(-1, *self.product.shape) if offset.dim() == 3 else offset[:, None].expand(
-            -1, *self.product.shape
+        rows = (
+            offset.expand(-1, *self.product.shape)
+            if offset.dim() == 3
+            else offset[:, None].expand(-1, *self.product.shape)
         )
         return _centred(rows[:, self.rows[part]], self.p[part]) * self.product.offset_scale
 

@@ -25,9 +25,7 @@ def _only_first(node: Node) -> bool:
     return tuple(node.inputs) == (0,)
 
 
-def _register(
-    names: str, make: Callable[[Node], Map], accepts: Callable[[Node], bool] = _only_first
-) -> None:
+def _register(names: str, make: Callable[[Node], Map], accepts: Callable[[Node], bool] = _only_first) -> None:
     """Operations of one data tensor, the first argument."""
 
     def step(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
@@ -196,7 +194,8 @@ def _gather(node: Node) -> Map:
 
 def _index(node: Node) -> Map:
     indices = node.args[1]
-    return lambda z: dense(z)[(slice(None), *(slice(None) if i is None else i for i in indices))]
+    whole = (slice(None), *(slice(None) if i is None else i for i in indices))
+    return lambda z: dense(z)[whole]
 
 
 def _at_maxima(axes: int) -> Callable[[Node], Map]:
@@ -350,9 +349,7 @@ def _cat(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     def push(z: Tangents) -> Pushed:
         found = {p: dense(t) for p, t in zip(node.inputs, z, strict=True) if t is not None}
         some = next(iter(found.values()))
-        parts = [
-            found[p] if p in found else some.new_zeros(1).expand(some.shape[0], *tensors[p].shape) for p in real
-        ]
+        parts = [found[p] if p in found else some.new_zeros(1).expand(some.shape[0], *tensors[p].shape) for p in real]
         return (torch.cat(parts, axis),)
 
     return LinearStep(push)

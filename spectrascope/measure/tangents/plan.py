@@ -24,7 +24,7 @@ __all__ = ["Footprint", "Plan", "make_plan", "record_loss"]
 
 @dataclass(frozen=True, slots=True)
 class _Planned:
-    """A step among others. Masks are of weights: ``curved`` have second-order terms here, ``wanted`` need the outputs."""
+    """A step among others. ``curved``: weights with second-order terms here; ``wanted``: those needing the outputs."""
 
     step: Step
     name: str
@@ -77,9 +77,7 @@ class Plan:
         for i, planned in enumerate(steps):
             z = [found[n] if self.dep[n] & mask else None for n in planned.inputs]
             try:
-                outs, bent = planned.step.push(
-                    z, outputs=bool(planned.wanted & mask), bend=bool(planned.curved & mask)
-                )
+                outs, bent = planned.step.push(z, outputs=bool(planned.wanted & mask), bend=bool(planned.curved & mask))
             except (NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
@@ -88,9 +86,9 @@ class Plan:
             if bent is not None:
                 bent = bent.double() if bent.device.type != "mps" else bent
                 total = bent if total is None else total + bent
-            for number in planned.inputs:
-                if last[number] == i:
-                    found.pop(number, None)
+            for used in planned.inputs:
+                if last[used] == i:
+                    found.pop(used, None)
             for number, tangent in zip(planned.outputs, outs, strict=False):
                 if number is not None and tangent is not None and number in last:
                     found[number] = tangent
@@ -291,14 +289,14 @@ def _steps(
             else:
                 placed.append((i, _Planned(step, f"{name} and log-softmax", inputs, (), r.curved | r.wanted, 0)))
     for root, chain in chains.by_root.items():
-        outputs = tuple(n for n in chain.slopes if n in used)
+        leaving = tuple(n for n in chain.slopes if n in used)
         wanted = 0
-        for n in outputs:
+        for n in leaving:
             wanted |= values[n].dep
         if not (wanted | chain.curved):
             continue
-        step = ChainStep(tuple(chain.slopes[n] for n in outputs), chain.bend, values[root].shape)
+        step = ChainStep(tuple(chain.slopes[n] for n in leaving), chain.bend, values[root].shape)
         # Directly after what makes the root; weights are there from the start.
         at = made_at.get(root, -1) + 0.5
-        placed.append((at, _Planned(step, "pointwise chain", (root,), outputs, chain.curved, wanted)))
+        placed.append((at, _Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted)))
     return [planned for _, planned in sorted(placed, key=lambda p: p[0])]

@@ -127,22 +127,22 @@ _CLOSED: dict[str, Callable[[Node], Derivatives | None]] = {
     "relu": _relu,
 }
 
-_STRAIGHT = frozenset(
-    """
-    add sub rsub neg relu hardsigmoid hardtanh leaky_relu threshold clamp clamp_min clamp_max abs sign sgn maximum
-    minimum fmax fmin where floor ceil round trunc softshrink hardshrink nan_to_num fmod remainder _prelu_kernel prelu
-    """.split()
-)
+_STRAIGHT = (
+    "add", "sub", "rsub", "neg", "relu", "hardsigmoid", "hardtanh", "leaky_relu", "threshold", "clamp", "clamp_min",
+    "clamp_max", "abs", "sign", "sgn", "maximum", "minimum", "fmax", "fmin", "where", "floor", "ceil", "round", "trunc",
+    "softshrink", "hardshrink", "nan_to_num", "fmod", "remainder", "_prelu_kernel", "prelu",
+)  # fmt: skip
 """Piecewise linear in all tracked inputs together, kinks aside (``where`` in its two branches)."""
 
-_PRODUCTS = frozenset({"mul"})
+_PRODUCTS = ("mul",)
 
-_CURVED = """
-    div pow exp exp2 log log2 log10 log1p expm1 sqrt rsqrt reciprocal square sigmoid tanh gelu silu softplus elu celu selu
-    mish hardswish sin cos tan asin acos atan atan2 sinh cosh asinh acosh atanh erf erfc erfinv log_sigmoid_forward
-    addcmul addcdiv lerp logaddexp logaddexp2 hypot xlogy special_xlog1py sinc lgamma digamma i0 logit copysign
-    special_erfcx special_ndtr special_log_ndtr float_power
-"""
+_CURVED = (
+    "div", "pow", "exp", "exp2", "log", "log2", "log10", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "square",
+    "sigmoid", "tanh", "gelu", "silu", "softplus", "elu", "celu", "selu", "mish", "hardswish", "log_sigmoid_forward",
+    "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc",
+    "erfinv", "addcmul", "addcdiv", "lerp", "logaddexp", "logaddexp2", "hypot", "xlogy", "special_xlog1py", "sinc",
+    "lgamma", "digamma", "i0", "logit", "copysign", "special_erfcx", "special_ndtr", "special_log_ndtr", "float_power",
+)  # fmt: skip
 
 
 # -- the step -----------------------------------------------------------------------------------------------------
@@ -196,5 +196,5 @@ for _name in _STRAIGHT:
     POINTWISE_RULES[f"aten.{_name}"] = Rule(Order.LINEAR, _make)
 for _name in _PRODUCTS:
     POINTWISE_RULES[f"aten.{_name}"] = Rule(Order.PRODUCT, _make)
-for _name in _CURVED.split():
+for _name in _CURVED:
     POINTWISE_RULES[f"aten.{_name}"] = Rule(Order.CURVED, _make)

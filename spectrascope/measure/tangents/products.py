@@ -58,7 +58,8 @@ class MatrixProduct:
                 out = out.mul_(self.scale)
             if "offset" in found:
                 offset = dense(found["offset"]) * self.offset_scale
-                offset = offset.reshape(offset.shape[0], *(1,) * (len(self.shape) + 1 - offset.dim()), *offset.shape[1:])
+                lead = (1,) * (len(self.shape) + 1 - offset.dim())
+                offset = offset.reshape(offset.shape[0], *lead, *offset.shape[1:])
                 out = offset.expand(-1, *self.shape) if out is None else out + offset
         return ((out,) if outputs else ()), self.bend(found) if bend else None
 
@@ -81,12 +82,15 @@ def _left_times(z: Tangent, right: Tensor) -> Tensor:
     if isinstance(z, RankOne):
         return _outer(z.left, right.T @ z.right)
     z = dense(z)
+    out: Tensor
     if right.dim() == 2:
-        return (z.reshape(-1, z.shape[-1]) @ right).reshape(*z.shape[:-1], right.shape[-1])
+        out = (z.reshape(-1, z.shape[-1]) @ right).reshape(*z.shape[:-1], right.shape[-1])
+        return out
     # One product per batch entry, the directions stacked as rows: the shared factor is never copied.
     k, batch, rows, inner = z.shape
     stacked = z.transpose(0, 1).reshape(batch, k * rows, inner)
-    return torch.bmm(stacked, right).unflatten(1, (k, rows)).transpose(0, 1)
+    out = torch.bmm(stacked, right).view(batch, k, rows, -1).transpose(0, 1)
+    return out
 
 
 def _times_right(left: Tensor, z: Tangent) -> Tensor:
@@ -94,11 +98,13 @@ def _times_right(left: Tensor, z: Tangent) -> Tensor:
     if isinstance(z, RankOne):
         return _outer(left @ z.left, z.right)
     z = dense(z)
-    if left.dim() == 2:
-        return torch.matmul(left, z)
+    flat = left.dim() == 2
+    if flat:
+        left, z = left.unsqueeze(0), z.unsqueeze(1)
     k, batch, inner, columns = z.shape
     stacked = z.permute(1, 2, 0, 3).reshape(batch, inner, k * columns)
-    return torch.bmm(left, stacked).unflatten(2, (k, columns)).permute(2, 0, 1, 3)
+    out = torch.bmm(left, stacked).view(batch, -1, k, columns).permute(2, 0, 1, 3)
+    return out.squeeze(1) if flat else out
 
 
 def _outer(rows: Tensor, columns: Tensor) -> Tensor:
@@ -162,13 +168,15 @@ class _Convolution:
         flat = x.flatten(0, 1)
         if self.x.dim() == 4 and self.x.is_contiguous(memory_format=torch.channels_last):
             flat = flat.contiguous(memory_format=torch.channels_last)
-        return self._convolve(flat, self.weight).unflatten(0, x.shape[:2])
+        out = self._convolve(flat, self.weight)
+        return out.reshape(*x.shape[:2], *out.shape[1:])
 
     def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
         stride, padding, dilation, transposed, output_padding, groups = self.settings
-        return torch.ops.aten.convolution(
+        out: Tensor = torch.ops.aten.convolution(
             x, weight, None, stride, padding, dilation, transposed, output_padding, groups
         )
+        return out
 
     def _of_weight(self, weight: Tangent) -> Tensor:
         if isinstance(weight, RankOne) and not self.settings[3]:
@@ -184,7 +192,7 @@ class _Convolution:
         filters = weight.right.T.reshape(-1, *self.weight.shape[1:])
         x = x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
         out = _CONV[x.dim() - 3](x, filters.contiguous(), None, stride, padding, dilation)
-        return out.unflatten(0, (-1, groups))
+        return out.reshape(-1, groups, *out.shape[1:])
 
     def _bend(self, x: Tensor, weight: Tangent) -> Tensor:
         delta = self.adjoint
@@ -201,9 +209,7 @@ class _Convolution:
 
 def _make_convolution(node: Node, adjoints: Sequence[Tensor | None]) -> _Convolution:
     x, weight = node.args[0].detach(), node.args[1].detach()
-    return _Convolution(
-        x, weight, tuple(node.args[3:9]), tuple(node.inputs), tuple(node.outs[0].shape), adjoints[0]
-    )
+    return _Convolution(x, weight, tuple(node.args[3:9]), tuple(node.inputs), tuple(node.outs[0].shape), adjoints[0])
 
 
 def _is_batched(node: Node) -> bool:

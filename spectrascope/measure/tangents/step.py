@@ -20,6 +20,7 @@ Tangents = Sequence["Tangent | None"]
 Pushed = Sequence["Tangent | None"]
 """One batch of tangents per output; ``None`` where an output has none."""
 
+
 class Order(Enum):
     """Where an operation has second-order terms, away from kinks."""
 

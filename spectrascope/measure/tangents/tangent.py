@@ -1,6 +1,6 @@
 """A batch of tangents of one value: dense, or rank one per direction as those of a weight are.
 
-Dense tangents are (K, \\*shape), direction first. The directions D_k = u_k v_k^T of a weight stay factored for as
+Dense tangents are (K, …), direction first. The directions D_k = u_k v_k^T of a weight stay factored for as
 long as the operations allow it, so that no K × m × n tensor need exist.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["RankOne", "Stacked", "Tangent", "dense", "gram", "weighted_gram"]
 
 @dataclass(frozen=True, slots=True)
 class RankOne:
-    """K tangents of a value of shape (rows, \\*columns): the k-th is ``left[:, k] right[:, k]^T``, reshaped.
+    """K tangents of a value of shape (rows, …): the k-th is ``left[:, k] right[:, k]^T``, reshaped.
 
     ``left`` (rows, K) and ``right`` (prod(columns), K).
     """
@@ -31,7 +31,7 @@ class RankOne:
         return RankOne(self.right, self.left, self.shape[::-1])
 
     def dense(self) -> Tensor:
-        """(K, \\*shape)."""
+        """(K, …)."""
         return torch.einsum("mk,nk->kmn", self.left, self.right).reshape(-1, *self.shape)
 
 
@@ -55,7 +55,7 @@ Tangent: TypeAlias = "Tensor | RankOne | Stacked"
 
 
 def dense(tangent: Tangent) -> Tensor:
-    """The tangents as one tensor (K, \\*shape)."""
+    """The tangents as one tensor (K, …)."""
     return tangent if isinstance(tangent, Tensor) else tangent.dense()
 
 
@@ -72,8 +72,8 @@ def weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
     """``gram(weight * x, x)``, block by block, so that the product with the weight need not leave the cache.
 
     Args:
-        x: tangents (K, \\*shape).
-        weight: entries (\\*shape).
+        x: tangents (K, …).
+        weight: one entry per entry of a tangent.
 
     >>> weighted_gram(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, -1.0]))
     tensor([[-1.]])
