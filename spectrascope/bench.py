@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from spectrascope.bench_records import BenchReport
 from spectrascope.errors import OptionError
 from spectrascope.measure.curvature.choice import choose_engines
 from spectrascope.measure.curvature.double_backprop import hessian_products, loss_gradients
@@ -23,7 +24,7 @@ from spectrascope.measure.preparation import device_name, prepare_workload, requ
 from spectrascope.measure.selfcheck import FirstSamples
 from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
 from spectrascope.pipeline import versions
-from spectrascope.records import BenchReport, DataInfo, EngineName, ModelInfo, ProbeOptions
+from spectrascope.records import DataInfo, EngineName, ModelInfo, ProbeOptions
 from spectrascope.workload import LossFunction, SampleSource, Workload
 
 __all__ = ["run_bench"]

@@ -63,10 +63,13 @@ def test_cost_of_a_linear_layer_by_hand():
     source = TensorSource(torch.zeros(3, 64), torch.zeros(3, dtype=torch.long))
     cost = _inspect(net, source, num_samples=100, top_k=4).cost
     assert cost.flops_per_sample == 2 * 64 * 10
-    assert (cost.gradient_passes, cost.sweep_passes, cost.product_passes) == (3, 11, 0)
-    assert cost.total_flops == 14 * 1280 * 100
+    assert (cost.gradient_passes, cost.sweep_passes, cost.tangent_passes) == (3, 0, 4 + 1.2 * 4)
+    assert cost.total_flops == pytest.approx((3 + 4 + 1.2 * 4) * 1280 * 100)
     assert cost.fixed_bytes == 640 * 4 + 2 * 640 * 8 + 4 * (64 + 10) * 8
     assert 64 * 4 <= cost.bytes_per_sample <= 64 * 4 + 20 * 10 * 8
+    swept = _inspect(net, source, num_samples=100, top_k=4, engine=EngineName.GAUSS_NEWTON).cost
+    assert (swept.gradient_passes, swept.sweep_passes, swept.tangent_passes) == (3, 11, 0)
+    assert swept.total_flops == 14 * 1280 * 100
     double = _inspect(net, source, num_samples=100, top_k=4, engine=EngineName.DOUBLE_BACKPROP).cost
     assert (double.sweep_passes, double.product_passes) == (0, 4 + 2.5 * 4)
 
@@ -183,7 +186,7 @@ def test_json_holds_everything(mixed):
     assert next(iter(document)) == "schema_version"
     assert len(document["weights"]) == len(mixed.weights)
     by_name = {row["info"]["name"]: row for row in document["weights"]}
-    assert by_name["0.a.weight"]["engine"] == "double-backprop"
+    assert by_name["0.a.weight"]["engine"] == "tangent"
     assert by_name["0.fc.weight"]["info"]["frozen"] is True
     assert by_name["0.extra.weight"]["engine"] == {"missing": "the weight would be skipped"}
     assert document["cost"]["total_passes"] == mixed.cost.total_passes
@@ -193,7 +196,7 @@ def test_csv_has_a_line_for_every_parameter(mixed):
     rows = list(csv.DictReader(io.StringIO(render_inspection(mixed, Format.CSV))))
     assert [row["name"] for row in rows] == [row.info.name for row in mixed.weights]
     by_name = {row["name"]: row for row in rows}
-    assert by_name["0.a.weight"]["engine"] == "double-backprop"
+    assert by_name["0.a.weight"]["engine"] == "tangent"
     assert by_name["0.extra.weight"]["reason"].startswith("the parameter is not initialised")
     assert by_name["0.fc.bias"]["role"] == "bias"
 

@@ -16,6 +16,7 @@ FLOORS = {
     "spectrascope.records": 0,
     "spectrascope.errors": 0,
     "spectrascope.inspection": 0.5,
+    "spectrascope.bench_records": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from spectrascope.bench_records import BenchReport
 from spectrascope.cli.groups import Target
 from spectrascope.cli.progress import OnProgress, follow_progress
 from spectrascope.errors import LoadError, OptionError
-from spectrascope.records import BenchReport, DataInfo, LossName, ModelInfo, ProbeOptions, Report
+from spectrascope.records import DataInfo, LossName, ModelInfo, ProbeOptions, Report
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,18 +12,9 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from spectrascope.bench_records import BenchReport
 from spectrascope.inspection import InspectedWeight, Inspection
-from spectrascope.records import (
-    BenchReport,
-    Interval,
-    LayerReport,
-    LayerRow,
-    Missing,
-    PowerFit,
-    RankComparison,
-    RankModel,
-    Report,
-)
+from spectrascope.records import Interval, LayerReport, LayerRow, Missing, PowerFit, RankComparison, RankModel, Report
 from spectrascope.reports.codec import encode
 from spectrascope.reports.order import Sort, sort_layers
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from spectrascope.bench_records import BenchReport
 from spectrascope.errors import ReportFormatError
 from spectrascope.inspection import Inspection
 from spectrascope.records import (
     SCHEMA_VERSION,
-    BenchReport,
     LayerReport,
     LayerRow,
     LayerStatus,

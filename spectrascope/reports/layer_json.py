@@ -29,6 +29,7 @@ MEASURED_KEYS: dict[str, tuple[type, str]] = {
     "window": (_A, "window"),
     "sigma": (_M, "sigma"),
     "h": (_M, "h"),
+    "h_stderr": (_M, "h_stderr"),
     "beta": (_A, "beta"),
     "alpha_g": (_A, "alpha_g"),
     "alpha_h": (_A, "alpha_h"),
@@ -50,7 +51,6 @@ MEASURED_KEYS: dict[str, tuple[type, str]] = {
     "engine_reason": (_M, "engine_reason"),
     "exact": (_M, "exact"),
     "residual": (_M, "residual"),
-    "h_stderr": (_M, "h_stderr"),
 }
 """Keys of a measured layer -> record and field they come from, in the order they are written."""
 

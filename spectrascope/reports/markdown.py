@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spectrascope.records import BenchReport, Report
+from spectrascope.bench_records import BenchReport
+from spectrascope.records import Report
 from spectrascope.reports.document import Document, Sheet, Tone
 from spectrascope.reports.order import Sort
 from spectrascope.reports.views import build_bench, build_probe, build_triangle

@@ -5,8 +5,9 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from spectrascope.bench_records import BenchReport
 from spectrascope.inspection import Inspection
-from spectrascope.records import BenchReport, Report
+from spectrascope.records import Report
 from spectrascope.reports.order import Sort
 
 if TYPE_CHECKING:

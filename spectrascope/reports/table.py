@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from spectrascope.records import BenchReport, Report
+from spectrascope.bench_records import BenchReport
+from spectrascope.records import Report
 from spectrascope.reports.document import Document, Sheet, Tone
 from spectrascope.reports.order import Sort
 from spectrascope.reports.views import build_bench, build_probe, build_triangle

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from spectrascope.records import BenchReport, Interval, Missing, RankModel, Report, SummaryGroup
+from spectrascope.bench_records import BenchReport
+from spectrascope.records import Interval, Missing, RankModel, Report, SummaryGroup
 from spectrascope.reports.document import Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.facts import describe_data, describe_model, describe_run, list_engines
 from spectrascope.reports.figures import format_count, format_percent, format_seconds

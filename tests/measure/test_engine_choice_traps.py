@@ -10,8 +10,8 @@ from torch import nn
 
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.curvature.choice import choose_engines
-from spectrascope.measure.curvature.double_backprop import DoubleBackprop
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.measure.curvature.tangent import Tangents
 from spectrascope.records import EngineName
 from tests.cases import CASES, Net, img, let, make_workload, two_convs, vec
 from tests.measure.measure_helpers import TOP_K, assert_curvature, hold, layers_of, oracle_curvature, targets_of
@@ -166,7 +166,7 @@ TRAPS["train_mode_batch_norm"] = (vec(_train_mode_norm), "a", "batch statistics"
 
 
 @pytest.mark.parametrize("name", TRAPS)
-def test_trap_gets_double_backprop_with_the_reason(name):
+def test_trap_gets_tangents_with_the_reason(name):
     case, weights, words = TRAPS[name]
     workload = make_workload(case)
     layers = layers_of(workload)
@@ -174,7 +174,7 @@ def test_trap_gets_double_backprop_with_the_reason(name):
         choices = {la.name: c for la, c in zip(layers, choose_engines(workload, layers), strict=True)}
     for weight in weights.split():
         choice = choices[f"{weight}.weight"]
-        assert choice.engine is EngineName.DOUBLE_BACKPROP, choice
+        assert choice.engine is EngineName.TANGENT, choice
         assert words in choice.reason, choice.reason
         assert "piecewise-linear tail" not in choice.reason
 
@@ -208,6 +208,9 @@ RIGHT_ANYWAY = [
 ]
 
 
+GIVEN_UP = ("buffer_written", "view_scaled", "alias_changed", "base_changed")  # part of an activation overwritten
+
+
 @pytest.mark.parametrize("name", RIGHT_ANYWAY)
 def test_what_is_chosen_is_right(name):
     workload = make_workload(TRAPS[name][0])
@@ -215,12 +218,21 @@ def test_what_is_chosen_is_right(name):
     with hold(workload, layers):
         choices = choose_engines(workload, layers)
         targets = targets_of(workload, layers, TOP_K)
-        for engine in (GaussNewton(3), DoubleBackprop(3)):
+        followed = 0
+        for engine in (GaussNewton(3), Tangents(3)):
             mine = [t for t, c in zip(targets, choices, strict=True) if c.engine is engine.name]
-            found = engine.measure(workload, mine, groups=2) if mine else []
+            if isinstance(engine, Tangents):
+                found = engine.measure_each(workload, mine, groups=2)
+            else:
+                found = engine.measure(workload, mine, groups=2) if mine else []
             for target, curvature in zip(mine, found, strict=True):
+                if isinstance(curvature, str):
+                    assert name in GIVEN_UP, (target.layer.name, curvature)
+                    continue
+                followed += 1
                 truth = oracle_curvature(workload, target, 2)
                 assert_curvature(curvature, truth, target.directions.sigma, torch.float64, target.layer.name)
+        assert followed or name in GIVEN_UP
 
 
 def test_asked_for_double_backprop_is_given():
@@ -231,13 +243,13 @@ def test_asked_for_double_backprop_is_given():
     }
 
 
-def test_many_classes_and_few_products_make_double_backprop_cheaper():
+def test_many_classes_and_few_products_make_tangents_cheaper():
     workload = make_workload(vec(lambda: nn.Linear(6, 64), 64))
     layers = layers_of(workload)
     with hold(workload, layers):
         (few,) = choose_engines(workload, layers, EngineName.AUTO, 1)
         (asked,) = choose_engines(workload, layers, EngineName.GAUSS_NEWTON, 1)
-    assert few.engine is EngineName.DOUBLE_BACKPROP
+    assert few.engine is EngineName.TANGENT
     assert "64 output columns" in few.reason
     assert asked.engine is EngineName.GAUSS_NEWTON
 
@@ -249,7 +261,7 @@ def test_outputs_that_are_not_rows_of_scores(output):
     layers = layers_of(workload)
     with hold(workload, layers):
         (choice,) = choose_engines(workload, layers)
-    assert choice.engine is EngineName.DOUBLE_BACKPROP
+    assert choice.engine is EngineName.TANGENT
     assert choice.reason == "the output is not one row of scores per sample"
 
 
@@ -264,6 +276,6 @@ def test_sequence_first_layout_is_not_taken_for_samples():
         layers = layers_of(workload)
         with hold(workload, layers):
             first, last = choose_engines(workload, layers)
-        assert first.engine is EngineName.DOUBLE_BACKPROP
+        assert first.engine is EngineName.TANGENT
         assert "more than one row per sample" in first.reason
         assert last.engine is EngineName.GAUSS_NEWTON

@@ -1,4 +1,4 @@
-"""Both engines against dense Hessians of tiny networks, for every case and every way of cutting the batch."""
+"""The exact engines against dense Hessians of tiny networks, for every case and every way of cutting the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import torch
 
 from spectrascope.measure.curvature.choice import choose_engines
 from spectrascope.measure.curvature.double_backprop import DoubleBackprop
+from spectrascope.measure.curvature.engines import make_engine
 from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.measure.curvature.tangent import Tangents
 from spectrascope.records import EngineName
 from tests import oracles
 from tests.cases import CASES, make_workload
@@ -71,20 +73,31 @@ def test_memory_format_changes_nothing(name, channels_last):
 
 @pytest.mark.parametrize("micro_batch", [1, 3, N])
 @pytest.mark.parametrize("name", CASES)
+def test_tangents(name, micro_batch):
+    _check(name, Tangents(micro_batch), False)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if "conv" in n or "residual" in n or "pool" in n])
+def test_tangents_of_channels_last_images(name):
+    _check(name, Tangents(4), False, channels_last=True)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, N])
+@pytest.mark.parametrize("name", CASES)
 def test_double_backprop(name, micro_batch):
     _check(name, DoubleBackprop(micro_batch), False)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("engine", [EngineName.GAUSS_NEWTON, EngineName.DOUBLE_BACKPROP])
+@pytest.mark.parametrize("engine", [EngineName.GAUSS_NEWTON, EngineName.TANGENT, EngineName.DOUBLE_BACKPROP])
 def test_float32(name, engine):
     _, exact_targets, fast, truth = _prepared(name)
     workload = make_workload(CASES[name], N, torch.float32)
     layers = layers_of(workload, include=["*"]) if name == "tied_tokens" else layers_of(workload)
     by_name = {t.layer.name: (t, ok, tr) for t, ok, tr in zip(exact_targets, fast, truth, strict=True)}
-    runner = GaussNewton(3) if engine is EngineName.GAUSS_NEWTON else DoubleBackprop(3)
+    runner = make_engine(engine, 3)
     with hold(workload, layers):
-        wanted = [la for la in layers if by_name[la.name][1] or engine is EngineName.DOUBLE_BACKPROP]
+        wanted = [la for la in layers if by_name[la.name][1] or engine is not EngineName.GAUSS_NEWTON]
         targets = [type(by_name[la.name][0])(la, by_name[la.name][0].directions) for la in wanted]
         found = runner.measure(workload, targets, groups=GROUPS)
     for target, curvature in zip(targets, found, strict=True):
@@ -104,7 +117,7 @@ def test_choice_per_weight(name):
         if ok:
             assert "piecewise-linear tail" in choice.reason, (layer.name, choice.reason)
         else:
-            assert choice.engine is EngineName.DOUBLE_BACKPROP, (layer.name, choice.reason)
+            assert choice.engine is EngineName.TANGENT, (layer.name, choice.reason)
             words = smooth[layer.name].split("|")
             assert any(word in choice.reason for word in words), (layer.name, choice.reason)
 

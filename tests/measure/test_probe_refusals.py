@@ -20,6 +20,7 @@ from spectrascope.errors import (
     UnsupportedModelError,
 )
 from spectrascope.measure.curvature import double_backprop, gauss_newton
+from spectrascope.measure.tangents.plan import Plan
 from tests import oracles
 from tests.cases import Net, labels
 from tests.measure.test_engine_choice_traps import Lie
@@ -96,7 +97,11 @@ REFUSALS = {
     "no samples asked": (DataError, r"no samples", {"num_samples": 0}),
     "not pairs": (DataError, r"each item must be a pair of tensors", {"batches": [X, X, X]}),
     "not batches": (DataError, r"expected tensors \(inputs, targets\)", {"batches": 3}),
-    "engine": (OptionError, r"engine 'fast': expected one of auto, gauss-newton, double-backprop", {"engine": "fast"}),
+    "engine": (
+        OptionError,
+        r"engine 'fast': expected one of auto, gauss-newton, tangent, double-backprop, ",
+        {"engine": "fast"},
+    ),
     "dtype": (OptionError, r"--dtype 'float16': expected float32 or float64", {"dtype": "float16"}),
     "device": (OptionError, r"--device 'gpu': expected auto, cpu", {"device": "gpu"}),
     "device meta": (OptionError, r"--device 'meta': expected auto, cpu", {"device": "meta"}),
@@ -186,8 +191,26 @@ def test_a_wrong_double_backprop_is_caught(monkeypatch, dtype):
 
     monkeypatch.setattr(double_backprop, "hessian_products", sabotaged)
     monkeypatch.setattr("spectrascope.measure.selfcheck.hessian_products", sabotaged)
+    with pytest.raises(SelfCheckError, match=r"differs from the reference by 0.0(099|1) of its largest"):
+        spectrascope.probe(_mlp(nn.Tanh()), (X, Y), dtype=dtype, engine="double-backprop")
+
+
+def test_wrong_tangents_are_caught(monkeypatch):
+    real = Plan.sweep
+    monkeypatch.setattr(Plan, "sweep", lambda self, bit, seed: 1.01 * real(self, bit, seed))
     with pytest.raises(SelfCheckError, match=r"differs from the reference by 0.01 of its largest"):
-        spectrascope.probe(_mlp(nn.Tanh()), (X, Y), dtype=dtype)
+        spectrascope.probe(_mlp(nn.Tanh()), (X, Y))
+
+
+def test_an_error_that_both_ways_of_autograd_share_is_caught(monkeypatch):
+    """Tangents and double backprop wrong alike: only differences of the gradient can tell."""
+    real, products = Plan.sweep, double_backprop.hessian_products
+    monkeypatch.setattr(Plan, "sweep", lambda self, bit, seed: 1.1 * real(self, bit, seed))
+    monkeypatch.setattr(
+        "spectrascope.measure.selfcheck.hessian_products", lambda *args: [1.1 * p for p in products(*args)]
+    )
+    with pytest.raises(SelfCheckError, match=r"weight '0.weight' differs from the reference by 0.1 "):
+        spectrascope.probe(_mlp(nn.Tanh()), (X, Y), dtype="float64")
 
 
 def test_wrong_slopes_are_caught(monkeypatch):

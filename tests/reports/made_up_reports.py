@@ -3,10 +3,10 @@
 from dataclasses import replace
 from math import exp
 
+from spectrascope.bench_records import BenchReport
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.summary import summarise
 from spectrascope.records import (
-    BenchReport,
     DataInfo,
     EngineName,
     LayerInfo,

@@ -4,7 +4,8 @@ import pytest
 from made_up_reports import big_report as make_big_report
 from made_up_reports import made_up_bench, mixed_report
 
-from spectrascope.records import BenchReport, Report
+from spectrascope.bench_records import BenchReport
+from spectrascope.records import Report
 
 
 @pytest.fixture(scope="session")

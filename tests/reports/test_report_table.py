@@ -13,7 +13,8 @@ from report_fixtures import bench, big_report, report  # noqa: F401
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from spectrascope.records import NOT_SELECTED, BenchReport, LayerReport, LayerStatus, Missing, Report, SkippedLayer
+from spectrascope.bench_records import BenchReport
+from spectrascope.records import NOT_SELECTED, LayerReport, LayerStatus, Missing, Report, SkippedLayer
 from spectrascope.reports import Format, View, render, render_bench
 from spectrascope.reports.views import build_probe
 from spectrascope.reports.words import explain, warn

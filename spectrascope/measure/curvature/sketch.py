@@ -98,9 +98,10 @@ def _random_root(loss_fn: object, scores: Tensor, labels: Tensor, generator: tor
     name = loss_fn.name if isinstance(loss_fn, Loss) else None
     if name is LossName.BCE:
         p = scores.sigmoid()
-        return signs.mul((p * (1 - p) / scores.numel()).sqrt())
+        root: Tensor = (p * (1 - p) / scores.numel()).sqrt() * signs
+        return root
     if name is LossName.MSE:
-        return signs * (2.0 / scores.numel()) ** 0.5
+        return signs * (2.0 / scores.numel()) ** 0.5  # type: ignore[no-any-return]
     if name not in (LossName.CROSS_ENTROPY, LossName.CAUSAL_LM, LossName.MASKED_LM) and not is_cross_entropy(loss_fn):  # type: ignore[arg-type]
         raise UnsupportedModelError(
             "gauss-newton-sketch knows cross-entropy, bce, mse and language-model losses; for another loss use "

@@ -109,7 +109,13 @@ class Tangents:
         together = self.directions or sweeps.k
         if self.directions is None and need.of(together) > budget:
             together = max(1, min(together, int((budget - need.fixed) // max(need.per_direction, 1))))
-        return max(1, int(budget // max(need.of(together), 1))), together
+        limit = _TANGENTS.get(sweeps.workload.device.type, _TANGENTS_DEVICE) // together
+        return max(1, min(limit, int(budget // max(need.of(together), 1)))), together
+
+
+_TANGENTS = {"cpu": 80}
+_TANGENTS_DEVICE = 4096
+"""Samples × directions swept together: enough to be efficient, and what keeps memory flat in the directions."""
 
 
 def _free_memory(device: torch.device) -> int:

@@ -206,6 +206,54 @@ def _batch_statistics(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     return _ByChannel(inner, order, tuple(x.shape))
 
 
+@dataclass(frozen=True, slots=True)
+class _WeightNorm:
+    """w = g v / ‖v‖ row by row, g of one number per row. torch's own second derivative of it is wrong (2.14)."""
+
+    unit: _Normalised  # v / ‖v‖, its adjoint being g delta
+    g: Tensor  # (rows, 1)
+    adjoint: Tensor | None  # (rows, size)
+    positions: tuple[int, ...]
+    axis: int
+    shape: tuple[int, ...]
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        found = {p: self._rows(dense(t)) for p, t in zip(self.positions, z, strict=True) if t is not None}
+        turned: Tensor | None = None
+        bent: Tensor | None = None
+        if 0 in found:
+            (pushed,), bent = self.unit.push([found[0]], outputs=True, bend=bend)
+            assert isinstance(pushed, Tensor)
+            turned = pushed
+        if bend and self.adjoint is not None and turned is not None and 1 in found:
+            crossed = 2 * gram(self.adjoint * found[1], turned)
+            bent = crossed if bent is None else bent + crossed
+        if not outputs:
+            return (), bent
+        out: Tensor | None = None if turned is None else turned * self.g
+        if 1 in found:
+            stretched = found[1] * self.unit.xh * (self.unit.gamma if self.unit.gamma is not None else 1)
+            out = stretched if out is None else out + stretched
+        assert out is not None
+        moved = self.shape[self.axis], *self.shape[: self.axis], *self.shape[self.axis + 1 :]
+        return (out.reshape(-1, *moved).movedim(1, self.axis + 1),), bent
+
+    def _rows(self, x: Tensor) -> Tensor:
+        return x.movedim(self.axis + 1, 1).flatten(2)
+
+
+def _weight_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+    v, g, axis = node.args[0].detach(), node.args[1].detach(), int(argument(node, 2, "dim", 0))
+    rows = v.movedim(axis, 0).flatten(1)
+    lengths = g.movedim(axis, 0).flatten(1)
+    root = rows.shape[1] ** 0.5
+    r = root / rows.norm(dim=1, keepdim=True)
+    adjoint = None if adjoints[0] is None else adjoints[0].movedim(axis, 0).flatten(1)
+    gamma = torch.full_like(r, 1 / root)
+    unit = _Normalised(rows * r, r, gamma, None if adjoint is None else adjoint * lengths, False, tuple(rows.shape))
+    return _WeightNorm(unit, lengths, adjoint, tuple(node.inputs), axis, tuple(v.shape))
+
+
 def _product(sizes: Sequence[int]) -> int:
     total = 1
     for size in sizes:
@@ -224,6 +272,7 @@ NORMALISING_RULES: dict[str, Rule] = {
     "aten._log_softmax": Rule(Order.CURVED, _softmax(True), _only_input),  # type: ignore[arg-type]
     "aten.native_layer_norm": Rule(Order.CURVED, _layer_norm, _only_input),
     "aten._fused_rms_norm": Rule(Order.CURVED, _rms_norm, _only_input),
+    "aten._weight_norm_interface": Rule(Order.CURVED, _weight_norm, lambda node: int(argument(node, 2, "dim", 0)) >= 0),
     "aten.native_group_norm": Rule(Order.CURVED, _group_norm, _only_input),
     **{
         f"aten.{name}": Rule(
