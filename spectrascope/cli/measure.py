@@ -175,7 +175,7 @@ def _subject(target: Target, options: ProbeOptions, loaded: LoadedModel, *, shap
         skip_bad=target.skip_bad,
         loss=target.loss,
     )
-    return _Subject(loaded, data.source, data.info, loss_fn, data.notes)
+    return _Subject(loaded, data.source, data.info, loss_fn, loaded.notes + data.notes)
 
 
 def _own_subject(target: Target, options: ProbeOptions, loaded: LoadedModel, own: Workload) -> _Subject:

@@ -12,8 +12,10 @@ from torch import nn
 
 from spectrascope.errors import LoadError
 from spectrascope.loading import timm_models, torchvision_models
+from spectrascope.loading.loaded import TextInput
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.loading.zoo import ZOO, find_entry
+from spectrascope.loading.zoo import ZOO, ZooEntry, find_entry
+from spectrascope.records import Task
 
 __all__ = ["Architecture", "Build", "find_architecture"]
 
@@ -27,7 +29,8 @@ class Architecture:
     ``build`` takes the number of classes, ``None`` for the architecture's own. ``source`` is ``built-in``,
     ``torchvision`` or ``timm``. ``preprocessing_of`` tells how a network that was built wants its inputs, and
     ``class_names_of`` what that number of outputs stands for (nothing where it is not known). ``builds_for`` lists
-    the constructors to try on a file with given shapes, where there is more than ``build``.
+    the constructors to try on a file with given shapes, where there is more than ``build``. ``text_of`` tells what a
+    network that was built says about the text it reads. ``untrained`` networks mean random weights by their name.
     """
 
     name: str
@@ -37,6 +40,9 @@ class Architecture:
     class_names_of: Callable[[int], dict[int, tuple[str, ...]]]
     dataset: str | None = None
     builds_for: Callable[[Mapping[str, tuple[int, ...]]], tuple[Build, ...]] | None = None
+    task: Task = Task.IMAGE_CLASSIFICATION
+    text_of: Callable[[nn.Module], TextInput | None] = lambda network: None
+    untrained: bool = False
 
 
 def find_architecture(name: str) -> Architecture:
@@ -47,17 +53,7 @@ def find_architecture(name: str) -> Architecture:
     """
     entry = find_entry(name)
     if entry is not None:
-        zoo_build, own = entry.build, entry.num_classes
-
-        def build(num_classes: int | None) -> nn.Module:
-            if num_classes is not None and num_classes != own and name.startswith("mlp:"):
-                raise LoadError(f"{name} has {own} outputs, not {num_classes}; change the last width")
-            return zoo_build(own if num_classes is None else num_classes)
-
-        preprocessing, class_names = entry.preprocessing, entry.class_names
-        return Architecture(
-            name, "built-in", build, lambda network: preprocessing, lambda count: class_names, entry.dataset
-        )
+        return _built_in(entry)
     if name.startswith("mlp:"):
         raise LoadError(f"{name}: expected mlp: and at least two widths joined by hyphens, as in mlp:784-256-128-10")
     if name.startswith("timm:"):
@@ -77,6 +73,39 @@ def find_architecture(name: str) -> Architecture:
         + "expected a checkpoint file, a built-in name (such as cifar-resnet20 or mlp:784-256-10), a "
         "torchvision classification model, timm:NAME, hf:org/name, or module:factory / file.py:factory"
     )
+
+
+def _built_in(entry: ZooEntry) -> Architecture:
+    own, sizes_in = entry.num_classes, entry.sizes_in
+
+    def build(num_classes: int | None, sizes: tuple[int, ...] = ()) -> nn.Module:
+        if num_classes is not None and num_classes != own and entry.name.startswith("mlp:"):
+            raise LoadError(f"{entry.name} has {own} outputs, not {num_classes}; change the last width")
+        return entry.build(own if num_classes is None else num_classes, *sizes)
+
+    def builds_for(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Build, ...]:
+        return (partial(build, sizes=() if sizes_in is None else sizes_in(shapes)),)
+
+    return Architecture(
+        entry.name,
+        "built-in",
+        build,
+        lambda network: entry.preprocessing,
+        lambda count: entry.class_names,
+        entry.dataset,
+        builds_for=None if sizes_in is None else builds_for,
+        task=entry.task,
+        text_of=_text_of,
+        untrained=entry.untrained,
+    )
+
+
+def _text_of(network: nn.Module) -> TextInput | None:
+    vocabulary, context = getattr(network, "vocabulary", None), getattr(network, "context", None)
+    if not isinstance(vocabulary, int) or not isinstance(context, int):
+        return None
+    # Which numbers stand for what is not in its weights. Padding comes last, where no token before it looks.
+    return TextInput(vocabulary, context, "none; weights alone do not say which token is which", pad_id=0)
 
 
 def _from_torchvision(name: str) -> Architecture:

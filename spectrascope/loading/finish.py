@@ -31,6 +31,7 @@ def finish(
     weights: str,
     checkpoint: Checkpoint | None = None,
     file: Path | None = None,
+    notes: tuple[str, ...] = (),
 ) -> LoadedModel:
     """Describe a network of a known architecture.
 
@@ -42,6 +43,7 @@ def finish(
         weights: where they come from, in words.
         checkpoint: the user's file they were in, or the embedded one.
         file: the cached file of published weights.
+        notes: what the reader should know besides.
 
     Raises:
         NonFiniteError: a weight is NaN or infinite.
@@ -58,11 +60,13 @@ def finish(
     )  # fmt: skip
     return LoadedModel(
         model=network,
-        info=replace(info, task=Task.IMAGE_CLASSIFICATION),
+        info=replace(info, task=architecture.task),
         preprocessing=preprocessing,
         class_names=named,
         default_dataset=architecture.dataset if named is not None else None,
-        num_classes=num_classes,
+        num_classes=None if architecture.task is Task.CAUSAL_LM else num_classes,
+        text=architecture.text_of(network),
+        notes=notes,
     )
 
 

@@ -18,7 +18,7 @@ from spectrascope.loading.hf_quiet import brief, quietly, transformers
 from spectrascope.loading.hf_text import text_input
 from spectrascope.loading.hf_weights import TensorHeader, WeightFiles, find_weight_files, has_weights, is_mask
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.preprocessing import Preprocessing
+from spectrascope.loading.preprocessing import TOKENS
 from spectrascope.loading.skeleton import Difference
 from spectrascope.records import Missing, ModelInfo, Task
 
@@ -116,7 +116,7 @@ def _loaded(
     if chosen.task is Task.IMAGE_CLASSIFICATION:
         preprocessing, text = image_preprocessing(folder, chosen.config), None
     else:
-        preprocessing = Preprocessing(size=None, note="the network reads tokens, not images")
+        preprocessing = TOKENS
         text = text_input(folder, chosen.config, trust_remote_code=trust_remote_code, headers_only=headers_only)
     return LoadedModel(
         model=network,

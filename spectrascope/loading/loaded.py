@@ -39,7 +39,8 @@ class LoadedModel:
     ``info.task`` says what it is for. ``class_names`` says what the outputs stand for, in order;
     ``num_classes`` how many there are, ``None`` for a user's factory that does not say and for language models;
     ``default_dataset`` is measured where none is named. ``text`` is set for networks that read tokens.
-    ``workload`` is set where a user's factory returned the loss and the data along with the network.
+    ``workload`` is set where a user's factory returned the loss and the data along with the network. ``notes`` are
+    what the reader should know besides.
 
     Where only headers were read (``inspect``), the network's parameters are on the meta device.
     """
@@ -52,3 +53,4 @@ class LoadedModel:
     num_classes: int | None
     text: TextInput | None = None
     workload: Workload | None = None
+    notes: tuple[str, ...] = ()

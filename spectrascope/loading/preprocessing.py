@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "Preprocessing"]
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TOKENS", "Preprocessing"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,3 +66,7 @@ class Preprocessing:
         if self.resize is not None and self.crop is not None:
             return replace(self, resize=round(self.resize * side / self.crop), crop=side)
         return replace(self, size=(side, side))
+
+
+TOKENS = Preprocessing(size=None, note="the network reads tokens, not images")
+"""Of a language model."""

@@ -51,15 +51,16 @@ class Recognised:
 
 @dataclass(frozen=True, slots=True)
 class _Candidate:
-    """A network that may be it; ``variant`` tells apart those of one name."""
+    """A network that may be it; ``variant`` tells apart those of one name, and so do a built-in one's ``sizes``."""
 
     name: str
     variant: torchvision_models.Variant = torchvision_models.PLAIN
+    sizes: tuple[int, ...] = ()
 
     def build(self, num_classes: int) -> nn.Module:
         entry = find_entry(self.name)
         if entry is not None:
-            return entry.build(num_classes)
+            return entry.build(num_classes, *self.sizes)
         return torchvision_models.build_model(self.name, num_classes, self.variant)
 
 
@@ -69,7 +70,8 @@ def _skeleton(candidate: _Candidate) -> Skeleton:
 
 
 def _candidates(shapes: Shapes) -> Iterator[_Candidate]:
-    yield from (_Candidate(name) for name in ZOO)
+    for name, entry in ZOO.items():
+        yield _Candidate(name, sizes=() if entry.sizes_in is None else entry.sizes_in(shapes))
     layers = [
         (int(key.split(".")[1]), shape[1])
         for key, shape in shapes.items()

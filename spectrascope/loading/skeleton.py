@@ -36,6 +36,8 @@ _INITIALISERS = {
     Tensor.normal_, Tensor.uniform_, Tensor.fill_, Tensor.zero_, Tensor.erfinv_,
     Tensor.mul_, Tensor.add_, Tensor.clamp_,
 }  # fmt: skip
+# Those that come here whole, and would fill a meta tensor below, for which torch imports its compiler (seconds).
+_INIT_FUNCTIONS = {nn.init.uniform_, nn.init.normal_, nn.init.constant_, nn.init.kaiming_uniform_}
 
 
 class _WithoutStorage(TorchFunctionMode):
@@ -52,6 +54,8 @@ class _WithoutStorage(TorchFunctionMode):
             return func(*args, **{**(kwargs or {}), "device": "meta"})
         if func in _INITIALISERS and args[0].is_meta:
             return args[0]
+        if func in _INIT_FUNCTIONS and kwargs and kwargs["tensor"].is_meta:
+            return kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 

@@ -42,14 +42,17 @@ def load_model(
     trust_remote_code: bool = False,
     headers_only: bool = False,
 ) -> LoadedModel:
-    """Load what a model string names. Weights are never random unless ``@none`` asks for it.
+    """Load what a model string names.
+
+    Weights are never random unless ``@none`` asks for it, or the plain name of a built-in network of which no trained
+    weights exist anywhere (``mini-gpt2``); both say so.
 
     Args:
         spec: ``None`` or ``digits-cnn`` for the embedded network; a checkpoint file, or ``FILE::dotted.key`` for a
             place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter; ``hf:org/name``;
-            ``NAME@none`` for random weights; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``; ``timm:NAME`` or
-            ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a network that brings its
-            own weights, perhaps with its loss and data.
+            ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``;
+            ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a
+            network that brings its own weights, perhaps with its loss and data.
         arch: architecture of a checkpoint (a name or a factory); recognised from its keys when ``None``.
         base: network that a PEFT adapter was trained on; the one it names itself when ``None``.
         num_classes: number of outputs, where it is not the usual one; must agree with a file's.
@@ -93,10 +96,13 @@ def load_model(
     if name.startswith("timm:") and not at:
         name, _, which = name.partition(".")  # timm's own spelling of NAME@TAG
     architecture = find_architecture(name)
-    if at and which == "none":
+    if which == "none" if at else architecture.untrained:
         build = partial(architecture.build, num_classes)
         network = build_skeleton(build) if headers_only else _with_seed(build, seed)
-        return finish(spec, architecture, network, num_classes, weights=f"random (seed {seed})")
+        notes = (
+            () if at else (f"{name} has no weights of its own: these are random; pass a checkpoint for trained ones",)
+        )
+        return finish(spec, architecture, network, num_classes, weights=f"random (seed {seed})", notes=notes)
     if architecture.source == "torchvision":
         return load_torchvision(
             spec, architecture, which if at else None, num_classes=num_classes, allow_download=allow_download,

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from torch import nn
 
 from spectrascope.loading.labels import CIFAR10, CIFAR100, DIGITS
-from spectrascope.loading.preprocessing import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
+from spectrascope.loading.preprocessing import IMAGENET_MEAN, IMAGENET_STD, TOKENS, Preprocessing
+from spectrascope.records import Task
 
 __all__ = ["ZOO", "ZooEntry", "find_entry"]
 
@@ -29,26 +30,39 @@ DIGITS_STD = (0.376,)
 class ZooEntry:
     """A network that can be built by name.
 
-    ``build`` takes the number of classes; ``num_classes`` is the usual one. ``class_names`` lists, by number
-    of classes, what the outputs stand for in the usual datasets. ``dataset`` is the one used when none is
-    named.
+    ``build`` takes the number of classes (of a language model, the size of its vocabulary); ``num_classes`` is the
+    usual one. ``class_names`` lists, by number of classes, what the outputs stand for in the usual datasets.
+    ``dataset`` is the one used when none is named. ``sizes_in`` reads further arguments of ``build`` off the shapes
+    of a file, by name, and gives none where the usual ones are meant. ``untrained`` networks mean random weights by
+    their plain name.
     """
 
     name: str
-    build: Callable[[int], nn.Module]
+    build: Callable[..., nn.Module]
     num_classes: int
     preprocessing: Preprocessing
     class_names: dict[int, tuple[str, ...]]
     dataset: str | None = None
+    task: Task = Task.IMAGE_CLASSIFICATION
+    sizes_in: Callable[[Mapping[str, tuple[int, ...]]], tuple[int, ...]] | None = None
+    untrained: bool = False
 
 
-def _builder(module: str, function: str, *args: Any) -> Callable[[int], nn.Module]:
-    def build(num_classes: int) -> nn.Module:
+def _builder(module: str, function: str, *args: Any) -> Callable[..., nn.Module]:
+    def build(num_classes: int, *sizes: int) -> nn.Module:
         factory = getattr(import_module(f"{__name__}.{module}"), function)
-        network: nn.Module = factory(*args, num_classes)
+        network: nn.Module = factory(*args, num_classes, *sizes)
         return network
 
     return build
+
+
+def _sizes(module: str, function: str) -> Callable[[Mapping[str, tuple[int, ...]]], tuple[int, ...]]:
+    def read(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+        sizes: tuple[int, ...] = getattr(import_module(f"{__name__}.{module}"), function)(shapes)
+        return sizes
+
+    return read
 
 
 def _cifar(name: str, build: Callable[[int], nn.Module], mean: tuple[float, ...], std: tuple[float, ...]) -> ZooEntry:
@@ -77,7 +91,21 @@ def _entries() -> list[ZooEntry]:
         for batch_norm in (False, True):
             build = _builder("vgg", "cifar_vgg", layers, batch_norm)
             entries.append(_cifar(f"vgg{layers}{'-bn' * batch_norm}-cifar", build, CIFAR_MEAN, CIFAR_STD))
-    return entries
+    entries.append(_cifar("vit-tiny", _builder("vit_tiny", "VitTiny"), CIFAR_MEAN, CIFAR_STD))
+    return entries + _language_models()
+
+
+def _language_models() -> list[ZooEntry]:
+    return [
+        ZooEntry(
+            "mini-gpt2", _builder("mini_gpt2", "MiniGPT2LMHeadModel"), 256, TOKENS, {}, task=Task.CAUSAL_LM,
+            sizes_in=_sizes("mini_gpt2", "context_size"), untrained=True,
+        ),
+        ZooEntry(
+            "mini-gpt2-classifier", _builder("mini_gpt2", "MiniGPT2ForSequenceClassification"), 2, TOKENS, {},
+            task=Task.SEQUENCE_CLASSIFICATION, sizes_in=_sizes("mini_gpt2", "classifier_sizes"),
+        ),
+    ]  # fmt: skip
 
 
 ZOO: dict[str, ZooEntry] = {entry.name: entry for entry in _entries()}
