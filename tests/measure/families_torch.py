@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -260,7 +261,10 @@ TORCH: dict[str, Family] = {
     "einsum-attention": _sequences(
         _attention_by_einsum, q=linear(6, 6), k=linear(6, 6), v=linear(6, 6), head=linear(6, CLASSES)
     ),
-    "rotary-complex": _sequences(_rotary_complex, q=linear(6, 6), k=linear(6, 6), head=linear(6, CLASSES)),
+    "rotary-complex": replace(
+        _sequences(_rotary_complex, q=linear(6, 6), k=linear(6, 6), head=linear(6, CLASSES)),
+        fallback="complex numbers",
+    ),
     # one weight in several places
     "three-depths": _vectors(_at_three_depths, a=linear(6, 6), norm=lambda: nn.LayerNorm(6), b=linear(6, CLASSES)),
     "tied-head": Family("torch", _tied, causal, CAUSAL),

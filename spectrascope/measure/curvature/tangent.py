@@ -151,9 +151,10 @@ class _Sweeps:
         """Slopes (K,) and M (K, K) of the micro-batch's mean loss for one target."""
         target, bit = self.targets[i], self.bits[i]
         gradient = plan.gradients[bit]
-        if gradient is None:
-            raise UnsupportedOperationError("the weight does not reach the loss")
         k = target.directions.k
+        if gradient is None:  # an expert that none of these few samples reaches; some sample of the batch does
+            zeros = torch.zeros(k, k, dtype=dtype, device=self.workload.device)
+            return zeros[0], zeros
         with torch.no_grad():
             if together >= k:
                 matrix = plan.sweep(bit, self._seed(target, range(k)))

@@ -25,7 +25,6 @@ __all__ = ["HeadStep", "row_order", "token_forms"]
 
 _BLOCK_BYTES = {"cpu": 2 << 20}
 _BLOCK_BYTES_DEVICE = 256 << 20
-_FORM_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ class HeadStep:
         return _centred(rows[:, self.rows[part]], self.p[part]) * self.product.offset_scale
 
 
-def token_forms(right: Tensor, p: Tensor, weights: Tensor, directions: int) -> Tensor | None:
+def token_forms(right: Tensor, p: Tensor, weights: Tensor, directions: int, memory: int) -> Tensor | None:
     """The forms A_n (R, d, d), or ``None`` where they would cost more than they save, or lose digits.
 
     Args:
@@ -109,9 +108,10 @@ def token_forms(right: Tensor, p: Tensor, weights: Tensor, directions: int) -> T
         p: probabilities (R, V).
         weights: w (R, 1).
         directions: tangents that will arrive, over all weights.
+        memory: bytes they may take.
     """
     width, rows = right.shape[0], len(p)
-    if directions < 0.75 * width or rows * width**2 * p.element_size() > _FORM_BYTES:
+    if directions < 0.75 * width or rows * width**2 * p.element_size() > memory:
         return None
     spread = float((weights * (1 - p.square().sum(-1, keepdim=True))).sum() / weights.sum())
     if not spread > 1e5 * torch.finfo(p.dtype).eps:

@@ -160,11 +160,17 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, dir
     return plan
 
 
+def _sizes(recording: Recording) -> list[int]:
+    """Bytes of every value."""
+    return [torch.Size(v.shape).numel() * v.dtype.itemsize for v in recording.values]
+
+
 def _footprint(recording: Recording, steps: Sequence[_Planned]) -> Footprint:
-    sizes = [torch.Size(v.shape).numel() * v.dtype.itemsize for v in recording.values]
+    sizes = _sizes(recording)
     widest = max((sum(sizes[n] for n in {*s.inputs, *s.outputs} if n is not None) for s in steps), default=0)
-    # Each activation with its adjoint and a constant or two; a step's operands, a residual branch beside them.
-    return Footprint(4 * sum(sizes), 2 * widest)
+    # Each activation with its adjoint and a constant or two, and forms of the head as large as all of them; a step's
+    # operands, a residual branch beside them.
+    return Footprint(5 * sum(sizes), 2 * widest)
 
 
 def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
@@ -206,7 +212,7 @@ class _Head:
     product: Node
     between: tuple[Node, ...]  # views, and the log-softmax last
 
-    def make(self, adjoints: dict[int, Tensor], directions: int) -> Step:
+    def make(self, adjoints: dict[int, Tensor], directions: int, memory: int) -> Step:
         softmax = self.between[-1]
         (number,) = (n for n in softmax.outputs if n is not None)
         logits = softmax.outs[0].detach().flatten(0, -2)
@@ -218,7 +224,7 @@ class _Head:
         p = logits.exp()
         weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True)
         positive = bool((weights >= 0).all())
-        forms = token_forms(product.right, p, weights, directions) if positive else None
+        forms = token_forms(product.right, p, weights, directions, memory) if positive else None
         return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive, forms)
 
 
@@ -256,6 +262,7 @@ def _steps(
     recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor], directions: int
 ) -> list[_Planned]:
     values = recording.values
+    memory = sum(_sizes(recording))  # for forms of the head: no more than the activations themselves
     heads = _find_heads(ruled, adjoints)
     inside = {id(node) for head in heads.values() for node in head.between}
     chains = Chains(values)
@@ -277,7 +284,7 @@ def _steps(
                 continue
             used.update(node.inputs.values())
             try:
-                step = r.rule.make(node, of) if head is None else head.make(adjoints, directions)
+                step = r.rule.make(node, of) if head is None else head.make(adjoints, directions, memory)
             except (NotImplementedError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
