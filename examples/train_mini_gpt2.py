@@ -4,10 +4,12 @@
     spectrascope probe mini_gpt2.pt --dataset text:FILE
 
 With ``--classes CKPT`` it puts a head for two classes on the trunk of such a checkpoint instead: a piece of the text as
-it stands, or with its words shuffled. The trunk stays as it is unless ``--tune`` is given. The pieces held out from
-training are written to a folder beside the checkpoint, one file each, so that the classifier can be measured on them:
+it stands, or with the letters inside its words shuffled. The trunk stays as it is unless ``--tune`` is given; the state
+that predicts the next byte says little of the classes, so that the head alone remains not much better than a guess.
+The pieces held out from training are written to a folder beside the checkpoint, one file each, so that the classifier
+can be measured on them:
 
-    python examples/train_mini_gpt2.py FILE --classes mini_gpt2.pt --out mini_gpt2_classes.pt
+    python examples/train_mini_gpt2.py FILE --classes mini_gpt2.pt --tune --out mini_gpt2_classes.pt
     spectrascope probe mini_gpt2_classes.pt --dataset folder:mini_gpt2_classes_texts
 
 The last tenth of the file is held out. ``--steps`` gives the same weights on every run on a machine; how far
@@ -31,10 +33,10 @@ from torch import Tensor, nn
 from spectrascope.loading.target import load_model
 from spectrascope.loading.zoo.mini_gpt2 import MiniGPT2ForSequenceClassification, MiniGPT2LMHeadModel
 
-LEARNING_RATE = 1e-3
+RATES = {"language model": 1e-3, "head": 1e-2, "head and trunk": 3e-4}  # learning rates
 WARM_UP = 0.05  # of the whole training
 WEIGHT_DECAY = 0.1
-CLASSES = ("real", "shuffled")  # numbered in this order, as spectrascope numbers the folders
+CLASSES = ("real", "scrambled")  # numbered in this order, as spectrascope numbers the folders
 Loss = Callable[[], Tensor]
 
 
@@ -66,7 +68,7 @@ def train_language_model(
         starts = torch.randint(len(train) - options.block, (options.batch, 1))
         return mean_loss(train[starts + torch.arange(options.block)])
 
-    steps = optimise(model, list(model.parameters()), drawn, options)
+    steps = optimise(model, list(model.parameters()), drawn, RATES["language model"], options)
     blocks = held_out[: len(held_out) // options.block * options.block].view(-1, options.block)[:256]
     with torch.no_grad():
         loss = sum(float(mean_loss(part)) * len(part) for part in blocks.split(32)) / len(blocks)
@@ -93,7 +95,7 @@ def train_classifier(train: bytes, held_out: bytes, options: argparse.Namespace)
         chosen = torch.randint(len(labels), (options.batch,))
         return F.cross_entropy(model(inputs[chosen]), labels[chosen])
 
-    steps = optimise(model, weights, drawn, options)
+    steps = optimise(model, weights, drawn, RATES["head and trunk" if options.tune else "head"], options)
     tests, truth = as_tensors(test_pieces)
     with torch.no_grad():
         scores = torch.cat([model(part) for part in tests.split(32)])
@@ -109,20 +111,12 @@ def train_classifier(train: bytes, held_out: bytes, options: argparse.Namespace)
 
 
 def pieces(text: bytes, length: int, rng: random.Random) -> list[tuple[bytes, int]]:
-    """Pieces of the text, in turn as they are (0) and shuffled (1); those with nothing to shuffle are left out.
-
-    The first and last word, which a cut may have gone through, stay where they are.
-    """
+    """Pieces of the text, in turn as they are (0) and with the letters inside each word shuffled (1)."""
     found: list[tuple[bytes, int]] = []
     for start in range(0, len(text) - length + 1, length):
         piece, label = text[start : start + length], len(found) % 2
-        words = piece.split(b" ")
-        inner = words[1:-1]
-        if len(set(inner)) < 2:
-            continue
-        while label and inner == words[1:-1]:
-            rng.shuffle(inner)
-        found.append((b" ".join([words[0], *inner, words[-1]]), label))
+        words = [bytes(rng.sample(word, len(word))) if label else word for word in piece.split(b" ")]
+        found.append((b" ".join(words), label))
     return found
 
 
@@ -130,13 +124,15 @@ def as_tensors(found: list[tuple[bytes, int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor([list(piece) for piece, _ in found]), torch.tensor([label for _, label in found])
 
 
-def optimise(model: nn.Module, weights: list[nn.Parameter], drawn: Loss, options: argparse.Namespace) -> int:
-    """AdamW, with a learning rate that rises, then falls to zero along a cosine; the number of steps taken."""
+def optimise(
+    model: nn.Module, weights: list[nn.Parameter], drawn: Loss, rate: float, options: argparse.Namespace
+) -> int:
+    """AdamW, with a learning rate that rises to ``rate``, then falls along a cosine; the number of steps taken."""
     groups = [
         {"params": [p for p in weights if p.dim() >= 2], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in weights if p.dim() < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.99), fused=True)
     model.train()
     began, step, average, told = time.monotonic(), 0, 0.0, 0.0
     while True:
@@ -144,9 +140,8 @@ def optimise(model: nn.Module, weights: list[nn.Parameter], drawn: Loss, options
         done = step / options.steps if options.steps else seconds / (60 * options.minutes)
         if done >= 1:
             break
-        rate = LEARNING_RATE * min(done / WARM_UP + 0.02, 0.5 * (1 + math.cos(math.pi * done)))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * min(done / WARM_UP + 0.02, 0.5 * (1 + math.cos(math.pi * done)))
         loss = drawn()
         optimizer.zero_grad()
         loss.backward()
