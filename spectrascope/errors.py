@@ -13,6 +13,7 @@ __all__ = [
     "NondeterministicError",
     "OptionError",
     "PolicyError",
+    "QuantizedError",
     "ReportFormatError",
     "SelfCheckError",
     "SpectrascopeError",
@@ -34,6 +35,10 @@ class OptionError(SpectrascopeError):
 
 class LoadError(SpectrascopeError):
     """A model or checkpoint could not be loaded."""
+
+
+class QuantizedError(LoadError):
+    """The checkpoint's weights are quantised, so that no loss can be differentiated through them."""
 
 
 class DataError(SpectrascopeError):

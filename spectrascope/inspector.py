@@ -40,7 +40,7 @@ _META = torch.device("meta")
 
 def inspect_model(
     model: nn.Module,
-    source: SampleSource,
+    source: SampleSource | Missing,
     loss_fn: LossFunction | None = None,
     *,
     options: ProbeOptions,
@@ -52,7 +52,8 @@ def inspect_model(
 
     Args:
         model: any module, in memory or on the meta device; left as found.
-        source: a few samples of the shape to be measured; their values do not matter.
+        source: a few samples of the shape to be measured; their values do not matter. Where there are none (``Missing``
+            with the reason) the weights are listed without engines and without the cost of passes.
         loss_fn: (output, targets) -> mean loss; the usual one of the network when ``None``.
         options: as for a measurement.
         model_info: provenance of the model.
@@ -66,26 +67,32 @@ def inspect_model(
     loaded = "headers" if any(p.is_meta for p in model.parameters()) else "weights"
     network = _on_meta(model)
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
-    workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
     rows = find_layers(network, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [row for row in rows if isinstance(row, WeightLayer)]
     vectors = find_vectors(network)
     _require_grad(network, layers)
     size = torch.finfo(dtype).bits // 8
-    plan = _plan(workload, layers, options)
-    cost = _cost(workload, layers, plan, options, size)
-    if layers and isinstance(plan, Missing):
-        with _ShapesOnly():
-            plan = _plan(workload, layers, options)
-            cost = _cost(workload, layers, plan, options, size)
+    inputs: str | Missing
+    plan: EnginePlan | Missing
+    if isinstance(source, Missing):
+        inputs = plan = source
+        cost = _cost_without_passes(network, layers, source, options, size)
+    else:
+        workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
+        plan = _plan(workload, layers, options)
+        cost = _cost(workload, layers, plan, options, size)
+        if layers and isinstance(plan, Missing):
+            with _ShapesOnly():
+                plan = _plan(workload, layers, options)
+                cost = _cost(workload, layers, plan, options, size)
+        inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))
     weights = _in_model_order(network, _rows(rows, plan, options), vectors)
-    inputs, _ = source.fetch(0, 1)
     return Inspection(
         model=model_info,
         versions=versions(),
         command=command,
         loaded=loaded,
-        inputs="×".join(str(n) for n in shape_of(inputs)),
+        inputs=inputs,
         options=options,
         weights=weights,
         n_measured=len(layers),
@@ -96,10 +103,11 @@ def inspect_model(
 
 
 class _ShapesOnly(TorchDispatchMode):
-    """Answers code that asks a meta tensor for its value: yes, or zero.
+    """Answers what PyTorch refuses on the meta device, so that code runs through.
 
-    Hugging Face's masks ask whether nothing is padded and no two texts share a row. Either answer leads to the
-    same operations downstream of the weights, which are all that is looked at here.
+    A meta tensor's value: yes, or zero. Hugging Face's masks ask whether nothing is padded and no two texts share a
+    row; either answer leads to the same operations downstream of the weights, which are all that is looked at here.
+    Grouped products, which mixtures of experts are made of: they run in float32 everywhere else.
     """
 
     @classmethod
@@ -111,7 +119,29 @@ class _ShapesOnly(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and args[0].is_meta:
             return True if args[0].dtype == torch.bool else 0
+        if func is _GROUPED and args[0].is_meta:
+            return args[0].new_empty(_grouped_shape(args[0].shape, args[1].shape, *args[2:3], **(kwargs or {})))
         return func(*args, **(kwargs or {}))
+
+
+_GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)  # absent from older torch
+
+
+def _grouped_shape(left: torch.Size, right: torch.Size, offs: Tensor | None = None, **_: Any) -> tuple[int, ...]:
+    """Shape of a grouped product; of two matrices, groups cut the dimension they share, so there is one each."""
+    if len(left) == len(right) == 2 and offs is not None:
+        return (offs.shape[0], left[0], right[1])
+    batch = left[:1] if len(left) == len(right) == 3 else ()
+    return (*batch, left[-2], right[-1])
+
+
+def _grouped_flops(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
+    """Every row, column or shared entry belongs to one group."""
+    batch = left[0] if len(left) == len(right) == 3 else 1
+    return 2 * batch * left[-2] * left[-1] * right[-1]
+
+
+_GROUPED_FLOPS = {} if _GROUPED is None else {_GROUPED.overloadpacket: _grouped_flops}
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -193,12 +223,9 @@ def _first_line(error: BaseException) -> str:
 def _cost(
     workload: Workload, layers: list[WeightLayer], plan: EnginePlan | Missing, options: ProbeOptions, size: int
 ) -> CostEstimate:
-    measured = {id(layer.parameter): layer.parameter for layer in layers}.values()
-    fixed = size * sum(t.numel() for t in _tensors(workload.model))
-    fixed += 2 * 8 * sum(p.numel() for p in measured)  # two half-batches, summed in float64
-    fixed += 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
     if isinstance(plan, Missing):
-        return CostEstimate(plan, plan, plan, plan, plan, plan, plan, plan, fixed, plan)
+        return _cost_without_passes(workload.model, layers, plan, options, size)
+    measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     total = plan.gradient_passes + plan.sweep_passes + plan.tangent_passes + plan.product_passes + plan.estimate_passes
     flops = _flops(workload)
     return CostEstimate(
@@ -210,15 +237,29 @@ def _cost(
         total_passes=total,
         flops_per_sample=flops,
         total_flops=flops if isinstance(flops, Missing) else total * flops * options.num_samples,
-        fixed_bytes=fixed,
-        bytes_per_sample=_bytes_per_sample(workload, list(measured), twice=plan.product_passes > 0),
+        fixed_bytes=_fixed_bytes(workload.model, layers, options, size),
+        bytes_per_sample=_bytes_per_sample(workload, measured, twice=plan.product_passes > 0),
     )
+
+
+def _cost_without_passes(
+    network: nn.Module, layers: list[WeightLayer], why: Missing, options: ProbeOptions, size: int
+) -> CostEstimate:
+    return CostEstimate(why, why, why, why, why, why, why, why, _fixed_bytes(network, layers, options, size), why)
+
+
+def _fixed_bytes(network: nn.Module, layers: list[WeightLayer], options: ProbeOptions, size: int) -> int:
+    measured = {id(layer.parameter): layer.parameter for layer in layers}.values()
+    fixed = size * sum(t.numel() for t in _tensors(network))
+    fixed += 2 * 8 * sum(p.numel() for p in measured)  # two half-batches, summed in float64
+    return fixed + 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
 
 
 def _flops(workload: Workload) -> int | Missing:
     inputs, _ = workload.fetch(0, 1)
     try:
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        counts = FlopCounterMode(display=False, custom_mapping=_GROUPED_FLOPS)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counts as counter:
             workload.forward(inputs)
     except Exception as error:
         return Missing(f"not counted: {_first_line(error)}")

@@ -13,6 +13,7 @@ from torch import nn
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.inspection import Inspection
 from spectrascope.inspector import inspect_headers, inspect_model
+from spectrascope.losses import CausalLM
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, EngineName, LayerReport, LayerRole, Missing, ModelInfo, ProbeOptions
 from spectrascope.reports.render import Format, render_inspection
@@ -231,3 +232,42 @@ def test_roles_of_a_transformer():
 def test_vectors_are_not_frozen_by_looking():
     dry = _inspect(nn.Linear(4, 3), TensorSource(torch.zeros(3, 4), torch.zeros(3, dtype=torch.long)))
     assert [row.info.frozen for row in dry.weights] == [False, False]
+
+
+def test_a_mixture_of_experts_is_costed_on_shapes_alone():
+    """Its grouped products do not exist on the meta device in float32."""
+    from tests.loading import hf_networks
+
+    tokens = torch.randint(3, 40, (4, 6))
+    model = hf_networks.build("mixtral")
+    dry = inspect_model(model, TensorSource(tokens, tokens), CausalLM(), options=ProbeOptions(top_k=2), model_info=INFO)
+    report = run_probe(
+        model, TensorSource(tokens, tokens), CausalLM(),
+        options=ProbeOptions(top_k=2, device="cpu", self_check=False), model_info=INFO, data_info=DATA,
+    )  # fmt: skip
+    planned = [row for row in dry.weights if len(row.info.stored_shape) > 1]
+    for plan, row in zip(planned, report.layers, strict=True):
+        assert plan.info == row.info
+        if isinstance(row, LayerReport):
+            assert plan.engine is row.measurement.engine
+    assert any(row.info.role is LayerRole.EXPERT for row in planned)
+    # Per token: q, k, v, o; the router over 3 experts; gate, up and down of the 2 chosen. Then attention and the head.
+    width, inner, n, layers = 8, 12, 6, 2
+    weights = layers * (2 * width * width + 2 * width * 4 + 3 * width + 2 * 3 * width * inner) + 40 * width
+    attention = layers * 2 * n * width
+    assert dry.cost.flops_per_sample == 2 * n * (weights + attention)
+    assert dry.cost.bytes_per_sample > 0
+
+
+def test_weights_are_listed_where_no_sample_is_known():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    known = _inspect(model, TensorSource(torch.zeros(3, 3), torch.zeros(3, dtype=torch.long)), top_k=2)
+    why = Missing("nobody knows what it reads")
+    found = inspect_model(model, why, options=ProbeOptions(top_k=2), model_info=INFO)
+    assert [(row.info, row.measured, row.directions) for row in found.weights] == [
+        (row.info, row.measured, row.directions) for row in known.weights
+    ]
+    assert found.inputs == found.cost.total_passes == why
+    assert all(row.engine == why for row in found.weights if row.measured)
+    assert found.cost.fixed_bytes == known.cost.fixed_bytes
+    assert json.loads(render_inspection(found, Format.JSON))["inputs"] == {"missing": why.reason}

@@ -232,6 +232,26 @@ def test_a_file_or_an_index_in_a_hugging_face_folder(name: str, tmp_path: Path) 
         require_same(measure(FAMILIES[name], load_model(str(folder / file)).model), from_memory(name))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "bert-classifier"])
+def test_a_hugging_face_folder_saved_from_a_wrapped_network(name: str, tmp_path: Path) -> None:
+    """The folder's pickle written by a training script that wrapped the network, in one file and in shards."""
+    for at, (wrap, kind) in enumerate([(torch.compile, "one"), (nn.DataParallel, "one"), (nn.DataParallel, "shards")]):
+        network = FAMILIES[name].make().eval()
+        folder = hf_networks.save(network, tmp_path / str(at), "bin")
+        state = wrap(network).state_dict()
+        assert all(key.startswith(("module.", "_orig_mod.")) for key in state)
+        (folder / "pytorch_model.bin").unlink()
+        if kind == "shards":
+            for file in save_shards(state, tmp_path / f"shards-{at}", "bin").parent.iterdir():
+                file.rename(folder / file.name)
+        else:
+            torch.save(state, folder / "pytorch_model.bin")
+        headers = load_model(str(folder), headers_only=True)
+        loaded = load_model(str(folder))
+        assert headers.info.n_parameters == loaded.info.n_parameters
+        require_same(measure(FAMILIES[name], loaded.model), from_memory(name))
+
+
 @pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
 @pytest.mark.parametrize("name", ["gpt2", "shufflenet"])
 def test_a_wrapped_network_in_memory(name: str, wrap: Callable[[nn.Module], nn.Module]) -> None:

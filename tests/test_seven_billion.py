@@ -175,7 +175,7 @@ def test_a_folder_with_its_config(known: dict[str, Any]) -> None:
     assert known["model"]["architecture"] == "LlamaForCausalLM"
     assert known["model"]["task"] == "causal-lm"
     engines = Counter(row["engine"] for row in rows.values() if row["measured"])
-    assert set(engines) <= {"gauss-newton", "double-backprop"}
+    assert set(engines) <= {"gauss-newton", "tangent"}
     assert all(row["engine_reason"] for row in rows.values() if row["measured"])
     flops = known["cost"]["flops_per_sample"]
     weights = sum(n_values(shape) for name, shape in tensors().items() if len(shape) == 2 and "embed" not in name)

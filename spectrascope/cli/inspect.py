@@ -18,8 +18,8 @@ __all__ = ["inspect"]
 def inspect(context: typer.Context, target: groups.Target, options: ProbeOptions, result: groups.Result) -> None:
     """Say what probe would measure, with which engine and at what cost, without measuring.
 
-    Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample has the
-    shape that --dataset synthetic gives it.
+    Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample is taken to
+    be what the network says it reads; where it says nothing, as --dataset has it.
     """
     found = look_at(target, options, command=spell_command(context.obj or ()), quiet=result.quiet)
     emit(lambda width: render_inspection(found, result.format, width=width), result.output)

@@ -267,6 +267,11 @@ def _require_targets(name: str, content: _Content, request: DataRequest) -> None
             f"{name}: y holds {y.dtype}; loss cross-entropy expects whole class numbers (or a probability per class), "
             f"convert them or use --loss mse"
         )
+    elif loss is LossName.CROSS_ENTROPY and y.is_floating_point() and not _are_probabilities(y):
+        raise DataError(
+            f"{name}: y of shape {shape} holds {y.dtype} that are no probabilities (0 … 1, summing to 1 over the "
+            f"classes), as loss cross-entropy expects; use --loss mse, or --loss bce for several labels a sample"
+        )
     elif loss is LossName.BCE and y.is_floating_point() and not bool(((y >= 0) & (y <= 1)).all()):
         raise DataError(f"{name}: y holds values outside 0 … 1; loss bce expects 0 and 1, use --loss mse")
     elif loss is LossName.CROSS_ENTROPY and not y.is_floating_point() and request.loaded.num_classes is not None:
@@ -274,6 +279,11 @@ def _require_targets(name: str, content: _Content, request: DataRequest) -> None
             require_labels_below(y, request.loaded.num_classes)
         except DataError as error:
             raise DataError(f"{name}: {error}") from None
+
+
+def _are_probabilities(y: Tensor) -> bool:
+    """Whether each sample has one probability per class; a little rounding, of half precision too, is no matter."""
+    return bool((y >= 0).all()) and bool(((y.double().sum(1) - 1).abs() < 1e-2).all())
 
 
 def _unused_note(content: _Content) -> tuple[str, ...]:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from spectrascope.errors import LoadError, NonFiniteError
+from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
 from spectrascope.loading.headers import printable, read_header, shown
 from spectrascope.loading.nests import Found, find_weights
 from spectrascope.loading.pytorch_files import name_foreign_format, read_torch
@@ -21,6 +22,8 @@ from spectrascope.records import Missing
 __all__ = ["SUFFIXES", "Checkpoint", "file_sha256", "read_checkpoint", "require_finite", "strip_wrappers"]
 
 SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors")
+
+Held = TypeVar("Held")  # tensors, or what is known of them
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUANTISED = "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
@@ -60,7 +63,7 @@ def file_sha256(path: Path) -> str:
     return sha.hexdigest()
 
 
-def strip_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def strip_wrappers(state_dict: Mapping[str, Held]) -> dict[str, Held]:
     """Remove what DataParallel, ``torch.compile`` and ``AveragedModel`` put before parameter names.
 
     In a loop, because they nest in any order; ``_orig_mod.`` also from the middle, where one submodule was
@@ -235,10 +238,10 @@ def _require_plain(tensors: Mapping[str, Tensor], path: Path, size: int) -> None
     for name, tensor in tensors.items():
         if tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8) or _QUANTISED_NAME.search(name):
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise LoadError(f"{path}: {shown(name)} is stored as {dtype}; {_QUANTISED}")
+            raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype}; {_QUANTISED}")
         if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
             dtype = str(tensor.dtype).removeprefix("torch.")
-            raise LoadError(f"{path}: {shown(name)} is stored as {dtype} without its scale; {_QUANTISED}")
+            raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype} without its scale; {_QUANTISED}")
         if tensor.layout is not torch.strided or tensor.is_complex():
             raise LoadError(f"{path}: {shown(name)} is a sparse or complex tensor; expected dense real weights")
         if tensor.numel() * tensor.element_size() > size + _SLACK:  # one stored value may be spread over any shape

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrascope.errors import LoadError
+from spectrascope.errors import LoadError, QuantizedError
 
 __all__ = ["Header", "load_json", "printable", "read_header", "shown", "strings_of"]
 
@@ -82,7 +82,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, tuple[int, .
         raise _damaged(path, f"the header's entry for {shown(name)} is not a dtype, a shape and offsets")
     dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
     if dtype is None and str(entry["dtype"]) in _QUANTISED:
-        raise LoadError(
+        raise QuantizedError(
             f"{path}: {shown(name)} is stored as {entry['dtype']}; quantised weights have no second derivatives; load "
             "the full-precision checkpoint it was made from"
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from spectrascope.errors import LoadError
+from spectrascope.errors import LoadError, QuantizedError
 from spectrascope.loading.hf_quiet import brief, quietly, transformers
 from spectrascope.records import Task
 
@@ -68,12 +68,12 @@ def require_plain_config(raw: dict[str, Any], where: str) -> None:
     """Refuse quantised networks.
 
     Raises:
-        LoadError: the config says its weights are quantised.
+        QuantizedError: the config says its weights are quantised.
     """
     quantised = raw.get("quantization_config")
     if quantised:
         method = quantised.get("quant_method", "unknown method") if isinstance(quantised, dict) else "unknown method"
-        raise LoadError(
+        raise QuantizedError(
             f"{where}: the weights are quantised ({str(method)[:40]}), and quantised weights have no second "
             f"derivatives; load the full-precision checkpoint they were made from"
         )

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoint import file_sha256, read_checkpoint, require_finite
+from spectrascope.errors import LoadError, QuantizedError
+from spectrascope.loading.checkpoint import file_sha256, read_checkpoint, require_finite, strip_wrappers
 from spectrascope.loading.hf_config import read_json
 from spectrascope.loading.hf_quiet import brief
 
@@ -58,7 +58,7 @@ class WeightFiles:
         return self.index if self.index is not None else self.files[0]
 
     def headers(self) -> dict[str, TensorHeader]:
-        """Names, shapes and dtypes of all tensors, read without the tensors.
+        """Names, shapes and dtypes of all tensors, read without the tensors; wrappers' prefixes are removed.
 
         Raises:
             LoadError: a file is damaged, quantised, or does not hold what the index says.
@@ -75,10 +75,10 @@ class WeightFiles:
                 f"{self.index}: {len(gone)} of its {len(self.weight_map)} tensors are in none of the shards "
                 f"({gone[0][:80]!r}); copy or download them again"
             )
-        return found
+        return strip_wrappers(found)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, floating-point ones in float32.
+        """All tensors, floating-point ones in float32, under the names of :meth:`headers`.
 
         Raises:
             LoadError: a file is damaged.
@@ -93,7 +93,7 @@ class WeightFiles:
                 value = tensors.pop(key)  # one copy at a time
                 # Copied, because safetensors may map the file, and a mapped file can change under a measurement.
                 found[key] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
-        return found
+        return strip_wrappers(found)
 
     def sha256(self) -> str:
         """Sha256 of the single file's bytes; for shards of their sorted names and hashes."""
@@ -158,7 +158,7 @@ def _require_plain(key: str, header: TensorHeader, file: Path) -> None:
     floating = header.dtype not in ("int64", "int32", "int16", "bool")
     packed = re.search(r"(^|\.)(qweight|qzeros|weight)$", key) and header.dtype != "bool"
     if floating or packed:  # int8, uint8, fp8 of any kind, and packed int32
-        raise LoadError(
+        raise QuantizedError(
             f"{file}: {key[:80]!r} is stored as {header.dtype}; quantised weights have no second derivatives; load the "
             f"full-precision checkpoint it was made from"
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoint import strip_wrappers
 from spectrascope.loading.hf_config import HFClass, find_class, read_json, require_plain_config, require_possible_depth
 from spectrascope.loading.hf_hub import fetch_snapshot, parse_hub_spec
 from spectrascope.loading.hf_images import image_preprocessing
@@ -221,7 +222,7 @@ def _usual_shapes(chosen: HFClass, weights: WeightFiles) -> dict[str, tuple[int,
             saved = {**state_dict, **revert_weight_conversion(network, dict(state_dict))}
     except Exception as error:
         raise LoadError(f"{weights.path}: {chosen.name} cannot be built from its config ({brief(error)})") from None
-    return {key: tuple(saved[key].shape) if key in saved else (0,) for key in weights.weight_map or {}}
+    return {key: tuple(saved[key].shape) if key in saved else (0,) for key in strip_wrappers(weights.weight_map or {})}
 
 
 def _fill(weights: WeightFiles, chosen: HFClass) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from spectrascope.errors import LoadError
+from spectrascope.errors import LoadError, QuantizedError
 
 __all__ = ["Found", "find_weights"]
 
@@ -51,6 +51,11 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
             f"{where} holds an optimizer's state; expected a network's weights, saved by model.state_dict()"
         )
     found = _search(content, key, 0)
+    if _holds_packed(content, 0):
+        raise QuantizedError(
+            f"{where} holds the packed weights of torch's quantised layers (…._packed_params); quantised weights have "
+            "no second derivatives; load the full-precision checkpoint it was made from"
+        )
     if found is None:
         if isinstance(content.get("shadow_params"), list):
             raise LoadError(
@@ -88,6 +93,12 @@ def _descend(content: Mapping[Any, Any], key: str, where: str) -> Mapping[Any, A
 
 def _is_optimizer(content: Mapping[Any, Any]) -> bool:
     return "param_groups" in content and "state" in content
+
+
+def _holds_packed(content: Mapping[Any, Any], depth: int) -> bool:
+    if any(str(key).endswith("_packed_params") for key in content):
+        return True
+    return depth < _DEPTH and any(_holds_packed(v, depth + 1) for v in content.values() if isinstance(v, Mapping))
 
 
 def _search(content: Mapping[Any, Any], place: str, depth: int) -> tuple[dict[str, Tensor], str] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -123,8 +123,11 @@ def _language(request: DataRequest, text: TextInput) -> LoadedData:
     mask = None
     order = "targets are the next token"
     if request.usual_loss is LossName.MASKED_LM:
-        mask = masking(request, text, block_length(request, text))
+        # Among random tokens one is as good as another for hiding the rest, so a missing tokenizer does not matter.
+        usable = text.mask_id is not None and text.mask_id < text.vocab_size
+        mask = masking(request, text if usable else replace(text, mask_id=0), block_length(request, text))
         order = f"targets are the {mask.count} masked tokens of each sample"
+        order += "" if usable else ", hidden by token 0 (no mask token is known)"
     return describe(
         request,
         _NAME,

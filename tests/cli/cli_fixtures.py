@@ -45,7 +45,7 @@ def saved(tmp_path: Path, report: Report) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stand-ins for loading and measuring, which need torch and take time."""
     calls = Calls()
-    loaded = SimpleNamespace(model="model", info=mixed_report().provenance.model, workload=None)
+    loaded = SimpleNamespace(model="model", info=mixed_report().provenance.model, workload=None, notes=())
     data = SimpleNamespace(source="source", info="data info", notes=("a note",))
 
     def stand_in(module: str, name: str, result: object) -> None:

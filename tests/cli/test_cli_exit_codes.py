@@ -39,7 +39,7 @@ def test_zero(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["probe", "a", "b"], "Got unexpected extra argument"),
         (["show"], "Missing argument 'REPORT.json'"),
         (["triangle"], "Missing argument 'MODEL'"),
-        (["probe", "--engine", "magic"], "'magic' is not one of 'auto', 'gauss-newton', 'double-backprop'"),
+        (["probe", "--engine", "magic"], "'magic' is not one of 'auto', 'gauss-newton', 'tangent', 'double-backprop'"),
         (["probe", "--dtype", "float16"], "'float16' is not one of 'float32', 'float64'"),
         (["probe", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv', 'markdown'"),
         (["probe", "--sort", "size"], "'size' is not one of 'order', 'name', 'beta'"),

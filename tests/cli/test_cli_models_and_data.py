@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spectrascope.cli import main
@@ -164,3 +165,65 @@ def test_inspect_through_the_command_line(tmp_path: Path, capsys: pytest.Capture
     assert capsys.readouterr().out.splitlines()[0].startswith("name,kind,role,M,N")
     assert main(["inspect", str(tmp_path / "gone.pt"), "-q"]) == 3
     assert "no such file" in capsys.readouterr().err
+
+
+def test_inspect_takes_samples_from_arrays_where_only_they_tell(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n"
+        "class Last(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.rnn, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)\n"
+        "    def forward(self, x):\n"
+        "        return self.head(self.rnn(x)[0][:, -1])\n"
+    )
+    np.savez(tmp_path / "d.npz", x=np.zeros((9, 5, 4), np.float32), y=np.arange(9) % 3)
+    spec = f"{tmp_path / 'mine.py'}:Last"
+    assert main(["inspect", spec, "--dataset", f"npz:{tmp_path / 'd.npz'}", "--json", "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["inputs"] == "5×4"
+    assert {row["info"]["name"]: row["engine"] for row in document["weights"] if row["measured"]} == {
+        "rnn.weight_ih_l0": "tangent", "rnn.weight_hh_l0": "tangent", "head.weight": "gauss-newton",
+    }  # fmt: skip
+    assert document["cost"]["total_passes"] > 0
+    assert main(["inspect", spec, "--json", "-q"]) == 0  # listed all the same
+    document = json.loads(capsys.readouterr().out)
+    assert (document["n_measured"], "--image-size" in document["inputs"]["missing"]) == (3, True)
+    assert main(["inspect", spec, "--dataset", f"npz:{tmp_path / 'gone.npz'}", "-q"]) == 3
+    assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tokenizer", [False, True])
+def test_inspect_of_a_masked_language_model(
+    tokenizer: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A dry run reads no tokenizer, and needs no mask token."""
+    from tests.loading import hf_networks
+
+    folder = hf_networks.save(hf_networks.build("bert-masked"), tmp_path / "bert")
+    if tokenizer:
+        (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghij"]))
+    assert main(["inspect", str(folder), "--json", "-q"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["inputs"] == "16"
+    assert document["n_measured"] == 14
+    assert document["cost"]["total_passes"] > 0
+    output = tmp_path / "r.json"
+    data = probe(output, str(folder), "--dataset", "synthetic", "--num-samples", "4", "--layers", "*layer.0.*query*")
+    order = data["provenance"]["data"]["label_order"]
+    assert ("hidden by token 0" in order) is not tokenizer
+
+
+def test_inspect_refuses_a_quantised_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Also where its files hold plain numbers: listing weights to be measured would mislead."""
+    from tests.loading import hf_networks
+
+    folder = hf_networks.save(hf_networks.build("llama"), tmp_path / "net")
+    hf_networks.edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})
+    capsys.readouterr()  # transformers' progress of saving
+    assert main(["inspect", str(folder), "-q"]) == 3
+    streams = capsys.readouterr()
+    assert (streams.out, streams.err.count("\n")) == ("", 1)
+    assert "quantised (bitsandbytes)" in streams.err

@@ -146,6 +146,8 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "strings": ({"x": X, "y": np.array(["a"] * 20)}, "y holds <U1; expected plain numbers"),
     "complex": ({"x": X.astype(complex), "y": Y}, "x holds complex128"),
     "negative": ({"x": X, "y": Y - 5}, "label -5 does not fit a model with 10 outputs"),
+    "real targets": ({"x": X, "y": X[:, 0]}, r"that are no probabilities .* use --loss mse, or --loss bce"),
+    "several labels": ({"x": X, "y": np.ones((20, 10))}, "that are no probabilities"),
     "image layout": ({"x": np.zeros((20, 5, 5, 5), np.uint8), "y": Y}, r"8-bit images of shape .* told apart"),
     "image targets": ({"x": np.zeros((20, 5, 5), np.uint8), "y": X[:, 0]}, "not one class number each"),
 }
@@ -217,3 +219,11 @@ def test_a_network_of_ones_own_may_read_integers(tmp_path: Path) -> None:
         nn.Identity(), type(info)(*[getattr(info, f) for f in info.__slots__][:-1]), Preprocessing(None), None, None, 10
     )
     assert load(spec, unknown).source.fetch(0, 8)[0].dtype == torch.int64
+
+
+def test_class_probabilities_are_targets_of_cross_entropy(tmp_path: Path) -> None:
+    shares = RNG.dirichlet(np.ones(10), 20)
+    for y in (shares, shares.astype(np.float16)):
+        targets = load(write(tmp_path, "npz", x=X, y=y), images(), 20).source.fetch(0, 20)[1]
+        assert targets.shape == (20, 10)
+        assert float(targets.double().sum()) == pytest.approx(20, abs=0.05)

@@ -295,3 +295,20 @@ def test_sparse_weights(tmp_path: Path, weights) -> None:
     with pytest.raises(LoadError, match="sparse or complex") as error:
         read_checkpoint(tmp_path / "net.pt")
     assert_one_line(error)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("place", [(), ("model",), ("ema", "state_dict")])
+def test_torchs_own_quantised_layers_are_refused(place: tuple[str, ...], tmp_path: Path) -> None:
+    """Their weights are packed with the bias into one object, beside which only scales are plain tensors."""
+    packed = (torch.quantize_per_tensor(torch.ones(2, 2), 0.1, 0, torch.qint8), torch.ones(2))
+    content: dict[str, object] = {
+        "fc.scale": torch.tensor(0.1),
+        "fc._packed_params.dtype": torch.qint8,
+        "fc._packed_params._packed_params": packed,
+    }
+    for name in reversed(place):
+        content = {name: content, "epoch": 3}
+    torch.save(content, tmp_path / "net.pt")
+    with pytest.raises(LoadError, match="packed weights of torch's quantised layers"):
+        read_checkpoint(tmp_path / "net.pt")
