@@ -12,7 +12,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
-from spectrascope.errors import OptionError
+from spectrascope.cli.saved import given_options, is_saved_report, require_no_effectless
 from spectrascope.records import ProbeOptions, Report
 from spectrascope.reports.order import Sort
 from spectrascope.reports.read import read_report
@@ -47,7 +47,7 @@ def triangle(
 
     JSON is the whole report, as from probe.
     """
-    if model.endswith(".json") and not model.endswith(".index.json"):  # the latter names shards of a checkpoint
+    if is_saved_report(model):
         report = _refit_saved(context, Path(model), options.top_k, window.min_rank)
     else:
         command = spell_command(context.obj or ())
@@ -56,18 +56,10 @@ def triangle(
 
 
 def _refit_saved(context: typer.Context, path: Path, top_k: int, min_rank: int) -> Report:
-    given = {name for name in context.params if not _is_default(context, name)}
-    useless = sorted(given - _OF_A_SAVED_REPORT)
-    if useless:
-        flags = ", ".join("--" + name.replace("_", "-") for name in useless)
-        raise OptionError(f"{flags} has no effect on the saved report {path}: nothing is measured")
+    given = given_options(context)
+    require_no_effectless(given - _OF_A_SAVED_REPORT, str(path))
     return refit(
         read_report(path),
         top_k=top_k if "top_k" in given else None,
         min_rank=min_rank if "min_rank" in given else None,
     )
-
-
-def _is_default(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is None or source.name in ("DEFAULT", "DEFAULT_MAP")

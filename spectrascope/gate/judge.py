@@ -51,7 +51,7 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
         return _verdict(report, baseline, policy, Outcome.INCONCLUSIVE, _refusal(forbidding), differences)
     pairs = pair_layers(baseline, report, policy)
     checks = [*_plan(pairs, policy.rules, baseline, report)]
-    n_noise = sum(_uses_noise(check.rule) for check in checks)
+    n_noise = sum(_may_alarm(check.rule) for check in checks)
     meter = NoiseMeter(baseline, report, paired=paired)
     probability = policy.false_alarms / max(n_noise, 1)
     findings = [
@@ -102,8 +102,9 @@ def _plan(pairs: Sequence[LayerPair], rules: Sequence[Rule], baseline: Report, r
                 yield _Check(rule, pair.name, layer_value(before, number), layer_value(after, number), (before, after))
 
 
-def _uses_noise(rule: Rule) -> bool:
-    return any(condition.limit is Limit.NOISE for condition in rule.conditions)
+def _may_alarm(rule: Rule) -> bool:
+    """Whether noise alone can make this rule fail the gate."""
+    return not rule.informational and any(condition.limit is Limit.NOISE for condition in rule.conditions)
 
 
 def _find(check: _Check, meter: NoiseMeter, probability: float, policy: GatePolicy) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spectrascope.comparison import WHOLE_REPORT, Change, Comparison, Difference, Value
+from spectrascope.comparison import Change, Comparison, Difference, Value
 from spectrascope.records import Missing
 from spectrascope.reports.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.figures import format_count, format_percent
