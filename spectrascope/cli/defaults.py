@@ -12,6 +12,10 @@ import typer
 __all__ = ["set_project_defaults"]
 
 _FROM_REPORTS = {"show", "compare"}  # their options default to what the report says
+_FROM_BASELINE = {
+    "num-samples", "top-k", "min-rank", "layers", "exclude", "split-fused", "engine", "dtype", "seed", "groups",
+}  # fmt: skip
+"""Options in which ``gate`` follows its baseline rather than the project."""
 
 
 def set_project_defaults(context: typer.Context, command: Any) -> None:
@@ -33,7 +37,8 @@ def set_project_defaults(context: typer.Context, command: Any) -> None:
 
     project = find_configuration(Path.cwd())
     flags = {flag: parameter for parameter in command.params for flag in parameter.opts}
-    chosen = {key: value for key, value in project.options.items() if f"--{key}" in flags}
+    followed = _FROM_BASELINE if command.name == "gate" else set()
+    chosen = {key: value for key, value in project.options.items() if f"--{key}" in flags and key not in followed}
     if not chosen:
         return
     context.default_map = {command.name: {flags[f"--{key}"].name: value for key, value in chosen.items()}}

@@ -110,9 +110,9 @@ def gate(
         if path is not None:
             check_writable(path)
     # Policy and baseline are read first: a slip in them costs no measurement.
-    rules = _read_policy(policy, rule or [], options)
-    base = _read_baseline(baseline)
     given = given_options(context)
+    rules = _look_at(_read_policy(policy, rule or []), options, given)
+    base = _read_baseline(baseline)
     if is_saved_report(model):
         require_no_effectless(given - _OF_A_SAVED_REPORT, model)
         report = read_report(Path(model))
@@ -133,7 +133,7 @@ def gate(
     raise typer.Exit(verdict.outcome.exit_code)
 
 
-def _read_policy(path: Path | None, rules: list[str], options: ProbeOptions) -> GatePolicy:
+def _read_policy(path: Path | None, rules: list[str]) -> GatePolicy:
     from spectrascope.gate.policy import add_rules, default_policy, policy_from_table
 
     if path is not None:
@@ -142,10 +142,14 @@ def _read_policy(path: Path | None, rules: list[str], options: ProbeOptions) -> 
         project = find_configuration(Path.cwd())
         found = project.policy is not None
         policy = policy_from_table(project.policy or {}, str(project.path)) if found else default_policy()
-    policy = add_rules(policy, rules)
-    if options.layers or options.exclude:
-        policy = replace(policy, layers=options.layers or policy.layers, exclude=(*policy.exclude, *options.exclude))
-    return policy
+    return add_rules(policy, rules)
+
+
+def _look_at(policy: GatePolicy, options: ProbeOptions, given: set[str]) -> GatePolicy:
+    """The policy, on the layers that the command line names."""
+    layers = options.layers if "layers" in given else policy.layers
+    exclude = (*policy.exclude, *options.exclude) if "exclude" in given else policy.exclude
+    return replace(policy, layers=layers, exclude=exclude)
 
 
 def _read_baseline(path: Path | None) -> Report:

@@ -84,7 +84,9 @@ def _size(judged: Judged) -> float:
 
 def _judge(condition: Condition, evidence: Evidence) -> Judged:
     if condition.limit is Limit.SAME:
-        same = evidence.before == evidence.after or evidence.tied
+        change = evidence.change
+        rounded = not isinstance(change, Missing) and abs(change) <= evidence.rounding
+        same = evidence.before == evidence.after or evidence.tied or rounded
         return Judged(same, Missing("any change counts"), 0.0 if same else 1.0)
     if condition.limit in (Limit.MIN, Limit.MAX):
         return _judge_bound(condition, evidence.after)

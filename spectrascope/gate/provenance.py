@@ -50,7 +50,7 @@ def _forbidding(before: Report, after: Report) -> Iterator[Difference]:
         )
     if old.dtype != new.dtype:
         yield Difference("dtype", old.dtype, new.dtype, forbids=True, advice=f"measure with --dtype {old.dtype}")
-    if old.loss_name != new.loss_name:
+    if old.loss_name.replace("_", "-") != new.loss_name.replace("_", "-"):  # the first release wrote cross_entropy
         yield Difference("loss", old.loss_name, new.loss_name, forbids=True, advice="measure both with the same --loss")
     one, other = (f"ranks {report.options.min_rank} to {report.options.top_k}" for report in (before, after))
     if one != other:
