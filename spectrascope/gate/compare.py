@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from spectrascope.comparison import WHOLE_REPORT, Change, Comparison, Value
 from spectrascope.errors import OptionError
 from spectrascope.gate.conditions import is_number
-from spectrascope.gate.layers import pair_layers
+from spectrascope.gate.layers import pair_layers, restrict
 from spectrascope.gate.noise import NoiseMeter, StandardError
 from spectrascope.gate.numbers import (
     HEADLINES,
@@ -20,7 +20,6 @@ from spectrascope.gate.numbers import (
 )
 from spectrascope.gate.provenance import find_differences, is_same_batch, name_report
 from spectrascope.records import LayerReport, LayerRow, Missing, Report
-from spectrascope.verdict import GatePolicy
 
 __all__ = ["compare"]
 
@@ -59,16 +58,16 @@ def compare(
 
     Cost: about a millisecond per layer.
     """
+    before, after = (restrict(report, layers, exclude) for report in (before, after))
     paired = is_same_batch(before, after)
     meter = NoiseMeter(before, after, paired=paired)
-    policy = GatePolicy((), layers=tuple(layers), exclude=tuple(exclude))
     found: list[Change] = []
     for number in SUMMARY_HEADLINES:
         if not numbers or any(fnmatch.fnmatchcase(number, glob) for glob in numbers):
             values = report_value(before, number), report_value(after, number)
             error = meter.of_report(number)
             found.append(_change(WHOLE_REPORT, number, *values, error))
-    for pair in pair_layers(before, after, policy):
+    for pair in pair_layers(before, after):
         found += _changes_of_layer(pair.name, pair.before, pair.after, numbers, meter)
     if numbers and not any(change.number != STATUS for change in found):
         raise OptionError(f"--number {' '.join(numbers)} matches no number of these reports, such as {HEADLINES[0]}")

@@ -31,7 +31,7 @@ class Evidence:
     """One number in both reports. ``stderr`` is called only if a condition needs it.
 
     ``probability`` is that of a false alarm left to this one number; ``rounding`` the change rounding alone makes.
-    ``tied`` says of a rank model that the runner-up is as good, before or after.
+    ``tied`` says of two rank models that they are as good as each other.
     """
 
     before: Value
@@ -100,7 +100,7 @@ def _judge(condition: Condition, evidence: Evidence) -> Judged:
     scale = max(abs(float(evidence.before)), abs(float(evidence.after)))  # type: ignore[arg-type]
     holds = over <= allowed + _SLACK * scale
     if allowed > 0:
-        return Judged(holds, allowed, max(over / allowed, 0.0))
+        return Judged(holds, allowed, max(0.0, over / allowed))
     return Judged(holds, allowed, 0.0 if holds else Missing("no change at all is allowed"))
 
 

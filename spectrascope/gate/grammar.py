@@ -31,7 +31,7 @@ def parse_rule(text: str) -> Rule:
     ``3 stderr``   a change of at most three standard errors of what sampling alone changes
     ``noise``      what sampling alone changes in any of all the checks, but for ``false_alarms`` of times
     ``min 0.9``    a value of at least 0.9, whatever the baseline's; ``max 2.5`` likewise
-    ``same``       the same value, up to rounding; a rank model that ties is the same as any
+    ``same``       the same value, up to rounding; rank models that tie are the same
     ``any``        anything: takes these layers out of an earlier rule
     ============== ======================================================================================
 

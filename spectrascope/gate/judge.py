@@ -9,7 +9,7 @@ from functools import partial
 
 from spectrascope.comparison import WHOLE_REPORT, Difference, Value
 from spectrascope.gate.conditions import Evidence, Judged, judge_rule, needs_baseline
-from spectrascope.gate.layers import LayerPair, check_layers, pair_layers
+from spectrascope.gate.layers import LayerPair, check_layers, pair_layers, restrict
 from spectrascope.gate.noise import NoiseMeter
 from spectrascope.gate.numbers import is_of_report, layer_value, report_value
 from spectrascope.gate.policy import matches
@@ -49,18 +49,21 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
     paired = is_same_batch(baseline, report)
     if forbidding and not force:
         return _verdict(report, baseline, policy, Outcome.INCONCLUSIVE, _refusal(forbidding), differences)
-    pairs = pair_layers(baseline, report, policy)
+    baseline, report = (restrict(item, policy.layers, policy.exclude) for item in (baseline, report))
+    pairs = pair_layers(baseline, report)
     checks = [*_plan(pairs, policy.rules, baseline, report)]
     n_noise = sum(_may_alarm(check.rule) for check in checks)
     meter = NoiseMeter(baseline, report, paired=paired)
     probability = policy.false_alarms / max(n_noise, 1)
+    judged = [(check, _find(check, meter, probability, policy)) for check in checks]
     findings = [
         *check_layers(pairs, policy),
         *_idle_rules(policy.rules, pairs),
-        *(_find(check, meter, probability, policy) for check in checks),
+        *(finding for _, finding in judged),
     ]
     findings.sort(key=_badness)
-    outcome = _decide(findings)
+    anything = any(finding.mark is Mark.PASSED and not check.rule.informational for check, finding in judged)
+    outcome = _decide(findings, anything)
     return _verdict(
         report,
         baseline,
@@ -134,11 +137,14 @@ def _find(check: _Check, meter: NoiseMeter, probability: float, policy: GatePoli
 
 
 def _is_tied(check: _Check) -> bool:
-    """Whether a rank model is as good as its runner-up, before or after: then any winner is the same."""
+    """Whether one rank model does for both reports: the winner of each, or the runner-up of a tie."""
     if check.rows is None or check.rule.number != "rank_model":
         return False
-    comparisons = [row.analysis.rank_models for row in check.rows]
-    return any(isinstance(item, RankComparison) and item.tie for item in comparisons)
+    found = [row.analysis.rank_models for row in check.rows]
+    good = [
+        {item.best, item.runner_up} if item.tie else {item.best} for item in found if isinstance(item, RankComparison)
+    ]
+    return len(good) == 2 and bool(good[0] & good[1])
 
 
 def _find_missing(check: _Check, policy: GatePolicy) -> Finding:
@@ -188,11 +194,12 @@ def _badness(finding: Finding) -> tuple[int, float]:
     return _WORST_FIRST.index(finding.mark), -size
 
 
-def _decide(findings: Sequence[Finding]) -> Outcome:
+def _decide(findings: Sequence[Finding], anything: bool) -> Outcome:
+    """Failed, or inconclusive also where not ``anything`` that could have failed was looked at."""
     marks = {finding.mark for finding in findings}
     if Mark.FAILED in marks:
         return Outcome.FAIL
-    return Outcome.INCONCLUSIVE if Mark.INCONCLUSIVE in marks or Mark.PASSED not in marks else Outcome.PASS
+    return Outcome.INCONCLUSIVE if Mark.INCONCLUSIVE in marks or not anything else Outcome.PASS
 
 
 def _refusal(forbidding: Sequence[Difference]) -> str:
@@ -204,7 +211,7 @@ def _summarise(outcome: Outcome, findings: Sequence[Finding], pairs: Sequence[La
     counts = {mark: sum(finding.mark is mark for finding in findings) for mark in Mark}
     n_layers = sum(pair.comparable is not None for pair in pairs)
     if outcome is Outcome.INCONCLUSIVE and not counts[Mark.INCONCLUSIVE]:
-        return "nothing was compared: no rule met a number that both reports hold"
+        return "nothing was compared: no binding rule met a number that both reports hold"
     parts = [f"{counts[mark]} {mark.value}" for mark in _WORST_FIRST if counts[mark]]
     layers = "1 layer" if n_layers == 1 else f"{n_layers} layers"
     return f"{sum(counts.values())} checks on {layers}: {', '.join(parts)}"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from spectrascope.gate.policy import matches
 from spectrascope.records import LayerReport, LayerRow, LayerStatus, Missing, Report
 from spectrascope.verdict import Action, Finding, GatePolicy, Mark
 
-__all__ = ["LayerPair", "check_layers", "pair_layers"]
+__all__ = ["LayerPair", "check_layers", "pair_layers", "restrict"]
 
 _MARKS = {Action.FAIL: Mark.FAILED, Action.INFORM: Mark.INFORMATIONAL, Action.IGNORE: Mark.PASSED}
 _UNKNOWN = Missing("the layer cannot be compared")
@@ -32,15 +32,25 @@ class LayerPair:
         return (before, after) if before.info.shape == after.info.shape else None
 
 
-def pair_layers(baseline: Report, report: Report, policy: GatePolicy) -> tuple[LayerPair, ...]:
-    """Pair the layers that a policy looks at by name: the baseline's in its order, then new ones."""
+def restrict(report: Report, layers: Sequence[str], exclude: Sequence[str]) -> Report:
+    """Return the report of the layers that match, summarised anew; the same report if no glob is given."""
+    if not layers and not exclude:
+        return report
+    from spectrascope.numerics.summary import summarise  # numpy: only where something is worked out
+
+    rows = tuple(
+        row
+        for row in report.layers
+        if (not layers or matches(row.info.name, layers)) and not matches(row.info.name, exclude)
+    )
+    return replace(report, layers=rows, summary=summarise(rows))
+
+
+def pair_layers(baseline: Report, report: Report) -> tuple[LayerPair, ...]:
+    """Pair layers by name: the baseline's in its order, then new ones."""
     before = {row.info.name: row for row in baseline.layers}
     after = {row.info.name: row for row in report.layers}
-    return tuple(
-        LayerPair(name, before.get(name), after.get(name))
-        for name in {**before, **after}
-        if (not policy.layers or matches(name, policy.layers)) and not matches(name, policy.exclude)
-    )
+    return tuple(LayerPair(name, before.get(name), after.get(name)) for name in {**before, **after})
 
 
 def check_layers(pairs: Sequence[LayerPair], policy: GatePolicy) -> Iterator[Finding]:
