@@ -33,7 +33,7 @@ def test_a_drift_is_listed_with_its_error() -> None:
     assert beta.change == pytest.approx(0.6, abs=0.05)
     error = NoiseMeter(BASE, DRIFTED, paired=True).of_layer(BASE.layers[2], DRIFTED.layers[2], "beta")
     assert beta.stderrs == pytest.approx(beta.change / error.value)
-    assert [change.layer for change in found.changes][0] == WHOLE_REPORT
+    assert found.changes[0].layer == WHOLE_REPORT
     assert found.n_compared - found.n_unchanged == len(found.changes)
 
 
