@@ -5,6 +5,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from importlib.resources import files
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -83,3 +84,17 @@ def test_the_gate_passes_fails_and_shows_itself(tmp_path: Path, monkeypatch: pyt
     document["layers"][1]["beta"]["value"] += 5.0
     baseline.write_text(json.dumps(document))
     assert run(f"spectrascope gate report.json --baseline {baseline}") == 1
+
+
+def test_false_alarms_and_power_can_be_measured(tmp_path: Path) -> None:
+    command = [
+        *(sys.executable, str(CI / "measure_false_alarms.py"), "digits-cnn", "digits", "--batch", "360"),
+        *("--layer", "conv2.weight", "--noise", "1", "--keep", str(tmp_path)),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    alarms, power = done.stdout.splitlines()
+    assert alarms.startswith("false alarms: 0 of 6 pairs of disjoint batches of 360 samples (at most 39.3 %")
+    assert power.startswith("noise 1 in conv2.weight: caught on 4 of 4 batches")
+    assert len(list(tmp_path.iterdir())) == 8

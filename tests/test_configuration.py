@@ -2,6 +2,7 @@
 # ruff: noqa: F811 (fixtures are imported by name)
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from cli_fixtures import Calls, calls, report, saved  # noqa: F401
 from spectrascope.cli import main
 from spectrascope.configuration import OPTIONS, Configuration, find_configuration, read_policy_table
 from spectrascope.errors import OptionError, PolicyError
+from spectrascope.gate.grammar import parse_rule
+from spectrascope.gate.policy import DEFAULT_RULES, policy_from_table
 from spectrascope.records import EngineName
 
 FULL = """
@@ -166,3 +169,26 @@ def test_a_policy_option_wins_over_the_project(project: Path, saved: Path, tmp_p
     (tmp_path / "p.toml").write_text('rules = ["alpha_g: same"]')
     assert main(["gate", str(saved), "--baseline", str(saved), "--policy", str(tmp_path / "p.toml"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["policy"]["source"] == str(tmp_path / "p.toml")
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_readme_s_table_is_accepted(tmp_path: Path) -> None:
+    (table,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+    (tmp_path / "pyproject.toml").write_text(table)
+    found = find_configuration(tmp_path)
+    policy = policy_from_table(found.policy, "README")
+    assert [rule.text for rule in policy.rules] == [*DEFAULT_RULES, "beta @ fc*: +-0.3", "accuracy: -1%"]
+    assert found.baseline == tmp_path / "curvature" / "baseline.json"
+
+
+def test_the_readme_names_the_default_rules_and_every_condition() -> None:
+    text = " ".join(README.split())
+    for rule in DEFAULT_RULES:
+        assert "(informational)" in rule or f"`{rule}`" in text
+    rows = re.findall(r"^\| (`[^|]*`) \| (?:a|the|what|no|anything)", README.split("## Gate a pipeline")[1], re.M)
+    examples = [example for row in rows for example in re.findall(r"`([^`]+)`", row)]
+    assert len(examples) >= 12
+    for example in examples:
+        assert parse_rule(f"beta: {example}").text == f"beta: {example}"

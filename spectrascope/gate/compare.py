@@ -116,9 +116,8 @@ def _change(layer: str, number: str, before: Value, after: Value, error: Standar
     change = float(after) - float(before)  # type: ignore[arg-type]
     if isinstance(error, Missing):
         return Change(layer, number, before, after, change, error)
-    if error.value == 0:
-        return Change(layer, number, before, after, change, Missing("the sample groups show no spread"))
-    return Change(layer, number, before, after, change, change / error.value)
+    stderrs = error.multiple(float(before), float(after))  # type: ignore[arg-type]
+    return Change(layer, number, before, after, change, stderrs)
 
 
 def _has_changed(change: Change, precision: int) -> bool:

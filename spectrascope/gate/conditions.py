@@ -123,6 +123,8 @@ def _allowed(condition: Condition, evidence: Evidence) -> float | Missing:
     if isinstance(error, Missing):
         return error
     if condition.limit is Limit.STDERR:
-        return max(condition.amount * error.value, evidence.rounding)
-    two_sided = condition.direction is Direction.BOTH
-    return max(error.widest(evidence.probability, two_sided=two_sided), evidence.rounding)
+        multiple = condition.amount
+    else:
+        multiple = error.quantile(evidence.probability, two_sided=condition.direction is Direction.BOTH)
+    allowed = error.amount(multiple, float(evidence.before), float(evidence.after))  # type: ignore[arg-type]
+    return max(allowed, evidence.rounding)

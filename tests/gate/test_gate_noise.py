@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from math import exp, log
 
 import numpy as np
 import pytest
@@ -66,11 +67,35 @@ def test_numbers_of_h_alone_are_widened() -> None:
     rows = ONE.layers[1], OTHER.layers[1]
     pairs = list(zip(*map(_leave_one_out, rows), strict=True))
     pr_h = [participation_ratio(b[1]) - participation_ratio(a[1]) for a, b in pairs]
-    assert meter.of_layer(*rows, "pr_h").value == pytest.approx(FIXED_DIRECTIONS * _jackknife(pr_h), rel=1e-9)
-    top = [b[1][0] - a[1][0] for a, b in pairs]
-    assert meter.of_layer(*rows, "h[1]").value == pytest.approx(FIXED_DIRECTIONS * _jackknife(top), rel=1e-9)
-    sigma = [b[0][2] - a[0][2] for a, b in pairs]
+    assert meter.of_layer(*rows, "pr_h").value == pytest.approx(FIXED_DIRECTIONS["pr_h"] * _jackknife(pr_h), rel=1e-9)
+    top = [log(b[1][0] / a[1][0]) for a, b in pairs]
+    found = meter.of_layer(*rows, "h[1]")
+    assert found.value == pytest.approx(FIXED_DIRECTIONS["h"] * _jackknife(top), rel=1e-9)
+    assert found.of_logarithm
+    sigma = [log(b[0][2] / a[0][2]) for a, b in pairs]
     assert meter.of_layer(*rows, "sigma[3]").value == pytest.approx(_jackknife(sigma), rel=1e-9)
+
+
+def test_a_curvature_below_zero_has_no_logarithm() -> None:
+    m = ONE.layers[0].measurement
+    turned = with_measurement(
+        ONE, NAMES[0], h=(-m.h[0], *m.h[1:]), group_h=tuple((-row[0], *row[1:]) for row in m.group_h)
+    )
+    rows = ONE.layers[0], turned.layers[0]
+    found = NoiseMeter(ONE, turned, paired=True).of_layer(*rows, "h[1]")
+    pairs = zip(*map(_leave_one_out, rows), strict=True)
+    assert found.value == pytest.approx(FIXED_DIRECTIONS["h"] * _jackknife([b[1][0] - a[1][0] for a, b in pairs]))
+    assert not found.of_logarithm
+
+
+def test_errors_of_logarithms_become_amounts() -> None:
+    error = StandardError(0.1, 15, of_logarithm=True)
+    assert error.amount(3, 2.0, 5.0) == pytest.approx(2 * (exp(0.3) - 1))
+    assert error.amount(3, 2.0, 1.0) == pytest.approx(2 * (1 - exp(-0.3)))
+    assert error.multiple(2.0, 2 * exp(-0.3)) == pytest.approx(-3)
+    assert StandardError(0.1, 15).multiple(2.0, 1.7) == pytest.approx(-3)
+    assert StandardError(0.0, 15).multiple(2.0, 1.7) == Missing("the sample groups show no spread")
+    assert error.amount(1e6, 2.0, 5.0) > 1e300
 
 
 def test_the_median_leaves_the_same_group_out_of_every_layer() -> None:
@@ -134,8 +159,8 @@ def test_more_checks_allow_more_noise() -> None:
     (alone,) = [f.allowed for f in one.findings if f.number == "beta"]
     (among,) = [f.allowed for f in many.findings if f.number == "beta"]
     error = NoiseMeter(ONE, OTHER, paired=True).of_layer(ONE.layers[0], OTHER.layers[0], "beta")
-    assert alone == pytest.approx(error.widest(0.01, two_sided=True))
-    assert among == pytest.approx(error.widest(0.01 / 11, two_sided=True))
+    assert alone == pytest.approx(error.value * error.quantile(0.01, two_sided=True))
+    assert among == pytest.approx(error.value * error.quantile(0.01 / 11, two_sided=True))
     assert among > alone
 
 
