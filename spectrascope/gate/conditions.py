@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from spectrascope.comparison import Value
-from spectrascope.gate.noise import StandardError
+from spectrascope.gate.noise import LARGEST, StandardError
 from spectrascope.records import Missing
 from spectrascope.verdict import Condition, Direction, Limit, Rule
 
@@ -100,7 +100,7 @@ def _judge(condition: Condition, evidence: Evidence) -> Judged:
     scale = max(abs(float(evidence.before)), abs(float(evidence.after)))  # type: ignore[arg-type]
     holds = over <= allowed + _SLACK * scale
     if allowed > 0:
-        return Judged(holds, allowed, max(0.0, over / allowed))
+        return Judged(holds, allowed, min(max(0.0, over / allowed), LARGEST))
     return Judged(holds, allowed, 0.0 if holds else Missing("no change at all is allowed"))
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from spectrascope.numerics.replicates import Replicates
 
-__all__ = ["FIXED_DIRECTIONS", "ROUNDING", "NoiseMeter", "StandardError"]
+__all__ = ["FIXED_DIRECTIONS", "LARGEST", "ROUNDING", "NoiseMeter", "StandardError"]
 
 FIXED_DIRECTIONS = {"h": 1.5, "alpha_h": 2.0, "pr_h": 2.0, "effective_rank_h": 2.0}
 """Widening of jackknife errors of numbers made of h alone.
@@ -37,6 +37,9 @@ FIXED_DIRECTIONS = {"h": 1.5, "alpha_h": 2.0, "pr_h": 2.0, "effective_rank_h": 2
 Of their true variance over disjoint batches the jackknife saw 0.67 (h[1]), 0.50 (alpha_h), 0.43 (pr_h) and 0.41
 (effective_rank_h), medians over the layers of a CIFAR-10 ResNet-20; the factors leave room for the worst layers.
 """
+
+LARGEST = 1e300
+"""Stands for limits and severities that no float can hold; a verdict holds finite numbers only."""
 
 ROUNDING = {"float32": 1e-4, "float64": 1e-8}
 """Relative changes that another device or release makes by rounding alone."""
@@ -79,7 +82,7 @@ class StandardError:
         if not self.of_logarithm:
             return multiple * self.value
         step = math.copysign(multiple * self.value, after - before)
-        return before * abs(math.expm1(min(step, _LARGEST_EXPONENT)))
+        return min(before * abs(math.expm1(min(step, _LARGEST_EXPONENT))), LARGEST)
 
     def multiple(self, before: float, after: float) -> float | Missing:
         """Return how many standard errors a change is, with its sign."""

@@ -96,6 +96,8 @@ def _noted(before: Report, after: Report) -> Iterator[Difference]:
         yield Difference("architecture", old.model.architecture, new.model.architecture, forbids=False)
     if old.device != new.device:
         yield Difference("device", old.device, new.device, forbids=False)
+    if old.seed != new.seed:
+        yield Difference("seed", str(old.seed), str(new.seed), forbids=False)
     if old.engines != new.engines:
         one, other = (", ".join(f"{name} on {n}" for name, n in sorted(run.engines.items())) for run in (old, new))
         yield Difference("engines", one, other, forbids=False)
