@@ -125,7 +125,7 @@ def gate(
         top_k = options.top_k if "top_k" in given else None
         min_rank = window.min_rank if "min_rank" in given else None
         report, base = (refit(item, top_k=top_k, min_rank=min_rank) for item in (report, base))
-    from spectrascope.gate.judge import judge
+    from spectrascope.gate.judgement import judge
 
     verdict = judge(report, base, rules, force=force)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)

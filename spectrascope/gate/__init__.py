@@ -6,9 +6,9 @@ grammar (:func:`spectrascope.gate.grammar.parse_rule`) and may speak of any numb
 
 from __future__ import annotations
 
-from spectrascope.gate.compare import compare
+from spectrascope.gate.changes import compare
 from spectrascope.gate.grammar import parse_rule
-from spectrascope.gate.judge import judge
+from spectrascope.gate.judgement import judge
 from spectrascope.gate.policy import default_policy, policy_from_table
 
 __all__ = ["compare", "default_policy", "judge", "parse_rule", "policy_from_table"]

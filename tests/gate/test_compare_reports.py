@@ -7,7 +7,7 @@ from gate_reports import NAMES, network, with_measurement, with_run, with_status
 
 from spectrascope.comparison import WHOLE_REPORT
 from spectrascope.errors import OptionError
-from spectrascope.gate.compare import compare
+from spectrascope.gate.changes import compare
 from spectrascope.gate.noise import NoiseMeter
 from spectrascope.gate.numbers import HEADLINES, SUMMARY_HEADLINES
 from spectrascope.records import LayerStatus, Missing

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from gate_reports import NAMES, network, with_measurement
 
-from spectrascope.gate.judge import judge
+from spectrascope.gate.judgement import judge
 from spectrascope.gate.noise import FIXED_DIRECTIONS, LARGEST, NoiseMeter, StandardError
 from spectrascope.gate.numbers import layer_value
 from spectrascope.gate.policy import default_policy, policy_from_table
