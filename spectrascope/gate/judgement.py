@@ -44,12 +44,12 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
 
     Cost: milliseconds, and about a second per 1000 layers whose changes need a sampling error.
     """
+    baseline, report = (restrict(item, policy.layers, policy.exclude) for item in (baseline, report))
     differences = find_differences(baseline, report)
     forbidding = [difference for difference in differences if difference.forbids]
     paired = is_same_batch(baseline, report)
     if forbidding and not force:
         return _verdict(report, baseline, policy, Outcome.INCONCLUSIVE, _refusal(forbidding), differences)
-    baseline, report = (restrict(item, policy.layers, policy.exclude) for item in (baseline, report))
     pairs = pair_layers(baseline, report)
     checks = [*_plan(pairs, policy.rules, baseline, report)]
     n_noise = sum(_may_alarm(check.rule) for check in checks)

@@ -82,12 +82,14 @@ class StandardError:
         if not self.of_logarithm:
             return multiple * self.value
         step = math.copysign(multiple * self.value, after - before)
-        return min(before * abs(math.expm1(min(step, _LARGEST_EXPONENT))), LARGEST)
+        return min(abs(before) * abs(math.expm1(min(step, _LARGEST_EXPONENT))), LARGEST)
 
     def multiple(self, before: float, after: float) -> float | Missing:
         """Return how many standard errors a change is, with its sign."""
         if self.value == 0:
             return Missing("the sample groups show no spread")
+        if self.of_logarithm and min(before, after) <= 0:
+            return Missing("the number contradicts its sample groups, which are all positive")
         change = math.log(after / before) if self.of_logarithm else after - before
         return change / self.value
 

@@ -95,6 +95,7 @@ def test_errors_of_logarithms_become_amounts() -> None:
     assert error.multiple(2.0, 2 * exp(-0.3)) == pytest.approx(-3)
     assert StandardError(0.1, 15).multiple(2.0, 1.7) == pytest.approx(-3)
     assert StandardError(0.0, 15).multiple(2.0, 1.7) == Missing("the sample groups show no spread")
+    assert "contradicts its sample groups" in error.multiple(-2.0, 1.7).reason
     assert error.amount(1e6, 2e9, 5e9) == LARGEST
 
 

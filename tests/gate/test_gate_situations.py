@@ -149,6 +149,7 @@ SITUATIONS = {
     "another loss": Situation(with_run(BASE, loss_name="mse"), "inconclusive", says="loss"),
     "the loss as once spelt": Situation(with_run(BASE, loss_name="cross_entropy"), "pass"),
     "an estimate against an exact engine": Situation(_estimated(BASE), "inconclusive", says="engine exactness"),
+    "an estimate in a layer not looked at": Situation(_estimated(BASE), "pass", ("--exclude", LAYER)),
     "two kinds of estimate": Situation(
         _estimated(BASE), "inconclusive", baseline=_estimated(BASE, EngineName.DOUBLE_BACKPROP), says="engine exactness"
     ),
