@@ -12,7 +12,7 @@ from spectrascope.cli import groups
 from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
-from spectrascope.cli.saved import given_options, is_saved_report, require_no_effectless
+from spectrascope.cli.saved import given_options, is_saved_report, require_meaningful
 from spectrascope.configuration import find_configuration, read_policy_table
 from spectrascope.errors import OptionError
 from spectrascope.records import ProbeOptions, Report
@@ -114,7 +114,7 @@ def gate(
     rules = _look_at(_read_policy(policy, rule or []), options, given)
     base = _read_baseline(baseline)
     if is_saved_report(model):
-        require_no_effectless(given - _OF_A_SAVED_REPORT, model)
+        require_meaningful(given, _OF_A_SAVED_REPORT, model)
         report = read_report(Path(model))
     else:
         wanted = _as_baseline(base.options, window.of(options), given)
