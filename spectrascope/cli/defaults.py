@@ -11,7 +11,6 @@ import typer
 
 __all__ = ["set_project_defaults"]
 
-_FROM_REPORTS = {"show", "compare"}  # their options default to what the report says
 _FROM_BASELINE = {
     "num-samples", "top-k", "min-rank", "layers", "exclude", "split-fused", "engine", "dtype", "seed", "groups",
 }  # fmt: skip
@@ -31,12 +30,13 @@ def set_project_defaults(context: typer.Context, command: Any) -> None:
         OptionError: the file is malformed or sets what it may not.
     """
     arguments: Sequence[str] = context.obj or ()
-    if command.name in _FROM_REPORTS or {"-h", "--help"} & set(arguments):
+    flags = {flag: parameter for parameter in command.params for flag in parameter.opts}
+    measures = "--dataset" in flags  # options of the others default to what a report says
+    if not measures or {"-h", "--help"} & set(arguments):
         return
     from spectrascope.configuration import find_configuration
 
     project = find_configuration(Path.cwd())
-    flags = {flag: parameter for parameter in command.params for flag in parameter.opts}
     followed = _FROM_BASELINE if command.name == "gate" else set()
     chosen = {key: value for key, value in project.options.items() if f"--{key}" in flags and key not in followed}
     if not chosen:
