@@ -17,9 +17,9 @@ __all__ = ["DEFAULT_RULES", "POLICY_KEYS", "add_rules", "default_policy", "match
 DEFAULT_RULES = (
     "beta: +-0.1 or noise",
     "alpha_g: +-0.1 or noise",
-    "pr_h: +-20% or noise",
     "h[1]: +50% or +noise",
     "summary.beta_median: +-0.05 or noise",
+    "pr_h: +-20% or noise (informational)",
     "beta.r2: -0.1 (informational)",
     "rank_model: same (informational)",
     "loss: +10% (informational)",
