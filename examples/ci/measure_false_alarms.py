@@ -71,9 +71,9 @@ class Bench:
         return reports
 
 
-def disjoint_pairs(bench: Bench, partitions: int) -> Iterator[tuple[Report, Report]]:
+def disjoint_pairs(bench: Bench, partitions: range) -> Iterator[tuple[Report, Report]]:
     """Every two batches of the same network that share no sample."""
-    for partition in range(1, partitions + 1):
+    for partition in partitions:
         yield from itertools.combinations(bench.measure(partition), 2)
 
 
@@ -90,6 +90,7 @@ def main() -> None:
     parser.add_argument("--arch")
     parser.add_argument("--batch", type=int, default=420, help="samples per batch")
     parser.add_argument("--partitions", type=int, default=1, help="ways of cutting the data into batches")
+    parser.add_argument("--first", type=int, default=1, help="number of the first partition; others are fresh data")
     parser.add_argument("--layer", action="append", default=[], help="weight to put noise in")
     parser.add_argument("--noise", action="append", type=float, default=[], help="size of the noise, of its norm")
     parser.add_argument("--keep", type=Path, default=Path("false-alarms"), help="folder for the reports")
@@ -98,7 +99,7 @@ def main() -> None:
     policy = default_policy()
 
     pairs = alarms = 0
-    for one, other in disjoint_pairs(bench, given.partitions):
+    for one, other in disjoint_pairs(bench, range(given.first, given.first + given.partitions)):
         verdict = judge(other, one, policy, force=True)
         pairs += 1
         alarms += verdict.outcome is Outcome.FAIL
