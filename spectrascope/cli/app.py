@@ -7,6 +7,9 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli.bench import bench
+from spectrascope.cli.compare import compare
+from spectrascope.cli.defaults import set_project_defaults
+from spectrascope.cli.gate import gate
 from spectrascope.cli.inspect import inspect
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
@@ -44,6 +47,7 @@ def _start(
     if context.invoked_subcommand is None:
         typer.echo(context.get_help())
         raise typer.Exit
+    set_project_defaults(context, context.command.commands[context.invoked_subcommand])  # type: ignore[attr-defined]
 
 
 app.command(cls=SectionedCommand, short_help="Measure a network.")(probe)
@@ -52,4 +56,6 @@ app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G 
 )
 app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
+app.command(cls=SectionedCommand, short_help="Hold a network or a saved report to a baseline.")(gate)
+app.command(cls=SectionedCommand, short_help="What changed between two saved reports.")(compare)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)

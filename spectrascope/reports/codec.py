@@ -204,6 +204,9 @@ def _decode_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[An
     if not isinstance(value, list):
         raise _wrong_type("a list", value, path)
     if len(arguments) == 2 and arguments[1] is Ellipsis:
+        # Most of a report is plain lists of numbers; one by one they take most of the time of reading it.
+        if arguments[0] is float and all(type(item) is float for item in value) and all(map(math.isfinite, value)):
+            return tuple(value)
         return tuple(decode(arguments[0], item, child(path, index)) for index, item in enumerate(value))
     if len(value) != len(arguments):
         raise ReportFormatError(f"{path} must hold {len(arguments)} values, found {len(value)}")

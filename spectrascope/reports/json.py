@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from spectrascope.bench_records import BenchReport
+from spectrascope.comparison import Comparison
 from spectrascope.errors import ReportFormatError
 from spectrascope.inspection import Inspection
 from spectrascope.records import (
@@ -25,6 +26,7 @@ from spectrascope.records import (
 )
 from spectrascope.reports.codec import decode, encode, require_key, require_object
 from spectrascope.reports.layer_json import decode_layer, encode_layer
+from spectrascope.verdict import Verdict
 
 __all__ = ["dump_json", "record_to_json", "report_from_json", "report_to_json"]
 
@@ -48,8 +50,8 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def record_to_json(record: BenchReport | Inspection) -> str:
-    """Write a benchmark or a dry run as strict, indented JSON, ``schema_version`` first.
+def record_to_json(record: BenchReport | Inspection | Verdict | Comparison) -> str:
+    """Write a benchmark, a dry run, a verdict or a comparison as strict, indented JSON, ``schema_version`` first.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the field.

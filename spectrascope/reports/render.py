@@ -6,14 +6,18 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from spectrascope.bench_records import BenchReport
+from spectrascope.comparison import Comparison
 from spectrascope.inspection import Inspection
 from spectrascope.records import Report
 from spectrascope.reports.order import Sort
+from spectrascope.verdict import Verdict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Format", "View", "render", "render_bench", "render_inspection"]
+    from spectrascope.reports.document import Document
+
+__all__ = ["Format", "View", "render", "render_bench", "render_comparison", "render_inspection", "render_verdict"]
 
 
 class Format(str, Enum):
@@ -114,3 +118,53 @@ def render_inspection(inspection: Inspection, format: Format, *, width: int | No
     from spectrascope.reports.table import document_table
 
     return document_table(build_inspection(inspection), width=width)
+
+
+def render_verdict(
+    verdict: Verdict, format: Format, *, every: bool = False, width: int | None = None
+) -> RenderableType:
+    """Give a gate's verdict the form asked for; JSON and CSV hold every check, ``every`` puts them in the others.
+
+    Raises:
+        NonFiniteError: JSON of a verdict with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(verdict)
+    if format is Format.CSV:
+        from spectrascope.reports.verdict_csv import verdict_to_csv
+
+        return verdict_to_csv(verdict)
+    from spectrascope.reports.verdict_view import build_verdict
+
+    return _draw(build_verdict(verdict, every=every), format, width)
+
+
+def render_comparison(comparison: Comparison, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give a comparison the form asked for.
+
+    Raises:
+        NonFiniteError: JSON of a comparison with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(comparison)
+    if format is Format.CSV:
+        from spectrascope.reports.verdict_csv import comparison_to_csv
+
+        return comparison_to_csv(comparison)
+    from spectrascope.reports.verdict_view import build_comparison
+
+    return _draw(build_comparison(comparison), format, width)
+
+
+def _draw(document: Document, format: Format, width: int | None) -> RenderableType:
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import document_markdown
+
+        return document_markdown(document)
+    from spectrascope.reports.table import document_table
+
+    return document_table(document, width=width)

@@ -51,6 +51,8 @@ def write_text_atomically(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "wb") as stream:
             stream.write(data)
+            stream.flush()
+            os.fsync(descriptor)  # else a power cut could leave the new name with nothing behind it
         os.chmod(name, target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask())
         os.replace(name, target)
     except OSError as error:

@@ -2,6 +2,9 @@
 # ruff: noqa: F811 (fixtures are imported by name)
 
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,33 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         write_text_atomically(tmp_path / "r.txt", "new")
     assert os.listdir(tmp_path) == []
+
+
+WRITE_FOR_EVER = """
+import sys
+from pathlib import Path
+from spectrascope.reports import write_text_atomically
+path, texts = Path(sys.argv[1]), [letter * 3_000_000 for letter in "ab"]
+write_text_atomically(path, texts[0])
+print("ready", flush=True)
+while True:
+    for text in texts:
+        write_text_atomically(path, text)
+"""
+
+
+def test_a_killed_writer_and_a_hasty_reader_see_whole_files(tmp_path: Path) -> None:
+    """SIGKILL at whatever moment, several times; and reading while it writes."""
+    path, whole = tmp_path / "r.txt", {letter * 3_000_000 for letter in "ab"}
+    for delay in (0.003, 0.011, 0.02, 0.05):
+        writer = subprocess.Popen([sys.executable, "-c", WRITE_FOR_EVER, str(path)], stdout=subprocess.PIPE, text=True)
+        assert writer.stdout.readline() == "ready\n"
+        until = time.monotonic() + delay
+        while time.monotonic() < until:
+            assert path.read_text() in whole
+        writer.kill()
+        writer.communicate()
+        assert path.read_text() in whole
 
 
 def test_links_and_permissions_are_kept(tmp_path: Path) -> None:

@@ -1,0 +1,184 @@
+"""``spectrascope gate``: hold a network or a saved report to a baseline."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from spectrascope.cli import groups
+from spectrascope.cli.compose import composed
+from spectrascope.cli.measure import measure, spell_command
+from spectrascope.cli.output import emit
+from spectrascope.cli.saved import given_options, is_saved_report, require_meaningful
+from spectrascope.configuration import find_configuration, read_policy_table
+from spectrascope.errors import OptionError
+from spectrascope.records import ProbeOptions, Report
+from spectrascope.reports.read import read_report
+from spectrascope.reports.refit import refit
+from spectrascope.reports.render import Format, render_verdict
+from spectrascope.reports.write import check_writable, write_text_atomically
+
+if TYPE_CHECKING:
+    from spectrascope.verdict import GatePolicy, Verdict
+
+__all__ = ["gate"]
+
+GATE = "Gate"  # panel of --help
+
+_OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "layers", "exclude", "format", "json", "output", "quiet"} | {
+    "baseline", "policy", "rule", "force", "all", "junit", "markdown",
+}  # fmt: skip
+_NOT_FROM_BASELINE = {"device", "micro_batch", "self_check"}  # where and how, not what
+
+_ModelOrReport = Annotated[
+    str,
+    typer.Argument(
+        metavar="REPORT.json|MODEL",
+        show_default=False,
+        help="A saved report, or a network as for probe, measured as the baseline was.",
+    ),
+]
+
+
+@composed(target=groups.network_and_data, options=groups.measurement, window=groups.window, result=groups.result)
+def gate(
+    context: typer.Context,
+    model: _ModelOrReport,
+    target: groups.Target,
+    options: ProbeOptions,
+    window: groups.Window,
+    result: groups.Result,
+    baseline: Annotated[
+        Path | None,
+        typer.Option(metavar="BASE.json", show_default=False, rich_help_panel=GATE, help="The report to hold it to."),
+    ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            show_default=False,
+            rich_help_panel=GATE,
+            help="Rules; without it [tool.spectrascope.gate] of pyproject.toml, else the default policy.",
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RULE",
+            show_default=False,
+            rich_help_panel=GATE,
+            help="One more rule, such as 'beta @ layer3.*: +-0.15', that wins over the policy's; may be repeated.",
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", rich_help_panel=GATE, help="Compare reports that were made differently.")
+    ] = False,
+    all: Annotated[bool, typer.Option("--all", rich_help_panel=GATE, help="List checks that passed too.")] = False,
+    junit: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", show_default=False, rich_help_panel=GATE, help="Write the verdict as JUnit XML here."
+        ),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=GATE,
+            help="Write it as Markdown here (CI summary).",
+        ),
+    ] = None,
+    save_report: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            show_default=False,
+            rich_help_panel=GATE,
+            help="Write the report of the network measured here: the next baseline.",
+        ),
+    ] = None,
+) -> None:
+    """Fail where curvature has changed against a baseline: exit code 0 pass, 1 fail, 3 inconclusive.
+
+    The default policy lets pass what the samples explain. JSON and CSV hold every check.
+    """
+    for path in (junit, markdown, save_report):
+        if path is not None:
+            check_writable(path)
+    # Policy and baseline are read first: a slip in them costs no measurement.
+    given = given_options(context)
+    rules = _look_at(_read_policy(policy, rule or []), options, given)
+    base = _read_baseline(baseline)
+    if is_saved_report(model):
+        require_meaningful(given, _OF_A_SAVED_REPORT, model)
+        report = read_report(Path(model))
+    else:
+        wanted = _as_baseline(base.options, window.of(options), given)
+        report = measure(target, wanted, command=spell_command(context.obj or ()), quiet=result.quiet)
+        if save_report is not None:
+            _save(report, save_report)
+    if given & {"top_k", "min_rank"}:
+        top_k = options.top_k if "top_k" in given else None
+        min_rank = window.min_rank if "min_rank" in given else None
+        report, base = (refit(item, top_k=top_k, min_rank=min_rank) for item in (report, base))
+    from spectrascope.gate.judgement import judge
+
+    verdict = judge(report, base, rules, force=force)
+    _write_copies(verdict, junit=junit, markdown=markdown, every=all)
+    emit(lambda width: render_verdict(verdict, result.format, every=all, width=width), result.output)
+    raise typer.Exit(verdict.outcome.exit_code)
+
+
+def _read_policy(path: Path | None, rules: list[str]) -> GatePolicy:
+    from spectrascope.gate.policy import add_rules, default_policy, policy_from_table
+
+    if path is not None:
+        policy = policy_from_table(read_policy_table(path), str(path))
+    else:
+        project = find_configuration(Path.cwd())
+        found = project.policy is not None
+        policy = policy_from_table(project.policy or {}, str(project.path)) if found else default_policy()
+    return add_rules(policy, rules)
+
+
+def _look_at(policy: GatePolicy, options: ProbeOptions, given: set[str]) -> GatePolicy:
+    """The policy, on the layers that the command line names."""
+    layers = options.layers if "layers" in given else policy.layers
+    exclude = (*policy.exclude, *options.exclude) if "exclude" in given else policy.exclude
+    return replace(policy, layers=layers, exclude=exclude)
+
+
+def _read_baseline(path: Path | None) -> Report:
+    path = path or find_configuration(Path.cwd()).baseline
+    if path is None:
+        raise OptionError(
+            "no baseline: pass --baseline BASE.json, a report that `spectrascope probe … --json -o BASE.json` wrote, "
+            "or name one as baseline in [tool.spectrascope.gate] of pyproject.toml"
+        )
+    return read_report(path)
+
+
+def _as_baseline(baseline: ProbeOptions, wanted: ProbeOptions, given: set[str]) -> ProbeOptions:
+    """What to measure: as the baseline was, but for what the command line says."""
+    kept = {item.name for item in fields(ProbeOptions)} - _NOT_FROM_BASELINE - given
+    return replace(wanted, **{name: getattr(baseline, name) for name in kept})
+
+
+def _save(report: Report, path: Path) -> None:
+    from spectrascope.reports.json import report_to_json
+
+    write_text_atomically(path, report_to_json(report) + "\n")
+
+
+def _write_copies(verdict: Verdict, *, junit: Path | None, markdown: Path | None, every: bool) -> None:
+    if junit is not None:
+        from spectrascope.reports.junit import verdict_to_junit
+
+        write_text_atomically(junit, verdict_to_junit(verdict) + "\n")
+    if markdown is not None:
+        text = render_verdict(verdict, Format.MARKDOWN, every=every)
+        write_text_atomically(markdown, f"{text}\n")
