@@ -16,6 +16,7 @@ FLOORS = {
     "spectrascope.records": 0,
     "spectrascope.errors": 0,
     "spectrascope.inspection": 0.5,
+    "spectrascope.history": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
@@ -23,6 +24,7 @@ FLOORS = {
     "spectrascope.measure": 2,
     "spectrascope.loading": 2,
     "spectrascope.reports": 2,
+    "spectrascope.trajectory": 2,
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
     "spectrascope.bench": 3,
@@ -30,7 +32,13 @@ FLOORS = {
     "spectrascope.cli": 5,
     "spectrascope.__main__": 6,
 }
-TORCH_FREE = ("spectrascope.records", "spectrascope.errors", "spectrascope.reports")
+TORCH_FREE = (
+    "spectrascope.records",
+    "spectrascope.errors",
+    "spectrascope.reports",
+    "spectrascope.history",
+    "spectrascope.trajectory",
+)
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
 

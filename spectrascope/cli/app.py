@@ -8,6 +8,7 @@ import typer
 
 from spectrascope.cli.bench import bench
 from spectrascope.cli.inspect import inspect
+from spectrascope.cli.plot import plot
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
@@ -52,4 +53,5 @@ app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G 
 )
 app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
+app.command(cls=SectionedCommand, short_help="Draw saved reports as PNG, SVG or PDF.")(plot)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)

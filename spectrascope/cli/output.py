@@ -14,7 +14,9 @@ from spectrascope.reports.write import write_text_atomically
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["emit"]
+    from spectrascope.records import Report
+
+__all__ = ["emit", "write_page"]
 
 _UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
 
@@ -36,6 +38,17 @@ def emit(draw: Callable[[int | None], RenderableType], output: Path | None) -> N
     else:
         sys.stdout.write(_to_text(draw(None)) + "\n")
         sys.stdout.flush()
+
+
+def write_page(path: Path, report: Report) -> None:
+    """Write a report as a page for a browser.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+    from spectrascope.reports.html import report_html
+
+    write_text_atomically(path, report_html(report))
 
 
 def _print_to_terminal(draw: Callable[[int | None], RenderableType]) -> None:
