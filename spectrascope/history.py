@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from spectrascope.records import SCHEMA_VERSION, Interval, LayerKind, Missing, RankModel
+from spectrascope.records import SCHEMA_VERSION, Interval, LayerKind, Missing, Provenance, RankModel
 
 __all__ = ["LayerTrack", "TrackedNumber", "Trajectory", "TrajectoryPoint"]
 
@@ -55,13 +55,15 @@ class LayerTrack:
 class Trajectory:
     """Checkpoints of one training run in order of ``step``, and their layers in order of the network.
 
-    ``notes`` say what makes the checkpoints hard to compare (different samples, windows, dtypes …).
+    ``notes`` say what makes the checkpoints hard to compare (different samples, windows, dtypes …); all else of
+    ``provenance``, which is of the last checkpoint that was measured, holds for the others too, but for the weights.
     """
 
     model: str
     step_name: str
     points: tuple[TrajectoryPoint, ...]
     layers: tuple[LayerTrack, ...]
+    provenance: Provenance
     notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from spectrascope.errors import OptionError
+from spectrascope.errors import SpectrascopeError
 from spectrascope.history import LayerTrack, TrackedNumber, Trajectory, TrajectoryPoint
 from spectrascope.records import (
     LayerReport,
@@ -78,7 +78,7 @@ def build_trajectory(checkpoints: Sequence[Checkpoint]) -> Trajectory:
         checkpoints: in any order.
 
     Raises:
-        OptionError: none of them has a report.
+        SpectrascopeError: none of them has a report.
 
     Cost: O(checkpoints · layers).
     """
@@ -86,12 +86,15 @@ def build_trajectory(checkpoints: Sequence[Checkpoint]) -> Trajectory:
     reports = [item.report for _, item in ordered if isinstance(item.report, Report)]
     if not reports:
         reasons = [item.report.reason for item in checkpoints if isinstance(item.report, Missing)]
-        raise OptionError(f"a trajectory needs at least one report: {reasons[0] if reasons else 'no checkpoint given'}")
+        raise SpectrascopeError(
+            f"a trajectory needs at least one report: {reasons[0] if reasons else 'no checkpoint given'}"
+        )
     return Trajectory(
         model=reports[-1].provenance.model.architecture,
         step_name=step_name,
         points=tuple(_point(step, item) for step, item in ordered),
         layers=_tracks([item for _, item in ordered], reports),
+        provenance=reports[-1].provenance,
         notes=_differences(reports),
     )
 

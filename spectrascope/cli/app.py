@@ -12,6 +12,7 @@ from spectrascope.cli.plot import plot
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
+from spectrascope.cli.trajectory import trajectory
 from spectrascope.cli.triangle import triangle
 
 __all__ = ["app"]
@@ -54,4 +55,5 @@ app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G 
 app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
 app.command(cls=SectionedCommand, short_help="Draw saved reports as PNG, SVG or PDF.")(plot)
+app.command(cls=SectionedCommand, short_help="Checkpoints of one run, in a row.")(trajectory)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)

@@ -14,6 +14,7 @@ from spectrascope.reports.write import write_text_atomically
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from spectrascope.history import Trajectory
     from spectrascope.records import Report
 
 __all__ = ["emit", "write_page"]
@@ -40,15 +41,22 @@ def emit(draw: Callable[[int | None], RenderableType], output: Path | None) -> N
         sys.stdout.flush()
 
 
-def write_page(path: Path, report: Report) -> None:
-    """Write a report as a page for a browser.
+def write_page(path: Path, shown: Report | Trajectory) -> None:
+    """Write a report or a trajectory as a page for a browser.
 
     Raises:
         OptionError: the file cannot be written.
     """
+    from spectrascope.history import Trajectory
+
+    if isinstance(shown, Trajectory):
+        from spectrascope.reports.trajectory_html import trajectory_html
+
+        write_text_atomically(path, trajectory_html(shown))
+        return
     from spectrascope.reports.html import report_html
 
-    write_text_atomically(path, report_html(report))
+    write_text_atomically(path, report_html(shown))
 
 
 def _print_to_terminal(draw: Callable[[int | None], RenderableType]) -> None:

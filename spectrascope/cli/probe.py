@@ -13,7 +13,6 @@ from spectrascope.cli.output import emit, write_page
 from spectrascope.records import ProbeOptions
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import render
-from spectrascope.reports.write import check_writable
 
 __all__ = ["probe"]
 
@@ -32,8 +31,7 @@ def probe(
 
     Without arguments: the embedded digits-cnn on handwritten digits.
     """
-    if html is not None:
-        check_writable(html)
+    r.check_page(html)
     report = measure(target, window.of(options), command=spell_command(context.obj or ()), quiet=result.quiet)
     if html is not None:
         write_page(html, report)

@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli import options as o
+from spectrascope.reports.write import check_writable
 
-__all__ = ["Html", "RefitMinRank", "RefitTopK"]
+__all__ = ["Html", "RefitMinRank", "RefitTopK", "check_page"]
 
 RefitTopK = Annotated[
     int | None,
@@ -43,3 +44,13 @@ Html = Annotated[
         help="Write a page for a browser as well: one file, opens offline.",
     ),
 ]
+
+
+def check_page(html: Path | None) -> None:
+    """Refuse a page that could not be written, before any long work.
+
+    Raises:
+        OptionError: it cannot.
+    """
+    if html is not None:
+        check_writable(html)

@@ -39,8 +39,7 @@ def show(
     form = o.choose_format(format, json)
     if output is not None:
         check_writable(output)
-    if html is not None:
-        check_writable(html)
+    r.check_page(html)
     shown = refit(read_report(report), top_k=top_k, min_rank=min_rank)
     if html is not None:
         write_page(html, shown)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["Figure", "draw_figure", "fill_page", "report_html"]
+__all__ = ["Figure", "LayerDetail", "draw_figure", "fill_page", "report_html"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,9 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class _LayerDetail:
+class LayerDetail:
+    """What is shown of one layer when it is selected."""
+
     id: int
     facts: tuple[LayerFacts, ...]
     charts: tuple[Figure, ...]
@@ -116,15 +118,15 @@ def draw_figure(chart: Chart, identity: str) -> Figure:
     return Figure(chart.title, Markup(chart_svg(chart, identity)), chart.summary, chart.note)
 
 
-def _detail(index: int, row: LayerRow) -> _LayerDetail:
+def _detail(index: int, row: LayerRow) -> LayerDetail:
     if not isinstance(row, LayerReport):
-        return _LayerDetail(index, layer_facts(row), (), ())
+        return LayerDetail(index, layer_facts(row), (), ())
     charts = (
         replace(curvature_chart(row), title="h against σ"),
         replace(rank_chart(row), title="σ by rank, and three models of it"),
     )
     measured = row.measurement
-    return _LayerDetail(
+    return LayerDetail(
         index,
         layer_facts(row),
         tuple(draw_figure(chart, f"layer-{index}-{i}") for i, chart in enumerate(charts)),

@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from spectrascope.errors import ReportFormatError
+from spectrascope.history import Trajectory
 from spectrascope.inspection import Inspection
 from spectrascope.records import (
     SCHEMA_VERSION,
@@ -48,8 +49,8 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def record_to_json(record: BenchReport | Inspection) -> str:
-    """Write a benchmark or a dry run as strict, indented JSON, ``schema_version`` first.
+def record_to_json(record: BenchReport | Inspection | Trajectory) -> str:
+    """Write a benchmark, a dry run or a trajectory as strict, indented JSON, ``schema_version`` first.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the field.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from spectrascope.history import TrackedNumber, Trajectory
 from spectrascope.inspection import Inspection
 from spectrascope.records import BenchReport, Report
 from spectrascope.reports.order import Sort
@@ -12,7 +13,7 @@ from spectrascope.reports.order import Sort
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Format", "View", "render", "render_bench", "render_inspection"]
+__all__ = ["Format", "View", "render", "render_bench", "render_inspection", "render_trajectory"]
 
 
 class Format(str, Enum):
@@ -113,3 +114,33 @@ def render_inspection(inspection: Inspection, format: Format, *, width: int | No
     from spectrascope.reports.table import document_table
 
     return document_table(build_inspection(inspection), width=width)
+
+
+def render_trajectory(
+    trajectory: Trajectory,
+    format: Format,
+    *,
+    number: TrackedNumber = TrackedNumber.BETA,
+    width: int | None = None,
+) -> RenderableType:
+    """Give a trajectory the form asked for; ``number`` is what the table of layers follows, JSON and CSV hold all.
+
+    Raises:
+        NonFiniteError: JSON of a trajectory with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(trajectory)
+    from spectrascope.reports.trajectory_view import build_trajectory_document, trajectory_to_csv
+
+    if format is Format.CSV:
+        return trajectory_to_csv(trajectory)
+    document = build_trajectory_document(trajectory, number)
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import document_markdown
+
+        return document_markdown(document)
+    from spectrascope.reports.table import document_table
+
+    return document_table(document, width=width)

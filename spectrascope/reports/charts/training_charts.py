@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from spectrascope.history import TrackedNumber, Trajectory
+from spectrascope.history import LayerTrack, TrackedNumber, Trajectory
 from spectrascope.records import Interval, Missing, RankModel
 from spectrascope.reports.charts.axes import linear_axis, log_axis, steps_axis
-from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Picture, Points
+from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Mark, Part, Picture, Points
 from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
 from spectrascope.reports.figures import format_count
 from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
 
-__all__ = ["NUMBER_NAMES", "share_chart", "track_chart", "trajectory_pictures"]
+__all__ = ["NUMBER_NAMES", "layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
 
 NUMBER_NAMES = {
     TrackedNumber.BETA: "β",
@@ -62,6 +62,31 @@ def track_chart(trajectory: Trajectory, number: TrackedNumber) -> Chart:
         summary = f"No checkpoint has a median {name}."
     y = log_axis(name, everything) if number in _LOGARITHMIC else linear_axis(name, everything)
     return Chart(f"{name} over training", steps_axis(trajectory.step_name, steps), y, tuple(parts), summary)
+
+
+def layer_chart(trajectory: Trajectory, track: LayerTrack) -> Chart:
+    """The three exponents of one layer over training."""
+    steps = [point.step for point in trajectory.points]
+    parts: list[Part] = []
+    everything: list[float] = []
+    series = (
+        (TrackedNumber.BETA, Ink.PURPLE, Mark.CIRCLE),
+        (TrackedNumber.ALPHA_G, Ink.BLUE, Mark.SQUARE),
+        (TrackedNumber.ALPHA_H, Ink.ORANGE, Mark.TRIANGLE),
+    )
+    for number, ink, mark in series:
+        pairs = _known(steps, track.values[number.value])
+        if pairs:
+            xs, ys = zip(*pairs, strict=True)
+            parts += [Line(xs, ys, ink), Points(xs, ys, ink, NUMBER_NAMES[number], mark)]
+            everything += ys
+    return Chart(
+        title=track.name,
+        x=steps_axis(trajectory.step_name, steps),
+        y=linear_axis("exponent", everything),
+        parts=tuple(parts),
+        summary=f"Exponents of {track.name} over {format_count(len(steps), 'checkpoint')}.",
+    )
 
 
 def share_chart(trajectory: Trajectory) -> Chart:
