@@ -29,6 +29,7 @@ FLOORS = {
     "spectrascope.inspector": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
+    "spectrascope.integrations": 4.5,
     "spectrascope.cli": 5,
     "spectrascope.__main__": 6,
 }
