@@ -72,6 +72,9 @@ def write_pictures(
         for picture in report_pictures(report, kinds, all_layers=all_layers)
     ]
     found += [(picture.name, picture) for picture in over_training]
+    if not found:
+        wanted = ", ".join(kind.value for kind in kinds)
+        raise OptionError(f"nothing to draw for --picture {wanted}: no layer of the report has what it shows")
     if to.is_file:
         if single and len(found) > 1:
             raise OptionError(

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from spectrascope.records import LayerReport, LayerRow, Report
 from spectrascope.reports.charts.chart import Chart
+from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
 from spectrascope.reports.charts.names import printable
@@ -67,6 +68,8 @@ def report_html(report: Report) -> str:
     """
     layers = measured_layers(report)
     charts = [depth_chart(layers), triangle_chart(layers), participation_chart(layers), rank_model_chart(report)]
+    if (parts := decomposition_chart(layers)) is not None:
+        charts.append(parts)
     run = report.provenance
     return fill_page(
         "report.html.j2",

@@ -135,8 +135,9 @@ def _draw(picture: Picture, paper: Paper) -> Figure:
         left = cell[0] * column + _LEFT
         bottom = cell[1] * (rows - 1 - row) + _below(picture)
         axes = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
+        titled = n > 1 or chart.title not in picture.title
         outer = (index + picture.columns >= n, column == 0)
-        _draw_chart(axes, chart, paper, small=small, titled=n > 1, outer=outer)
+        _draw_chart(axes, chart, paper, small=small, titled=titled, outer=outer)
     return figure
 
 

@@ -119,7 +119,7 @@ def _log_ticks(low: float, high: float) -> tuple[tuple[float, str], ...]:
         decades = range(math.ceil(low - 1e-9), math.floor(high + 1e-9) + 1)
         every = -(-len(decades) // 6)
         return tuple((10.0**e, _power(e)) for e in decades if e % every == 0)
-    steps = (1, 2, 5) if high - low > 0.7 else (1, 2, 3, 5, 7)
+    steps = (1, 2, 5) if high - low > 0.8 else (1, 2, 3, 5, 7)
     ticks = [
         (m * 10.0**e, _multiple(m, e))
         for e in range(math.floor(low), math.ceil(high) + 1)

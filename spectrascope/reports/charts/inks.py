@@ -57,12 +57,12 @@ LIGHT = Paper(
     quiet="#57606a",
     grid="#e3e6ea",
     inks={
-        Ink.BLUE: "#0060a8",
-        Ink.ORANGE: "#d1510a",
+        Ink.BLUE: "#065bb4",
+        Ink.ORANGE: "#f7613e",
         Ink.GREEN: "#00936b",
-        Ink.PURPLE: "#a63d8f",
-        Ink.GOLD: "#8f7400",
-        Ink.GREY: "#767d86",
+        Ink.PURPLE: "#92337e",
+        Ink.GOLD: "#897100",
+        Ink.GREY: "#7d8289",
     },
 )
 DARK = Paper(
@@ -72,11 +72,11 @@ DARK = Paper(
     quiet="#a3abb5",
     grid="#2c3238",
     inks={
-        Ink.BLUE: "#5cb3ff",
+        Ink.BLUE: "#0799ee",
         Ink.ORANGE: "#ff8b45",
-        Ink.GREEN: "#2fd6a3",
-        Ink.PURPLE: "#e58fd6",
-        Ink.GOLD: "#f2d65c",
-        Ink.GREY: "#969ea8",
+        Ink.GREEN: "#34dba6",
+        Ink.PURPLE: "#ec9bda",
+        Ink.GOLD: "#ffde64",
+        Ink.GREY: "#8e8e94",
     },
 )

@@ -11,7 +11,7 @@ from spectrascope.reports.charts.inks import MODEL_INKS
 from spectrascope.reports.figures import format_count
 from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
 
-__all__ = ["curvature_chart", "rank_chart"]
+__all__ = ["curvature_chart", "rank_chart", "rank_model_value"]
 
 _STEPS = 16  # straight pieces of a drawn curve
 
@@ -67,7 +67,7 @@ def rank_chart(row: LayerReport) -> Chart:
         for fit in comparison.fits:
             name, best = RANK_MODEL_NAMES[fit.model], fit.model is comparison.best
             label = f"{name}, lowest BIC" if best else f"{name}, BIC +{fit.bic - _lowest(comparison.fits):.1f}"
-            ys = tuple(_model_value(fit, k) for k in ks)
+            ys = tuple(rank_model_value(fit, k) for k in ks)
             parts.append(Line(ks, ys, MODEL_INKS[fit.model], label, dashed=not best))
     if outside:
         parts.append(_points(outside, "outside the window", hollow=True))
@@ -143,7 +143,7 @@ def _lowest(fits: tuple[RankModelFit, ...]) -> float:
     return min(fit.bic for fit in fits)
 
 
-def _model_value(fit: RankModelFit, k: float) -> float:
+def rank_model_value(fit: RankModelFit, k: float) -> float:
     """σ at rank k by a rank model (MEASUREMENT section 3)."""
     if fit.model is RankModel.POWER_LAW:
         a, gamma = fit.params

@@ -8,6 +8,7 @@ from enum import Enum
 
 from spectrascope.records import LayerReport, Report
 from spectrascope.reports.charts.chart import Chart, Picture
+from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
 from spectrascope.reports.charts.names import short_names
 from spectrascope.reports.charts.network_charts import (
@@ -38,6 +39,7 @@ class PictureKind(str, Enum):
     DEPTH = "depth"
     PARTICIPATION = "participation"
     RANK_MODELS = "rank-models"
+    DECOMPOSITION = "decomposition"
 
 
 def report_pictures(
@@ -46,7 +48,8 @@ def report_pictures(
     """The pictures of a report, in the order of ``kinds``.
 
     Args:
-        report: what to draw; layers without numbers are left out and counted.
+        report: what to draw; layers without numbers are left out and counted. There is no picture of decompositions
+            where no layer has one.
         kinds: which pictures.
         all_layers: pages of 24 layers each for ``curvature`` and ``ranks``, instead of 12 spread evenly along depth.
     """
@@ -66,13 +69,14 @@ def report_pictures(
                 rank_model_chart(report),
             )
             found.append(Picture(kind.value, f"{model}: curvature along gradient directions", charts, columns=2))
-        else:
-            chart = _single(kind, report, layers)
+        elif (chart := _single(kind, report, layers)) is not None:
             found.append(Picture(kind.value, f"{model}: {chart.title}", (chart,)))
     return found
 
 
-def _single(kind: PictureKind, report: Report, layers: Sequence[LayerReport]) -> Chart:
+def _single(kind: PictureKind, report: Report, layers: Sequence[LayerReport]) -> Chart | None:
+    if kind is PictureKind.DECOMPOSITION:
+        return decomposition_chart(layers)
     if kind is PictureKind.TRIANGLE:
         return triangle_chart(layers)
     if kind is PictureKind.DEPTH:
