@@ -164,8 +164,8 @@ def _breakable(name: str) -> Markup:
 
 
 def _show(value: Any) -> Any:
-    """Escape control characters of whatever a template prints."""
-    return printable(value) if type(value) is str else value
+    """Escape control characters of whatever a template prints, and keep a percent sign with its number."""
+    return printable(value).replace(" %", "\u00a0%") if type(value) is str else value
 
 
 def _read(name: str) -> str:

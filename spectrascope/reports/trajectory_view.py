@@ -76,7 +76,7 @@ def say_trajectory(trajectory: Trajectory) -> tuple[str, ...]:
         if a is not b
     ]
     if changes:
-        more = f" and {len(changes) - 4} more times" if len(changes) > 4 else ""
+        more = f" and {format_count(len(changes) - 4, 'more time')}" if len(changes) > 4 else ""
         lines.append(f"The prevailing rank model changes at {', '.join(changes[:4])}{more}.")
     elif prevailing[1:]:
         lines.append(f"The prevailing rank model stays {RANK_MODEL_NAMES[prevailing[0]]}.")

@@ -17,6 +17,8 @@ from spectrascope.reports.words import describe_triangle, explain, warn
 
 __all__ = ["build_bench", "build_probe", "build_summary_sheet", "build_triangle"]
 
+_PROFILES = "σ_k and h_k are profiles over the directions k, from the first to the last, on a logarithmic scale."
+
 
 def build_probe(report: Report, sort: Sort = Sort.ORDER) -> Document:
     """Everything about every layer, a summary by kind, and what it means."""
@@ -24,7 +26,12 @@ def build_probe(report: Report, sort: Sort = Sort.ORDER) -> Document:
         title="spectrascope: curvature along gradient directions",
         facts=describe_run(report.provenance),
         sheets=(build_layer_sheet(sort_layers(report, sort)), build_summary_sheet(report)),
-        closing=(*((line, Tone.PLAIN) for line in say_in_words(report)), *explain(report), *warn(report)),
+        closing=(
+            *((line, Tone.PLAIN) for line in say_in_words(report)),
+            *explain(report),
+            *([(_PROFILES, Tone.QUIET)] if report.summary.n_ok else []),
+            *warn(report),
+        ),
     )
 
 

@@ -60,8 +60,6 @@ def _explain_marks(report: Report) -> list[str]:
         lines.append("± is half the 95 % interval of β from leaving out one group of samples at a time.")
     if any(isinstance(fit.jackknife_ci95, Missing) for fit in fits):
         lines.append("* this ± is half the 95 % interval of the straight-line fit: no jackknife.")
-    if measured:
-        lines.append("σ_k and h_k: profiles over the directions k, from the first to the last, on a logarithmic scale.")
     if any(isinstance(item.rank_models, RankComparison) and item.rank_models.tie for item in measured):
         lines.append("~ marks a tie: the runner-up's BIC is less than 2 away.")
     return lines
