@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))  # the made-up reports are shared with its tests
+
 from chart_cases import training_checkpoints
 from cli_fixtures import Calls, calls, report, saved  # noqa: F401
 from made_up_reports import big_report

@@ -3,9 +3,13 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))  # the made-up reports are shared with its tests
+
 from chart_cases import training_checkpoints
 from cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
 

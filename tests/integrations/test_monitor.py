@@ -286,6 +286,7 @@ def test_budget_arithmetic() -> None:
     assert budget.expected == 8.0
     assert budget.training == pytest.approx(100.0)
     assert budget.overhead == pytest.approx(0.04)
+    assert budget.left == pytest.approx(1.0)
     assert not budget.may_begin()
     clock.now = 104.0 + 140.0
     assert budget.may_begin()
