@@ -27,7 +27,7 @@ class OutOfTimeError(Exception):
 class Deadline:
     """Follows the stages of a probe and gives it up in time.
 
-    The curvature stage is the long one: as soon as its pace says that the probe would take half as long again as there
+    The curvature stage is the long one: as soon as its pace says that the probe would take a quarter longer than there
     is time, there is no use in going on.
 
     Args:
@@ -51,10 +51,11 @@ class Deadline:
         passed = self._clock() - self._began
         if stage != self._stage:
             self._stage, self._stage_began = stage, passed
-        expected = 2 * passed
-        if stage == LONG_STAGE and total / 4 <= done < total:  # the first micro-batches are slower than the others
+        expected = 2 * passed  # nothing better is known
+        if stage == LONG_STAGE and 0 < done < total:
             expected = self._stage_began + (passed - self._stage_began) * total / done
-            if expected > 1.5 * self._seconds:
+            # The first micro-batches are slower than the others.
+            if done >= total / 8 and expected > 1.25 * self._seconds:
                 raise OutOfTimeError(expected)
         if passed > self._seconds:
             raise OutOfTimeError(max(expected, 1.2 * passed))
@@ -121,7 +122,7 @@ class TimeBudget:
 
     def wait(self) -> None:
         """Note that a probe was due and not covered."""
-        self.expected *= 0.85
+        self.expected *= 0.97
 
     def spend(self, seconds: float, expected: float | None = None) -> None:
         """Note a probe that took ``seconds``, and would have taken ``expected`` had it not been given up."""

@@ -144,9 +144,12 @@ class CurvatureMonitor:
     def describe(self) -> str:
         """Say in a line how many probes were made and what they cost."""
         budget = self.budget
+        hint = ""
+        if self.n_skipped and not self.n_probes:
+            hint = f"; a probe takes some {budget.expected:.2g} s: try fewer layers, samples or directions (top_k)"
         return (
             f"{self.n_probes} probes, {self.n_skipped} left out, {budget.spent:.1f} s on {budget.training:.1f} s of "
-            f"training: {100 * budget.overhead:.1f} % (budget {100 * budget.share:g} %)"
+            f"training: {100 * budget.overhead:.1f} % (budget {100 * budget.share:g} %){hint}"
         )
 
     def _probe(self, step: int, seconds: float | None) -> Report:

@@ -240,10 +240,12 @@ def test_a_probe_is_given_up_at_its_deadline() -> None:
     assert monitor.step(3) is None  # the next one waits for as much as this one would have taken
     assert "a probe takes some" in notes[-1][1]
     assert model.training is before
+    assert "a probe takes some" in monitor.describe()
     clock.now += 10_000
     assert monitor.step(4) is not None
     assert monitor.budget.overhead <= 0.1
     assert (monitor.n_probes, monitor.n_skipped) == (1, 3)
+    assert monitor.describe().endswith("(budget 10 %)")
 
 
 class _Notes:
@@ -293,7 +295,7 @@ def test_budget_arithmetic() -> None:
     budget.spend(6.0)
     assert budget.expected == 6.0
     budget.wait()
-    assert budget.expected == pytest.approx(5.1)
+    assert budget.expected == pytest.approx(5.82)
 
 
 def test_a_deadline_reads_the_pace_of_the_long_stage() -> None:
