@@ -86,6 +86,20 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     assert "gauss-newton" in run.stdout
 
 
+def test_monitor_example_runs(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "monitor_training.py"), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        env=_env(),
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "(budget 25 %)" in run.stdout
+    steps = re.findall(r"^step (\d+): median β \d", run.stdout, re.M)
+    assert len(list((tmp_path / "reports").iterdir())) == len(steps)
+
+
 def _env() -> dict[str, str]:
     import os
 

@@ -20,6 +20,7 @@ FLOORS = {
     "spectrascope.comparison": 0.5,
     "spectrascope.verdict": 0.6,
     "spectrascope.configuration": 1,
+    "spectrascope.history": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
@@ -28,16 +29,19 @@ FLOORS = {
     "spectrascope.loading": 2,
     "spectrascope.reports": 2,
     "spectrascope.gate": 2.5,
+    "spectrascope.trajectory": 2,
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
+    "spectrascope.integrations": 4.5,
     "spectrascope.cli": 5,
     "spectrascope.__main__": 6,
 }
 TORCH_FREE = (
     "spectrascope.records", "spectrascope.errors", "spectrascope.reports", "spectrascope.comparison",
     "spectrascope.verdict", "spectrascope.configuration", "spectrascope.gate", "spectrascope.numerics.replicates",
+    "spectrascope.history", "spectrascope.trajectory",
 )  # fmt: skip
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 

@@ -11,9 +11,11 @@ from spectrascope.cli.compare import compare
 from spectrascope.cli.defaults import set_project_defaults
 from spectrascope.cli.gate import gate
 from spectrascope.cli.inspect import inspect
+from spectrascope.cli.plot import plot
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
+from spectrascope.cli.trajectory import trajectory
 from spectrascope.cli.triangle import triangle
 
 __all__ = ["app"]
@@ -58,4 +60,6 @@ app.command(cls=SectionedCommand, short_help="What probe would measure, and at w
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
 app.command(cls=SectionedCommand, short_help="Hold a network or a saved report to a baseline.")(gate)
 app.command(cls=SectionedCommand, short_help="What changed between two saved reports.")(compare)
+app.command(cls=SectionedCommand, short_help="Draw saved reports as PNG, SVG or PDF.")(plot)
+app.command(cls=SectionedCommand, short_help="Checkpoints of one run, in a row.")(trajectory)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)

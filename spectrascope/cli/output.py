@@ -14,7 +14,10 @@ from spectrascope.reports.write import write_text_atomically
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["emit"]
+    from spectrascope.history import Trajectory
+    from spectrascope.records import Report
+
+__all__ = ["emit", "write_page"]
 
 _UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
 
@@ -36,6 +39,24 @@ def emit(draw: Callable[[int | None], RenderableType], output: Path | None) -> N
     else:
         sys.stdout.write(_to_text(draw(None)) + "\n")
         sys.stdout.flush()
+
+
+def write_page(path: Path, shown: Report | Trajectory) -> None:
+    """Write a report or a trajectory as a page for a browser.
+
+    Raises:
+        OptionError: the file cannot be written.
+    """
+    from spectrascope.history import Trajectory
+
+    if isinstance(shown, Trajectory):
+        from spectrascope.reports.trajectory_html import trajectory_html
+
+        write_text_atomically(path, trajectory_html(shown))
+        return
+    from spectrascope.reports.html import report_html
+
+    write_text_atomically(path, report_html(shown))
 
 
 def _print_to_terminal(draw: Callable[[int | None], RenderableType]) -> None:

@@ -1,17 +1,23 @@
-"""Progress on stderr: bars on a terminal, one plain line per stage elsewhere, nothing when quiet."""
+"""Progress on stderr: bars with the time left on a terminal, plain lines elsewhere, nothing when quiet."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
+
+from spectrascope.reports.figures import format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["OnProgress", "follow_progress"]
+__all__ = ["SECONDS_BETWEEN_LINES", "OnProgress", "follow_progress"]
+
+SECONDS_BETWEEN_LINES = 30.0
+"""Where there is no terminal, a long stage says this often how far it is."""
 
 
 class OnProgress(Protocol):
@@ -28,7 +34,14 @@ def follow_progress(*, quiet: bool) -> Iterator[OnProgress]:
         yield _say_nothing
     elif sys.stderr.isatty():
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
 
         console = Console(stderr=True, color_system=None if os.environ.get("NO_COLOR") else "auto")
         columns = (
@@ -36,6 +49,8 @@ def follow_progress(*, quiet: bool) -> Iterator[OnProgress]:
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("left", style="dim"),
         )
         with Progress(*columns, console=console, transient=True) as progress:
             yield _Bars(progress)
@@ -61,12 +76,23 @@ class _Bars:
 
 
 class _Lines:
-    """A line when a stage begins."""
+    """A line when a stage begins, and one now and then while it lasts, with the time left."""
 
-    def __init__(self) -> None:
-        self._seen: set[str] = set()
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began: dict[str, float] = {}
+        self._said = 0.0
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        if stage not in self._seen:
-            self._seen.add(stage)
+        now = self._clock()
+        if stage not in self._began:
+            self._began[stage] = self._said = now
             print(f"spectrascope: {stage}", file=sys.stderr, flush=True)
+        elif 0 < done < total and now - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = now
+            left = (now - self._began[stage]) * (total - done) / done
+            print(
+                f"spectrascope: {stage}, {done} of {total}, about {format_seconds(left)} left",
+                file=sys.stderr,
+                flush=True,
+            )

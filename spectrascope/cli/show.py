@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli.output import emit
+from spectrascope.cli import report_options as r
+from spectrascope.cli.output import emit, write_page
 from spectrascope.reports.order import Sort
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
@@ -20,26 +21,8 @@ __all__ = ["show"]
 
 def show(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", show_default=False, help="A saved report.")],
-    top_k: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            show_default=False,
-            rich_help_panel=o.MEASUREMENT,
-            help="Fit again up to this direction.",
-        ),
-    ] = None,
-    min_rank: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            show_default=False,
-            rich_help_panel=o.MEASUREMENT,
-            help="Fit again from this direction on.",
-        ),
-    ] = None,
+    top_k: r.RefitTopK = None,
+    min_rank: r.RefitMinRank = None,
     view: Annotated[
         View, typer.Option(rich_help_panel=o.RESULT, help="The whole report or the α triangle alone.")
     ] = View.PROBE,
@@ -47,6 +30,7 @@ def show(
     json: o.Json = False,
     sort: o.SortOption = Sort.ORDER,
     output: o.Output = None,
+    html: r.Html = None,
 ) -> None:
     """Render a saved report: another form, another window of directions, another order.
 
@@ -55,5 +39,8 @@ def show(
     form = o.choose_format(format, json)
     if output is not None:
         check_writable(output)
+    r.check_page(html)
     shown = refit(read_report(report), top_k=top_k, min_rank=min_rank)
+    if html is not None:
+        write_page(html, shown)
     emit(lambda width: render(shown, form, view=view, sort=sort, width=width), output)

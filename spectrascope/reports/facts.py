@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, Provenance
+from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, Provenance, Report
 from spectrascope.reports.figures import format_count, format_percent, format_seconds
 
-__all__ = ["describe_data", "describe_model", "describe_run", "list_engines"]
+__all__ = ["describe_data", "describe_everything", "describe_model", "describe_run", "list_engines"]
 
 _REFERENCES = {
     EngineName.GAUSS_NEWTON.value: "double backprop",
@@ -59,6 +59,23 @@ def describe_run(run: Provenance) -> Facts:
         ("device", f"{machine}, seed {run.seed}"),
         ("time", f"{format_seconds(sum(run.seconds.values()))} ({stages})" if stages else "not recorded"),
         *(("note", note) for note in run.notes),
+    )
+
+
+def describe_everything(report: Report) -> Facts:
+    """The header, and what it takes to measure the same again."""
+    run, options = report.provenance, report.options
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    sha = run.model.sha256
+    return (
+        *describe_run(run),
+        ("directions", f"up to {options.top_k} per layer, fitted from {options.min_rank} on; {options.groups} groups"),
+        ("command", run.command or "not recorded"),
+        ("created", run.created),
+        ("versions", versions),
+        ("checkpoint", f"sha256 {sha}" if isinstance(sha, str) else sha.reason),
+        ("batch digest", f"sha256 {run.data.digest}"),
+        ("schema version", str(report.schema_version)),
     )
 
 

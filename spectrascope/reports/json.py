@@ -13,6 +13,7 @@ from typing import Any
 from spectrascope.bench_records import BenchReport
 from spectrascope.comparison import Comparison
 from spectrascope.errors import ReportFormatError
+from spectrascope.history import Trajectory
 from spectrascope.inspection import Inspection
 from spectrascope.records import (
     SCHEMA_VERSION,
@@ -50,8 +51,10 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def record_to_json(record: BenchReport | Inspection | Verdict | Comparison) -> str:
-    """Write a benchmark, a dry run, a verdict or a comparison as strict, indented JSON, ``schema_version`` first.
+def record_to_json(record: BenchReport | Inspection | Verdict | Comparison | Trajectory) -> str:
+    """Write a benchmark, a dry run, a verdict, a comparison or a trajectory as strict, indented JSON.
+
+    ``schema_version`` comes first.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the field.

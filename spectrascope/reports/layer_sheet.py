@@ -18,6 +18,7 @@ from spectrascope.records import (
 )
 from spectrascope.reports.document import DASH, Column, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.figures import format_percent
+from spectrascope.reports.sparklines import log_sparkline
 
 __all__ = ["RANK_MODEL_NAMES", "build_layer_sheet", "build_triangle_sheet"]
 
@@ -176,6 +177,8 @@ _LAYER_COLUMNS = (
     _ALPHA_H,
     _PREDICTED,
     _ERROR,
+    _LayerColumn(Column("σ_k", right=False, drop_order=8), lambda row: log_sparkline(row.measurement.sigma)),
+    _LayerColumn(Column("h_k", right=False, drop_order=5), lambda row: log_sparkline(row.measurement.h)),
     _LayerColumn(Column("rank model", right=False, drop_order=2), _rank_model),
     _LayerColumn(Column("PR_h", drop_order=5), _pr_h),
     _LayerColumn(Column("PR_g", drop_order=8), _pr_g),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from spectrascope.bench_records import BenchReport
 from spectrascope.comparison import Comparison
+from spectrascope.history import TrackedNumber, Trajectory
 from spectrascope.inspection import Inspection
 from spectrascope.records import Report
 from spectrascope.reports.order import Sort
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
     from spectrascope.reports.document import Document
 
-__all__ = ["Format", "View", "render", "render_bench", "render_comparison", "render_inspection", "render_verdict"]
+__all__ = [
+    "Format", "View", "render", "render_bench", "render_comparison", "render_inspection", "render_trajectory",
+    "render_verdict",
+]  # fmt: skip
 
 
 class Format(str, Enum):
@@ -158,6 +162,29 @@ def render_comparison(comparison: Comparison, format: Format, *, width: int | No
     from spectrascope.reports.verdict_view import build_comparison
 
     return _draw(build_comparison(comparison), format, width)
+
+
+def render_trajectory(
+    trajectory: Trajectory,
+    format: Format,
+    *,
+    number: TrackedNumber = TrackedNumber.BETA,
+    width: int | None = None,
+) -> RenderableType:
+    """Give a trajectory the form asked for; ``number`` is what the table of layers follows, JSON and CSV hold all.
+
+    Raises:
+        NonFiniteError: JSON of a trajectory with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(trajectory)
+    from spectrascope.reports.trajectory_view import build_trajectory_document, trajectory_to_csv
+
+    if format is Format.CSV:
+        return trajectory_to_csv(trajectory)
+    return _draw(build_trajectory_document(trajectory, number), format, width)
 
 
 def _draw(document: Document, format: Format, width: int | None) -> RenderableType:

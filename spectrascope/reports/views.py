@@ -7,6 +7,7 @@ from spectrascope.records import Interval, Missing, RankModel, Report, SummaryGr
 from spectrascope.reports.document import Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.facts import describe_data, describe_model, describe_run, list_engines
 from spectrascope.reports.figures import format_count, format_percent, format_seconds
+from spectrascope.reports.in_words import say_in_words
 from spectrascope.reports.layer_sheet import (
     RANK_MODEL_NAMES,
     build_layer_sheet,
@@ -15,7 +16,9 @@ from spectrascope.reports.layer_sheet import (
 from spectrascope.reports.order import Sort, sort_layers
 from spectrascope.reports.words import describe_triangle, explain, warn
 
-__all__ = ["build_bench", "build_probe", "build_triangle"]
+__all__ = ["build_bench", "build_probe", "build_summary_sheet", "build_triangle"]
+
+_PROFILES = "σ_k and h_k are profiles over the directions k, from the first to the last, on a logarithmic scale."
 
 
 def build_probe(report: Report, sort: Sort = Sort.ORDER) -> Document:
@@ -23,8 +26,13 @@ def build_probe(report: Report, sort: Sort = Sort.ORDER) -> Document:
     return Document(
         title="spectrascope: curvature along gradient directions",
         facts=describe_run(report.provenance),
-        sheets=(build_layer_sheet(sort_layers(report, sort)), _build_summary_sheet(report)),
-        closing=(*explain(report), *warn(report)),
+        sheets=(build_layer_sheet(sort_layers(report, sort)), build_summary_sheet(report)),
+        closing=(
+            *((line, Tone.PLAIN) for line in say_in_words(report)),
+            *explain(report),
+            *([(_PROFILES, Tone.QUIET)] if report.summary.n_ok else []),
+            *warn(report),
+        ),
     )
 
 
@@ -94,7 +102,8 @@ def build_bench(bench: BenchReport) -> Document:
     )
 
 
-def _build_summary_sheet(report: Report) -> Sheet:
+def build_summary_sheet(report: Report) -> Sheet:
+    """Medians over the measured layers, by kind and all together."""
     summary, notes = report.summary, Footnotes()
     columns = (
         Column("kind", right=False),

@@ -11,46 +11,20 @@ __all__ = ["describe_triangle", "explain", "warn"]
 LOW_ACCURACY = 0.5
 """Below this accuracy a trained network's preprocessing or label order deserves a look."""
 
-_MEANINGS = {
-    0: "the same along every direction, as plain gradient descent assumes",
-    1: "in proportion to the gradient, where Muon-like steps of equal size fit",
-    2: "as the square of the gradient's singular value, where Newton-like steps fit",
-}
-
 Line = tuple[str, Tone]
 
 
 def explain(report: Report) -> tuple[Line, ...]:
-    """Say in plain words what beta and the triangle are, and what they came out as."""
-    group = report.summary.overall
+    """Say in plain words what beta and the triangle are, and what the marks of the table mean."""
     lines = [
         "β says how the loss curves along the gradient's own directions: curvature h grows as σ^β, "
         "with σ the gradient's singular value.",
         "β ≈ 0: curvature is the same everywhere (gradient descent fits); β ≈ 1: it grows with the gradient "
         "(Muon-like steps fit); β ≈ 2: with its square (Newton-like steps fit).",
+        *_describe_medians(report),
+        *_explain_marks(report),
     ]
-    if isinstance(group.beta_median, Missing):
-        lines.append(f"No median β: {group.beta_median.reason}.")
-    else:
-        spread = ""
-        if not isinstance(group.beta_iqr, Missing):
-            spread = f" (middle half {group.beta_iqr.low:.2f} to {group.beta_iqr.high:.2f})"
-        lines.append(f"Here the median β is {group.beta_median:.2f}{spread}: {_interpret(group.beta_median)}.")
-    lines += [*describe_triangle(report), *_explain_marks(report)]
-    return tuple((line, Tone.PLAIN) for line in lines)
-
-
-def _interpret(beta: float) -> str:
-    nearest = min(_MEANINGS, key=lambda value: abs(value - beta))
-    if not -0.5 <= beta <= 2.5:
-        return f"outside 0 to 2, the nearest case being β = {nearest}"
-    if abs(beta - nearest) <= 0.3:
-        return f"curvature grows nearly {_MEANINGS[nearest]}" if nearest else f"curvature is nearly {_MEANINGS[0]}"
-    if beta < 0:
-        return "somewhat below β = 0"
-    if beta > 2:
-        return "somewhat beyond β = 2"
-    return f"between the cases β = {int(beta)} and β = {int(beta) + 1}"
+    return tuple((line, Tone.QUIET) for line in lines)
 
 
 def describe_triangle(report: Report) -> tuple[str, ...]:
@@ -60,18 +34,22 @@ def describe_triangle(report: Report) -> tuple[str, ...]:
         return (f"Triangle α_H ≈ β·α_G: {group.triangle_error_median.reason}.",)
     n = sum(isinstance(row, LayerReport) and not isinstance(row.analysis.triangle, Missing) for row in report.layers)
     error = format_percent(group.triangle_error_median)
-    lines = [
+    return (
         f"Triangle α_H ≈ β·α_G (the three exponents agree): median error {error}, "
-        f"within 10 % on {group.n_well_conditioned} of {format_count(n, 'layer')}."
-    ]
+        f"within 10 % on {group.n_well_conditioned} of {format_count(n, 'layer')}.",
+        *_describe_medians(report),
+    )
+
+
+def _describe_medians(report: Report) -> list[str]:
     medians = report.summary.well_conditioned_median
-    if not isinstance(medians, Missing):
-        names = {"beta": "β {:.2f}", "alpha_g": "α_G {:.2f}", "alpha_h": "α_H {:.2f}"}
-        parts = [form.format(medians[key]) for key, form in names.items() if key in medians]
-        if "triangle_error" in medians:
-            parts.append(f"error {format_percent(medians['triangle_error'])}")
-        lines.append(f"Median over those layers: {', '.join(parts)}.")
-    return tuple(lines)
+    if isinstance(medians, Missing):
+        return []
+    names = {"beta": "β {:.2f}", "alpha_g": "α_G {:.2f}", "alpha_h": "α_H {:.2f}"}
+    parts = [form.format(medians[key]) for key, form in names.items() if key in medians]
+    if "triangle_error" in medians:
+        parts.append(f"error {format_percent(medians['triangle_error'])}")
+    return [f"Median over layers whose triangle holds within 10 %: {', '.join(parts)}."]
 
 
 def _explain_marks(report: Report) -> list[str]:

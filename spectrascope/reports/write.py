@@ -1,4 +1,4 @@
-"""Write a text file whole or not at all."""
+"""Write a file whole or not at all."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spectrascope.errors import OptionError
 
-__all__ = ["check_writable", "write_text_atomically"]
+__all__ = ["check_writable", "write_bytes_atomically", "write_text_atomically"]
 
 
 def check_writable(path: Path) -> None:
@@ -39,7 +39,15 @@ def write_text_atomically(path: Path, text: str) -> None:
     Raises:
         OptionError: the folder is missing or not writable, or the disk is full.
     """
-    data = text.encode("utf-8", "backslashreplace")
+    write_bytes_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_bytes_atomically(path: Path, data: bytes) -> None:
+    """Write bytes as :func:`write_text_atomically` writes text.
+
+    Raises:
+        OptionError: the folder is missing or not writable, or the disk is full.
+    """
     if _is_special(path):
         try:
             path.write_bytes(data)

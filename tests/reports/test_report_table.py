@@ -16,8 +16,9 @@ from rich.console import Console, RenderableType
 from spectrascope.bench_records import BenchReport
 from spectrascope.records import NOT_SELECTED, LayerReport, LayerStatus, Missing, Report, SkippedLayer
 from spectrascope.reports import Format, View, render, render_bench
+from spectrascope.reports.in_words import say_in_words
 from spectrascope.reports.views import build_probe
-from spectrascope.reports.words import explain, warn
+from spectrascope.reports.words import warn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -78,7 +79,7 @@ def test_markdown_cannot_be_broken_out_of() -> None:
     text = draw(render(make_report(tuple(replace(layer, info=make_info(name)) for name in names)), Format.MARKDOWN))
     table = [line for line in text.splitlines() if line.startswith("|")]
     bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table[: len(names) + 2]}
-    assert bars == {18}
+    assert bars == {20}
     assert "<script>" not in text
     assert "\\[x\\](http" in text
     assert "two\\\\nlines" in text
@@ -144,20 +145,43 @@ def test_warnings(report: Report) -> None:
 @pytest.mark.parametrize(
     ("beta", "words"),
     [
-        (0.1, "nearly the same along every direction"),
-        (1.1, "nearly in proportion to the gradient"),
-        (1.5, "between the cases β = 1 and β = 2"),
-        (0.5, "between the cases β = 0 and β = 1"),
-        (1.9, "nearly as the square"),
-        (2.4, "somewhat beyond β = 2"),
-        (3.5, "outside 0 to 2"),
-        (-0.4, "somewhat below β = 0"),
-        (-1.0, "outside 0 to 2"),
+        (0.1, "near 0: gradient-descent steps fit"),
+        (1.1, "near 1: Muon-like steps fit"),
+        (1.5, "between Muon-like (1) and Newton-like (2) steps"),
+        (0.5, "between gradient-descent (0) and Muon-like (1) steps"),
+        (1.9, "near 2: Newton-like steps fit"),
+        (2.4, "somewhat beyond 2: Newton-like steps fit best"),
+        (3.5, "outside 0 to 2: nearest are Newton-like steps"),
+        (-0.4, "somewhat below 0: gradient-descent steps fit best"),
+        (-1.0, "outside 0 to 2: nearest are gradient-descent steps"),
     ],
 )
 def test_the_median_is_put_into_words(beta: float, words: str) -> None:
     report = make_report((make_layer(make_info("x"), make_measurement(beta=beta, wobble=0.001)),))
-    assert words in "\n".join(line for line, _ in explain(report))
+    assert say_in_words(report)[0] == f"Curvature: β {beta:.2f}, {words}."
+
+
+def test_a_report_in_three_lines(report: Report) -> None:
+    curvature, spectra, trust = say_in_words(report)
+    assert curvature.startswith("Curvature: median β 1.64 (middle half 1.37 to 1.82), between Muon-like (1)")
+    assert "steepest conv1 (2.00), flattest backbone.very" in curvature
+    assert spectra == (
+        "Spectra: σ falls with rank as log-normal on 3 of 3 layers; "
+        "α_H ≈ β·α_G within 10 % on 3 of 3, median error 0.2 %."
+    )
+    assert trust == (
+        "Trust: 4 of 6 weights measured, all exactly, self-check 2e-06, 1 FAILED, "
+        "2,048 samples determine β to ±0.03 (median)."
+    )
+
+
+def test_three_lines_without_anything_measured() -> None:
+    skipped = SkippedLayer(make_info("b"), LayerStatus.SKIPPED, "1-D parameter")
+    assert say_in_words(make_report((skipped,))) == (
+        "Curvature: no β, as no layer has a beta.",
+        "Spectra: no rank model could be told; α triangle: no layer has a triangle.",
+        "Trust: 0 of 1 weight measured.",
+    )
 
 
 def test_ols_interval_is_marked(report: Report) -> None:

@@ -1,0 +1,118 @@
+"""Pictures into files: which ones, under which names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from spectrascope.errors import OptionError
+from spectrascope.records import Report
+from spectrascope.reports.charts.chart import Picture
+from spectrascope.reports.charts.pictures import PictureKind, report_pictures
+from spectrascope.reports.charts.training_charts import trajectory_pictures
+from spectrascope.reports.plots import PICTURE_FORMATS, draw_pages, draw_picture, require_matplotlib
+from spectrascope.reports.write import check_writable, write_bytes_atomically
+from spectrascope.trajectory import Checkpoint, build_trajectory
+
+__all__ = ["Destination", "write_pictures"]
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A folder for pictures of one format, or a single file, whose suffix then decides. Checked when made."""
+
+    path: Path
+    format: str
+    dpi: int = 150
+    dark: bool = False
+
+    def __post_init__(self) -> None:
+        require_matplotlib()
+        if self.is_file:
+            check_writable(self.path)
+        elif self.path.exists() and not self.path.is_dir():
+            wanted = ", ".join(f".{suffix}" for suffix in PICTURE_FORMATS)
+            raise OptionError(f"cannot draw into {self.path}: expected a folder or a file ending in {wanted}")
+
+    @property
+    def is_file(self) -> bool:
+        """Whether this is one file."""
+        return self.path.suffix.lower().removeprefix(".") in PICTURE_FORMATS and not self.path.is_dir()
+
+
+def write_pictures(
+    reports: Sequence[tuple[Path, Report]],
+    to: Destination,
+    kinds: Sequence[PictureKind] | None,
+    *,
+    all_layers: bool = False,
+) -> Iterator[Path]:
+    """Draw reports and yield each file as it is written.
+
+    Args:
+        reports: each with the file it comes from, whose name the pictures carry.
+        to: where.
+        kinds: which pictures; ``None`` for all, or for the overview in a single PNG or SVG.
+        all_layers: every layer, instead of some where there are many.
+
+    Raises:
+        OptionError: several pictures for one PNG or SVG, or a place that cannot be written.
+    """
+    single = to.is_file and to.path.suffix.lower() != ".pdf"
+    over_training = _over_training(reports, kinds)
+    if kinds is None:
+        kinds = [PictureKind.OVERVIEW] if single else list(PictureKind)
+        if single and over_training:
+            yield _write(to, over_training[:1])
+            return
+    found = [
+        (f"{name}-{picture.name}", picture)
+        for name, (_, report) in zip(_stems([path for path, _ in reports]), reports, strict=True)
+        for picture in report_pictures(report, kinds, all_layers=all_layers)
+    ]
+    found += [(picture.name, picture) for picture in over_training]
+    if not found:
+        wanted = ", ".join(kind.value for kind in kinds)
+        raise OptionError(f"nothing to draw for --picture {wanted}: no layer of the report has what it shows")
+    if to.is_file:
+        if single and len(found) > 1:
+            raise OptionError(
+                f"{len(found)} pictures do not fit into {to.path}: choose one with --picture, name a folder, or a .pdf"
+            )
+        yield _write(to, [picture for _, picture in found])
+        return
+    try:
+        to.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"cannot make the folder {to.path}: {error.strerror or error}") from error
+    for name, picture in found:
+        path = to.path / f"{name}.{to.format}"
+        write_bytes_atomically(path, draw_picture(picture, to.format, dpi=to.dpi, dark=to.dark))
+        yield path
+
+
+def _write(to: Destination, pictures: Sequence[Picture]) -> Path:
+    suffix = to.path.suffix.lower().removeprefix(".")
+    if suffix == "pdf":
+        data = draw_pages(pictures, dark=to.dark)
+    else:
+        data = draw_picture(pictures[0], suffix, dpi=to.dpi, dark=to.dark)
+    write_bytes_atomically(to.path, data)
+    return to.path
+
+
+def _over_training(reports: Sequence[tuple[Path, Report]], kinds: Sequence[PictureKind] | None) -> list[Picture]:
+    if kinds is not None or len(reports) < 2:
+        return []
+    return trajectory_pictures(build_trajectory([Checkpoint(path.stem, report) for path, report in reports]))
+
+
+def _stems(paths: Sequence[Path]) -> list[str]:
+    """File names without suffix, numbered where two are the same."""
+    seen: dict[str, int] = {}
+    names = []
+    for path in paths:
+        seen[path.stem] = seen.get(path.stem, 0) + 1
+        names.append(path.stem if seen[path.stem] == 1 else f"{path.stem}-{seen[path.stem]}")
+    return names

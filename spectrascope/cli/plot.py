@@ -1,0 +1,85 @@
+"""``spectrascope plot``: pictures of saved reports."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spectrascope.cli import options as o
+from spectrascope.cli import report_options as r
+from spectrascope.cli.pictures import Destination, write_pictures
+from spectrascope.reports.charts.pictures import PictureKind
+from spectrascope.reports.select import read_selected
+
+__all__ = ["plot"]
+
+
+class Theme(str, Enum):
+    """Paper to draw on."""
+
+    LIGHT = "light"
+    DARK = "dark"
+
+
+class PictureFormat(str, Enum):
+    """Kinds of picture files."""
+
+    PNG = "png"
+    SVG = "svg"
+    PDF = "pdf"
+
+
+def plot(
+    reports: Annotated[
+        list[Path], typer.Argument(metavar="REPORT.json", show_default=False, help="Saved reports; several of one run.")
+    ],
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR|FILE",
+            show_default=False,
+            rich_help_panel=o.RESULT,
+            help="A folder, or one file: FILE.png or FILE.svg for one picture, FILE.pdf for one page each.",
+        ),
+    ],
+    picture: Annotated[
+        list[PictureKind] | None,
+        typer.Option(
+            show_default=False, rich_help_panel=o.RESULT, help="Only this picture; may be repeated. All if not given."
+        ),
+    ] = None,
+    format: Annotated[
+        PictureFormat, typer.Option(rich_help_panel=o.RESULT, help="Kind of the files in a folder.")
+    ] = PictureFormat.PNG,
+    all_layers: Annotated[
+        bool,
+        typer.Option(
+            "--all-layers", rich_help_panel=o.RESULT, help="Draw every layer, 24 a page, where otherwise 12 are drawn."
+        ),
+    ] = False,
+    theme: Annotated[Theme, typer.Option(rich_help_panel=o.RESULT, help="Paper to draw on.")] = Theme.LIGHT,
+    dpi: Annotated[
+        int, typer.Option(min=30, max=1200, metavar="N", rich_help_panel=o.RESULT, help="Dots per inch of a PNG.")
+    ] = 150,
+    layers: o.Layers = None,
+    exclude: o.Exclude = None,
+    top_k: r.RefitTopK = None,
+    min_rank: r.RefitMinRank = None,
+) -> None:
+    """Draw saved reports: h against σ, rank profiles, the α triangle, β along depth, participation ratios, rank models.
+
+    Several reports of one training run are drawn over training too. Nothing is measured and torch is not needed; the
+    names of the files written go to stdout.
+    """
+    to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK)
+    found = [
+        read_selected(path, layers=tuple(layers or ()), exclude=tuple(exclude or ()), top_k=top_k, min_rank=min_rank)
+        for path in reports
+    ]
+    for path in write_pictures(list(zip(reports, found, strict=True)), to, picture, all_layers=all_layers):
+        typer.echo(str(path))

@@ -1,0 +1,34 @@
+"""A report as flat numbers for a logger."""
+
+from __future__ import annotations
+
+from spectrascope.history import TrackedNumber
+from spectrascope.records import LayerReport, Missing, Report
+from spectrascope.trajectory import Checkpoint, build_trajectory, value_of
+
+__all__ = ["PREFIX", "report_metrics"]
+
+PREFIX = "curvature"
+"""First part of every name."""
+
+
+def report_metrics(report: Report, *, per_layer: bool = True) -> dict[str, float]:
+    """Flatten a report: ``curvature/beta_median`` …, ``curvature/bic_wins/lognormal`` …, ``curvature/beta/LAYER`` ….
+
+    What was not measured has no entry.
+
+    Args:
+        report: of one moment in training.
+        per_layer: with the numbers of each layer, not only medians and counts.
+    """
+    (point,) = build_trajectory([Checkpoint("now", report)]).points
+    found: dict[str, float | Missing] = {f"{PREFIX}/loss": point.loss, f"{PREFIX}/accuracy": point.accuracy}
+    found |= {f"{PREFIX}/{name}_median": value for name, value in point.medians.items()}
+    found |= {f"{PREFIX}/bic_wins/{model}": float(wins) for model, wins in point.bic_wins.items()}
+    found |= {f"{PREFIX}/n_ok": float(point.n_ok), f"{PREFIX}/n_failed": float(point.n_failed)}
+    if per_layer:
+        for row in report.layers:
+            if isinstance(row, LayerReport):
+                for number in TrackedNumber:
+                    found[f"{PREFIX}/{number.value}/{row.info.name}"] = value_of(row, number)
+    return {name: float(value) for name, value in found.items() if not isinstance(value, Missing)}

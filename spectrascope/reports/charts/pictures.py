@@ -1,0 +1,119 @@
+"""Which pictures a report has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import Enum
+
+from spectrascope.records import LayerReport, Report
+from spectrascope.reports.charts.chart import Chart, Picture
+from spectrascope.reports.charts.decomposition_chart import decomposition_chart
+from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
+from spectrascope.reports.charts.names import short_names
+from spectrascope.reports.charts.network_charts import (
+    depth_chart,
+    measured_layers,
+    participation_chart,
+    rank_model_chart,
+    triangle_chart,
+)
+from spectrascope.reports.figures import format_count
+
+__all__ = ["FEW", "PANELS", "PictureKind", "report_pictures"]
+
+PANELS = 24
+"""Layers on one page of small multiples, at most."""
+
+FEW = 12
+"""Layers shown of a network that does not fit on a page."""
+
+
+class PictureKind(str, Enum):
+    """Pictures by name, as spelled on the command line and in file names."""
+
+    OVERVIEW = "overview"
+    CURVATURE = "curvature"
+    RANKS = "ranks"
+    TRIANGLE = "triangle"
+    DEPTH = "depth"
+    PARTICIPATION = "participation"
+    RANK_MODELS = "rank-models"
+    DECOMPOSITION = "decomposition"
+
+
+def report_pictures(
+    report: Report, kinds: Sequence[PictureKind] = tuple(PictureKind), *, all_layers: bool = False
+) -> list[Picture]:
+    """The pictures of a report, in the order of ``kinds``.
+
+    Args:
+        report: what to draw; layers without numbers are left out and counted. There is no picture of decompositions
+            where no layer has one.
+        kinds: which pictures.
+        all_layers: pages of 24 layers each for ``curvature`` and ``ranks``, instead of 12 spread evenly along depth.
+    """
+    layers = measured_layers(report)
+    model = report.provenance.model.id
+    found: list[Picture] = []
+    for kind in kinds:
+        if kind is PictureKind.CURVATURE:
+            found += _layer_pages(kind, "h against σ", model, layers, all_layers)
+        elif kind is PictureKind.RANKS:
+            found += _layer_pages(kind, "σ against rank, and three models of it", model, layers, all_layers)
+        elif kind is PictureKind.OVERVIEW:
+            charts = (
+                depth_chart(layers),
+                triangle_chart(layers),
+                participation_chart(layers),
+                rank_model_chart(report),
+            )
+            found.append(Picture(kind.value, f"{model}: curvature along gradient directions", charts, columns=2))
+        elif (chart := _single(kind, report, layers)) is not None:
+            found.append(Picture(kind.value, f"{model}: {chart.title}", (chart,)))
+    return found
+
+
+def _single(kind: PictureKind, report: Report, layers: Sequence[LayerReport]) -> Chart | None:
+    if kind is PictureKind.DECOMPOSITION:
+        return decomposition_chart(layers)
+    if kind is PictureKind.TRIANGLE:
+        return triangle_chart(layers)
+    if kind is PictureKind.DEPTH:
+        return depth_chart(layers)
+    if kind is PictureKind.PARTICIPATION:
+        return participation_chart(layers)
+    return rank_model_chart(report)
+
+
+def _layer_pages(
+    kind: PictureKind, what: str, model: str, layers: Sequence[LayerReport], all_layers: bool
+) -> list[Picture]:
+    draw = curvature_chart if kind is PictureKind.CURVATURE else rank_chart
+    names = short_names([row.info.name for row in layers], 32)
+    title = f"{model}: {what}"
+
+    def page(members: Sequence[int]) -> tuple[Chart, ...]:
+        return tuple(replace(draw(layers[i]), title=names[i]) for i in members)
+
+    n = len(layers)
+    if n <= PANELS:
+        return [Picture(kind.value, title, page(range(n)), _columns(n))]
+    if all_layers:
+        pages = [range(start, min(start + PANELS, n)) for start in range(0, n, PANELS)]
+        return [
+            Picture(
+                f"{kind.value}-{number:02d}",
+                f"{title}, page {number} of {len(pages)}",
+                page(members),
+                _columns(PANELS),
+            )
+            for number, members in enumerate(pages, start=1)
+        ]
+    chosen = [round(i * (n - 1) / (FEW - 1)) for i in range(FEW)]
+    title += f" ({FEW} of {format_count(n, 'layer')}, evenly along depth)"
+    return [Picture(kind.value, title, page(chosen), _columns(FEW))]
+
+
+def _columns(n: int) -> int:
+    return max(1, min(n, 2 if n <= 4 else 3 if n <= 9 else 4))

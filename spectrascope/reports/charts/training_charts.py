@@ -1,0 +1,142 @@
+"""Charts over training: a number's median and its layers, and the shares of the rank models."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from spectrascope.history import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records import Interval, Missing, RankModel
+from spectrascope.reports.charts.axes import linear_axis, log_axis, steps_axis
+from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Mark, Part, Picture, Points
+from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
+from spectrascope.reports.figures import format_count
+from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
+
+__all__ = ["NUMBER_NAMES", "layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
+
+NUMBER_NAMES = {
+    TrackedNumber.BETA: "β",
+    TrackedNumber.ALPHA_G: "α_G",
+    TrackedNumber.ALPHA_H: "α_H",
+    TrackedNumber.TRIANGLE_ERROR: "triangle error",
+    TrackedNumber.PR_H: "PR_h",
+    TrackedNumber.PR_G: "PR_g",
+}
+"""How the followed numbers are called in tables and charts."""
+
+_LOGARITHMIC = {TrackedNumber.TRIANGLE_ERROR, TrackedNumber.PR_H, TrackedNumber.PR_G}
+
+
+def track_chart(trajectory: Trajectory, number: TrackedNumber) -> Chart:
+    """A number over training: a faint line per layer, coloured by kind, and the median over layers."""
+    steps = [point.step for point in trajectory.points]
+    name = NUMBER_NAMES[number]
+    parts: list[Part] = []
+    everything: list[float] = []
+    kinds = []
+    for track in trajectory.layers:
+        pairs = _known(steps, track.values[number.value])
+        if pairs:
+            xs, ys = zip(*pairs, strict=True)
+            label = "" if track.kind in kinds else f"{track.kind.value} layers"
+            kinds.append(track.kind)
+            parts.append(Line(xs, ys, KIND_INKS[track.kind], label, faint=True, name=track.name))
+            everything += ys
+    bands = [
+        (point.step, point.beta_iqr)
+        for point in trajectory.points
+        if number is TrackedNumber.BETA and isinstance(point.beta_iqr, Interval)
+    ]
+    if bands:
+        xs = tuple(step for step, _ in bands)
+        lows, highs = tuple(b.low for _, b in bands), tuple(b.high for _, b in bands)
+        parts.append(Band(xs, lows, highs, Ink.PURPLE, "middle half of layers"))
+    medians = _known(steps, tuple(point.medians[number.value] for point in trajectory.points))
+    if medians:
+        xs, ys = zip(*medians, strict=True)
+        parts.append(Line(xs, ys, Ink.PURPLE, "median"))
+        names = tuple(f"{trajectory.step_name} {x:g}: median {name} = {y:.2f}" for x, y in medians)
+        parts.append(Points(xs, ys, Ink.PURPLE, names=names))
+        summary = f"Median {name} from {ys[0]:.2f} to {ys[-1]:.2f} over {format_count(len(steps), 'checkpoint')}."
+    else:
+        summary = f"No checkpoint has a median {name}."
+    y = log_axis(name, everything) if number in _LOGARITHMIC else linear_axis(name, everything)
+    return Chart(f"{name} over training", steps_axis(trajectory.step_name, steps), y, tuple(parts), summary)
+
+
+def layer_chart(trajectory: Trajectory, track: LayerTrack) -> Chart:
+    """The three exponents of one layer over training."""
+    steps = [point.step for point in trajectory.points]
+    parts: list[Part] = []
+    everything: list[float] = []
+    series = (
+        (TrackedNumber.BETA, Ink.PURPLE, Mark.CIRCLE),
+        (TrackedNumber.ALPHA_G, Ink.BLUE, Mark.SQUARE),
+        (TrackedNumber.ALPHA_H, Ink.ORANGE, Mark.TRIANGLE),
+    )
+    for number, ink, mark in series:
+        pairs = _known(steps, track.values[number.value])
+        if pairs:
+            xs, ys = zip(*pairs, strict=True)
+            parts += [Line(xs, ys, ink), Points(xs, ys, ink, NUMBER_NAMES[number], mark)]
+            everything += ys
+    return Chart(
+        title=track.name,
+        x=steps_axis(trajectory.step_name, steps),
+        y=linear_axis("exponent", everything),
+        parts=tuple(parts),
+        summary=f"Exponents of {track.name} over {format_count(len(steps), 'checkpoint')}.",
+    )
+
+
+def share_chart(trajectory: Trajectory) -> Chart:
+    """Which share of the layers follows which rank model, checkpoint by checkpoint, in stacked bars."""
+    points = [point for point in trajectory.points if sum(point.bic_wins.values())]
+    steps = [point.step for point in points]
+    gaps = [b - a for a, b in pairwise(steps) if b > a]
+    width = 0.8 * min(gaps) if gaps else 0.8
+    spread = (max(steps) - min(steps)) if steps else 0.0
+    width = max(width, 0.012 * spread)
+    bottoms = [0.0] * len(points)
+    parts: list[Part] = []
+    for model in RankModel:
+        lows = tuple(bottoms)
+        shares = [100 * point.bic_wins.get(model.value, 0) / sum(point.bic_wins.values()) for point in points]
+        bottoms = [low + share for low, share in zip(lows, shares, strict=True)]
+        names = tuple(
+            f"{trajectory.step_name} {point.step:g}: {RANK_MODEL_NAMES[model]} on {point.bic_wins[model.value]} of "
+            f"{format_count(sum(point.bic_wins.values()), 'layer')}"
+            for point in points
+        )
+        parts.append(
+            Bars(tuple(steps), lows, tuple(bottoms), MODEL_INKS[model], RANK_MODEL_NAMES[model], names, width=width)
+        )
+    return Chart(
+        title="rank models over training",
+        x=steps_axis(trajectory.step_name, [s + d for s in steps for d in (-width / 2, width / 2)]),
+        y=linear_axis("share of layers, %", [0.0, 100.0], margin=0.0),
+        parts=tuple(parts),
+        summary="Share of layers whose gradient spectrum follows each rank model, by BIC.",
+    )
+
+
+def trajectory_pictures(trajectory: Trajectory) -> list[Picture]:
+    """The pictures of a trajectory: all in one, then one by one."""
+    charts = {
+        "training-rank-models": share_chart(trajectory),
+        **{
+            f"training-{number.value.replace('_', '-')}": track_chart(trajectory, number)
+            for number in TrackedNumber
+            if number is not TrackedNumber.TRIANGLE_ERROR
+        },
+    }
+    together = tuple(charts.values())
+    title = f"{trajectory.model}: {format_count(len(trajectory.points), 'checkpoint')}"
+    return [
+        Picture("training-overview", title, together, columns=2),
+        *(Picture(name, f"{trajectory.model}: {chart.title}", (chart,)) for name, chart in charts.items()),
+    ]
+
+
+def _known(steps: list[float], values: tuple[float | Missing, ...]) -> list[tuple[float, float]]:
+    return [(step, value) for step, value in zip(steps, values, strict=True) if not isinstance(value, Missing)]

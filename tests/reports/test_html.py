@@ -1,0 +1,132 @@
+"""The page as text: everything of the report is in it, nothing is fetched, names cannot break out."""
+# ruff: noqa: F811 (fixtures are imported by name)
+
+import base64
+import hashlib
+import re
+import time
+from html.parser import HTMLParser
+
+import pytest
+from chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
+from made_up_reports import make_report
+from report_fixtures import big_report, report  # noqa: F401
+
+from spectrascope.records import LayerReport, Report
+from spectrascope.reports.html import report_html
+from spectrascope.reports.trajectory_html import trajectory_html
+from spectrascope.trajectory import build_trajectory
+
+VOID = {"meta", "link", "input", "wbr", "img", "br"}
+
+
+class Strict(HTMLParser):
+    """Every element is closed in order; collects texts, and addresses that a browser would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.addresses: list[str] = []
+        self.handlers: list[str] = []
+        self.texts: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        for key, value in attributes:
+            if key in ("src", "href", "action", "xlink:href", "data"):
+                self.addresses.append(value)
+            if key.startswith("on") or key == "style":
+                self.handlers.append(key)
+
+    def handle_startendtag(self, tag, attributes) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.texts.append(data)
+
+
+def test_the_whole_report_is_in_the_page(report: Report) -> None:
+    page = Strict(report_html(report))
+    text = " ".join(" ".join(page.texts).split())
+    run = report.provenance
+    for part in (
+        "my net[red].pt: curvature along gradient directions",
+        "Curvature: median β 1.64",
+        "1 layer FAILED and has no numbers: dead.weight (the gradient is zero everywhere).",
+        "3 usable points of 3, a fit needs at least 4",
+        run.command,
+        run.created,
+        f"sha256 {run.data.digest}",
+        f"sha256 {run.model.sha256}",
+        "python 3.11.2, torch 2.9.0",
+        "Summary: 4 measured, 1 skipped, 1 failed",
+    ):
+        assert part in text, part
+    for row in report.layers:
+        if isinstance(row, LayerReport):
+            for sigma, h in zip(row.measurement.sigma, row.measurement.h, strict=True):
+                assert f"{sigma:.4g}" in text
+                assert f"{h:.4g}" in text
+
+
+@pytest.mark.parametrize("make", [hostile_report, lambda: build_trajectory(training_checkpoints())])
+def test_nothing_is_fetched_and_nothing_runs_but_the_script(make) -> None:
+    found = make()
+    text = report_html(found) if isinstance(found, Report) else trajectory_html(found)
+    page = Strict(text)
+    assert all(address.startswith(("#", "data:,")) for address in page.addresses)
+    assert not page.handlers
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text).group(1)  # type: ignore[union-attr]
+    assert policy.startswith("default-src 'none'; ")
+    for tag, directive in (("style", "style-src"), ("script", "script-src")):
+        (content,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
+        digest = base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        assert f"{directive} 'sha256-{digest}'" in policy.replace("&#39;", "'")
+
+
+def test_names_cannot_break_out() -> None:
+    text = report_html(hostile_report())
+    assert text.count("<script>") == 1
+    assert "<img" not in text
+    assert "\x1b" not in text
+    page = Strict(text)
+    joined = "".join(page.texts)
+    for name in HOSTILE_NAMES:
+        assert name.replace("\x1b", "\\x1b") in joined
+
+
+def test_a_decomposition_is_drawn_where_there_is_one(report: Report) -> None:
+    assert "what β is made of" not in report_html(report)
+    assert "what β is made of" in report_html(make_report((decomposed_layer("p", (1.0, 1.0, 0.0)),)))
+
+
+def test_three_hundred_layers_in_time_and_size(big_report: Report) -> None:
+    report_html(make_report(()))  # reads the templates
+    began = time.process_time()
+    text = report_html(big_report)
+    assert time.process_time() - began < 2
+    assert len(text) < 6e6
+
+
+def test_a_trajectory_page_holds_every_checkpoint_and_layer() -> None:
+    text = " ".join(Strict(trajectory_html(build_trajectory(training_checkpoints()))).texts)
+    for part in (
+        "early",
+        "middle",
+        "late",
+        "step-150",
+        "the file is empty",
+        "a.weight",
+        "b.weight",
+        "1/1/0" and "2.40",
+    ):
+        assert part in text

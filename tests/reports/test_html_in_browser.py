@@ -1,0 +1,245 @@
+"""The page in a real browser: sort, filter, open a layer, by mouse and by keyboard, on a phone, in the dark."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser, chromium
+from chart_cases import HOSTILE_NAMES, hostile_report, one_layer_report, skipped_report, training_checkpoints
+from made_up_reports import LONG_NAME, big_report, mixed_report
+
+from spectrascope.reports.charts.inks import DARK, LIGHT
+from spectrascope.reports.html import report_html
+from spectrascope.reports.trajectory_html import trajectory_html
+from spectrascope.trajectory import build_trajectory
+
+ROWS = "#layer-table tbody tr"
+NAMES = f"{ROWS} th"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    found = {
+        "mixed": report_html(mixed_report()),
+        "big": report_html(big_report()),
+        "one": report_html(one_layer_report()),
+        "skipped": report_html(skipped_report()),
+        "hostile": report_html(hostile_report()),
+        "trajectory": trajectory_html(build_trajectory(training_checkpoints())),
+    }
+    for name, text in found.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return {name: folder / f"{name}.html" for name in found}
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as found:
+        yield found
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["mixed", "big", "one", "skipped", "hostile", "trajectory"])
+def test_pages_open_without_complaints_requests_or_sideways_scrolling(
+    browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
+) -> None:
+    browser.open(pages[name], width=width, dark=dark)
+    assert browser.complaints() == []
+    assert browser.requests() == []
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    background = browser.run("return getComputedStyle(document.body).backgroundColor")
+    shade = (DARK if dark else LIGHT).background
+    assert background == f"rgb({', '.join(str(int(shade[i : i + 2], 16)) for i in (1, 3, 5))})"
+    for chart in browser.all("main > section .chart"):
+        assert chart.size["width"] > 250
+        assert chart.size["height"] > 150
+
+
+def test_sorting(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"])
+    order = browser.texts(NAMES)
+    beta = browser.all("#layer-table thead button")[3]
+    assert beta.text.startswith("β")
+    beta.click()
+    ascending = browser.texts(NAMES)
+    assert ascending[:3] == [LONG_NAME, "a[red]b|c", "conv1.weight"]
+    assert browser.all("#layer-table thead th")[3].get_attribute("aria-sort") == "ascending"
+    beta.click()
+    assert browser.texts(NAMES)[:3] == ascending[:3][::-1]
+    # What was not measured comes last either way.
+    assert set(browser.texts(NAMES)[3:]) == set(ascending[3:]) == {"head.weight", "head.bias", "dead.weight"}
+    browser.find("#layer-table thead button").click()
+    assert browser.texts(NAMES) == sorted(order, key=str.lower)
+    assert [head.get_attribute("aria-sort") for head in browser.all("#layer-table thead th")][:4] == [
+        "ascending", None, None, None,
+    ]  # fmt: skip
+
+
+def test_names_sort_by_their_numbers(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["big"])
+    browser.find("#layer-table thead button").click()
+    names = browser.run(f"return [...document.querySelectorAll('{NAMES}')].map((cell) => cell.textContent)")
+    assert names == [f"transformer.h.{i}.attention.output_projection.weight" for i in range(300)]
+
+
+def test_filtering(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"])
+    assert browser.find("output").text == "6 shown"
+    browser.find(".find").send_keys("WEIGHT dead")
+    assert browser.texts(NAMES) == ["dead.weight"]
+    assert browser.find("output").text == "1 of 6 shown"
+    browser.find(".find").send_keys("x")
+    assert browser.texts(NAMES) == []
+    assert browser.texts(".empty") == ["No layer matches."]
+    browser.find(".find").clear()
+    browser.find(".find").send_keys(" ")
+    browser.run(
+        "const [kind, status] = document.querySelectorAll('.choose');"
+        "kind.value = 'conv'; status.value = 'ok';"
+        "kind.dispatchEvent(new Event('change')); status.dispatchEvent(new Event('change'));"
+    )
+    assert browser.texts(NAMES) == ["conv1.weight", "a[red]b|c", LONG_NAME]
+
+
+def test_a_layer_opens_and_closes_by_mouse(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"])
+    browser.all(".open")[1].click()
+    assert browser.find("#layer-title").text == "a[red]b|c"
+    assert browser.run("return document.getElementById('layer').open")
+    assert len(browser.all("dialog .chart")) == 2
+    facts = dict(zip(browser.texts("dialog dt"), browser.texts("dialog dd"), strict=True))
+    assert facts["β"].startswith("1.640 95 %: ")
+    assert facts["negative h"].startswith("2 ")
+    assert facts["self-check"] == "– not among the pairs compared"
+    browser.find("dialog summary").click()
+    assert len(browser.texts("dialog details tbody tr")) == 20
+    browser.find(".next").click()
+    assert browser.find("#layer-title").text == LONG_NAME
+    browser.find(".close").click()
+    assert not browser.run("return document.getElementById('layer').open")
+    assert browser.complaints() == []
+
+
+def test_a_failed_layer_says_why(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"], fragment="#dead.weight")
+    facts = dict(zip(browser.texts("dialog dt"), browser.texts("dialog dd"), strict=True))
+    assert facts["status"] == "failed the gradient is zero everywhere"
+    assert browser.all("dialog .chart") == []
+
+
+def test_everything_works_from_the_keyboard(browser: Browser, pages: dict[str, Path]) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    browser.open(pages["mixed"])
+    browser.press(Keys.TAB, Keys.ENTER)  # the link that skips to the layers
+    assert browser.run("return location.hash") == "#layers"
+    browser.press("/")
+    assert browser.run("return document.activeElement.className") == "find"
+    browser.press("conv1")
+    for _ in range(20):  # past the filters, the table's frame and its headings
+        browser.press(Keys.TAB)
+        if browser.run("return document.activeElement.className") == "open":
+            break
+    browser.press(Keys.ENTER)
+    assert browser.find("#layer-title").text == "conv1.weight"
+    browser.press(Keys.ESCAPE)
+    assert not browser.run("return document.getElementById('layer').open")
+    assert browser.run("return document.activeElement.className") == "open"  # the focus is where it was
+    browser.run("document.querySelector('.find').value = ''")
+    browser.run("document.querySelector('.find').dispatchEvent(new Event('input'))")
+    browser.press(Keys.ENTER, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, Keys.ARROW_LEFT)
+    assert browser.find("#layer-title").text == "a[red]b|c"
+    outline = browser.run("return getComputedStyle(document.activeElement).outlineStyle")
+    assert outline != "none"
+
+
+def test_the_arrows_follow_the_order_and_the_filter(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"])
+    browser.all("#layer-table thead button")[3].click()
+    browser.find(".open").click()
+    assert browser.find("#layer-title").text == LONG_NAME
+    assert not browser.find(".previous").is_enabled()
+    browser.find(".next").click()
+    assert browser.find("#layer-title").text == "a[red]b|c"
+
+
+def test_a_link_to_a_layer_opens_it(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"])
+    browser.all(".open")[1].click()
+    address = browser.run("return location.hash")
+    browser.open(pages["mixed"], fragment=address)
+    assert browser.find("#layer-title").text == "a[red]b|c"
+
+
+def test_a_phone_shows_cards_to_sort_by_a_choice(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["mixed"], width=390, height=844)
+    cells = browser.all(f"{ROWS}:first-child > *")
+    assert len({cell.location["y"] for cell in cells}) > 2  # one below the other
+    label = browser.run("return getComputedStyle(document.querySelectorAll('#layer-table td')[2], '::before').content")
+    assert label == '"β"'
+    browser.run("const s = document.querySelector('.sort'); s.value = '3'; s.dispatchEvent(new Event('change'))")
+    assert browser.texts(NAMES)[0] == LONG_NAME
+    browser.find(".turn").click()
+    assert browser.texts(NAMES)[0] == "conv1.weight"
+    browser.find(".open").click()
+    dialog = browser.find("dialog")
+    assert (dialog.size["width"], dialog.size["height"]) == (390, 844)
+    assert browser.run("return document.querySelector('dialog').scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_text_stands_out_and_targets_are_large_enough(browser: Browser, pages: dict[str, Path], width: int) -> None:
+    browser.open(pages["mixed"], width=width)
+    for selector in (".find", ".choose"):
+        assert browser.find(selector).size["height"] >= 24
+    browser.all(".open")[0].click()
+    for button in browser.all(".bar button"):
+        assert button.size["height"] >= 40
+    unnamed = browser.run(
+        "return [...document.querySelectorAll('button, input, select')].filter((e) =>"
+        " !(e.textContent.trim() || e.getAttribute('aria-label') || e.labels?.length)).length"
+    )
+    assert unnamed == 0
+    repeated = browser.run(
+        "const ids = [...document.querySelectorAll('[id]')].map((e) => e.id); return ids.length - new Set(ids).size"
+    )
+    assert repeated == 0
+
+
+def test_hostile_names_are_only_names(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["hostile"])
+    shown = browser.run(f"return [...document.querySelectorAll('{NAMES}')].map((cell) => cell.textContent)")
+    assert shown[: len(HOSTILE_NAMES)] == [name.replace("\x1b", "\\x1b") for name in HOSTILE_NAMES]
+    assert browser.run("return document.scripts.length") == 1
+    assert browser.run("return document.images.length") == 0
+    for button in browser.all(".open"):
+        button.click()
+        browser.find(".close").click()
+    assert browser.complaints() == []
+
+
+def test_three_hundred_layers_are_quick(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["big"])
+    spent = browser.run(
+        "const began = performance.now(); document.querySelectorAll('#layer-table thead button')[3].click();"
+        "const find = document.querySelector('.find'); find.value = '29'; find.dispatchEvent(new Event('input'));"
+        "document.querySelector('tr:not([hidden]) .open').click(); return performance.now() - began"
+    )
+    assert spent < 1000
+    assert len(browser.texts(NAMES)) == 13  # 29, 129, 229, 290 … 299
+
+
+def test_training_is_told_layer_by_layer(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["trajectory"])
+    assert browser.texts(NAMES) == ["a.weight", "b.weight"]
+    row = browser.texts(f"{ROWS}:first-child td")
+    assert row[1] == "2.40 → 2.00"
+    assert "−0.40" in row
+    browser.find(".open").click()
+    facts = dict(zip(browser.texts("dialog dt"), browser.texts("dialog dd"), strict=True))
+    assert facts["step 0"].startswith("β 2.40 ")
+    assert facts["step 150"] == "– the file is empty"
+    assert len(browser.all("dialog .chart")) == 1
+    assert browser.complaints() == []

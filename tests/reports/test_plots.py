@@ -1,0 +1,72 @@
+"""Files drawn with matplotlib: the kind they claim to be, the same bytes each time, hostile names harmless."""
+# ruff: noqa: F811 (fixtures are imported by name)
+
+import re
+import sys
+import time
+import warnings
+import xml.etree.ElementTree as ET
+
+import pytest
+from chart_cases import HOSTILE_NAMES, hostile_report, one_layer_report, skipped_report
+from report_fixtures import big_report, report  # noqa: F401
+
+from spectrascope.errors import OptionError
+from spectrascope.records import Report
+from spectrascope.reports.charts.pictures import PictureKind, report_pictures
+from spectrascope.reports.plots import draw_pages, draw_picture
+
+matplotlib = pytest.importorskip("matplotlib", reason="pictures need matplotlib")
+
+SIGNATURES = {"png": b"\x89PNG\r\n", "svg": b"<?xml", "pdf": b"%PDF-"}
+
+
+@pytest.mark.parametrize("suffix", list(SIGNATURES))
+def test_every_kind_of_file_is_the_same_each_time(report: Report, suffix: str) -> None:
+    (picture,) = report_pictures(report, [PictureKind.TRIANGLE])
+    data = draw_picture(picture, suffix)
+    assert data.startswith(SIGNATURES[suffix])
+    assert data == draw_picture(picture, suffix)
+    assert data != draw_picture(picture, suffix, dark=True)
+
+
+def test_a_page_for_each_picture(report: Report) -> None:
+    pictures = report_pictures(report, [PictureKind.DEPTH, PictureKind.PARTICIPATION])
+    assert len(re.findall(rb"/Type /Page\b", draw_pages(pictures))) == 2
+
+
+@pytest.mark.parametrize("make", [hostile_report, one_layer_report, skipped_report])
+def test_all_pictures_without_a_complaint(make) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for picture in report_pictures(make()):
+            ET.fromstring(draw_picture(picture, "svg"))
+
+
+def test_names_are_shown_as_they_are() -> None:
+    (picture,) = report_pictures(hostile_report(), [PictureKind.CURVATURE])
+    root = ET.fromstring(draw_picture(picture, "svg"))
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    shown = {name.replace("\x1b", "\\x1b") for name in HOSTILE_NAMES}
+    assert shown <= texts
+
+
+def test_nothing_of_pyplot_or_the_users_settings_is_touched(report: Report) -> None:
+    before, pyplot = dict(matplotlib.rcParams), "matplotlib.pyplot" in sys.modules
+    for picture in report_pictures(report, [PictureKind.DEPTH]):
+        draw_picture(picture, "png", dark=True)
+    assert dict(matplotlib.rcParams) == before
+    assert ("matplotlib.pyplot" in sys.modules) is pyplot
+
+
+def test_three_hundred_layers_in_one_picture_in_time(big_report: Report) -> None:
+    (picture,) = report_pictures(big_report, [PictureKind.OVERVIEW])
+    began = time.process_time()
+    draw_picture(picture, "png")
+    assert time.process_time() - began < 2
+
+
+def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, report: Report) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(OptionError, match=r"pictures need matplotlib: pip install 'spectrascope\[plot\]'"):
+        draw_picture(report_pictures(report, [PictureKind.DEPTH])[0], "png")
