@@ -17,6 +17,7 @@ FLOORS = {
     "spectrascope.errors": 0,
     "spectrascope.inspection": 0.5,
     "spectrascope.numerics": 1,
+    "spectrascope.optim": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
     "spectrascope.data": 1,
