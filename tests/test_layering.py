@@ -16,6 +16,7 @@ FLOORS = {
     "spectrascope.records": 0,
     "spectrascope.errors": 0,
     "spectrascope.inspection": 0.5,
+    "spectrascope.suggestion": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.optim": 1,
     "spectrascope.losses": 0.5,
@@ -24,14 +25,24 @@ FLOORS = {
     "spectrascope.measure": 2,
     "spectrascope.loading": 2,
     "spectrascope.reports": 2,
+    "spectrascope.evidence": 1.5,
+    "spectrascope.advice": 2,
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
+    "spectrascope.validation": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
     "spectrascope.cli": 5,
     "spectrascope.__main__": 6,
 }
-TORCH_FREE = ("spectrascope.records", "spectrascope.errors", "spectrascope.reports")
+TORCH_FREE = (
+    "spectrascope.records",
+    "spectrascope.errors",
+    "spectrascope.reports",
+    "spectrascope.suggestion",
+    "spectrascope.evidence",
+    "spectrascope.advice",
+)
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
 
@@ -88,6 +99,7 @@ def test_report_readers_never_name_torch(path: Path) -> None:
 def test_reading_rooms_import_without_torch() -> None:
     code = (
         "import sys, spectrascope, spectrascope.reports.render, spectrascope.reports.refit, spectrascope.cli.app;"
+        "import spectrascope.advice;"
         "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

@@ -12,11 +12,9 @@ from spectrascope.cli import options as o
 from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
-from spectrascope.errors import OptionError
-from spectrascope.records import ProbeOptions, Report
+from spectrascope.cli.saved import is_saved_report, refit_saved
+from spectrascope.records import ProbeOptions
 from spectrascope.reports.order import Sort
-from spectrascope.reports.read import read_report
-from spectrascope.reports.refit import refit
 from spectrascope.reports.render import View, render
 
 __all__ = ["triangle"]
@@ -47,27 +45,9 @@ def triangle(
 
     JSON is the whole report, as from probe.
     """
-    if model.endswith(".json") and not model.endswith(".index.json"):  # the latter names shards of a checkpoint
-        report = _refit_saved(context, Path(model), options.top_k, window.min_rank)
+    if is_saved_report(model):
+        report = refit_saved(context, Path(model), options.top_k, window.min_rank, _OF_A_SAVED_REPORT)
     else:
         command = spell_command(context.obj or ())
         report = measure(target, window.of(options), command=command, quiet=result.quiet)
     emit(lambda width: render(report, result.format, view=View.TRIANGLE, sort=sort, width=width), result.output)
-
-
-def _refit_saved(context: typer.Context, path: Path, top_k: int, min_rank: int) -> Report:
-    given = {name for name in context.params if not _is_default(context, name)}
-    useless = sorted(given - _OF_A_SAVED_REPORT)
-    if useless:
-        flags = ", ".join("--" + name.replace("_", "-") for name in useless)
-        raise OptionError(f"{flags} has no effect on the saved report {path}: nothing is measured")
-    return refit(
-        read_report(path),
-        top_k=top_k if "top_k" in given else None,
-        min_rank=min_rank if "min_rank" in given else None,
-    )
-
-
-def _is_default(context: typer.Context, name: str) -> bool:
-    source = context.get_parameter_source(name)
-    return source is None or source.name in ("DEFAULT", "DEFAULT_MAP")

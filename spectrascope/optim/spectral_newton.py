@@ -13,13 +13,11 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from spectrascope.optim.matrix_transfer import Precision, apply_transfer, choose_route
+from spectrascope.suggestion import USUAL_EXPONENTS
 
-__all__ = ["AUTO_BETAS", "SpectralNewton"]
+__all__ = ["SpectralNewton"]
 
 Group = dict[str, Any]
-
-AUTO_BETAS = {"matrix": 1.0, "convolution": 2.0}
-"""What ``beta="auto"`` means: medians of the paper's table, rounded. Nothing is measured."""
 
 _LAYOUTS = ("flat", "stacked", "conv_transpose")
 _ADJUSTMENTS = (None, "original", "match_rms_adamw")
@@ -296,7 +294,7 @@ def _split(group: Group, defaults: Group) -> list[Group]:
         _require_view(tensor, layout)
         beta = group.get("beta", defaults["beta"])
         if beta == "auto":
-            beta = AUTO_BETAS["matrix" if tensor.dim() == 2 or layout == "stacked" else "convolution"]
+            beta = USUAL_EXPONENTS["matrix" if tensor.dim() == 2 or layout == "stacked" else "convolution"]
         spectral.setdefault(beta, []).append(entry)
     groups = [{**group, "beta": beta, "params": found} for beta, found in spectral.items()]
     if vectors:

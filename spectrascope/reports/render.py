@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from spectrascope.inspection import Inspection
 from spectrascope.records import BenchReport, Report
 from spectrascope.reports.order import Sort
+from spectrascope.suggestion import Advice
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Format", "View", "render", "render_bench", "render_inspection"]
+__all__ = ["Format", "View", "render", "render_advice", "render_bench", "render_inspection"]
 
 
 class Format(str, Enum):
@@ -113,3 +114,28 @@ def render_inspection(inspection: Inspection, format: Format, *, width: int | No
     from spectrascope.reports.table import document_table
 
     return document_table(build_inspection(inspection), width=width)
+
+
+def render_advice(advice: Advice, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give an advice the form asked for.
+
+    Raises:
+        NonFiniteError: JSON of an advice with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(advice)
+    if format is Format.CSV:
+        from spectrascope.reports.suggestion_csv import advice_to_csv
+
+        return advice_to_csv(advice)
+    from spectrascope.reports.suggestion_view import build_advice
+
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import document_markdown
+
+        return document_markdown(build_advice(advice))
+    from spectrascope.reports.table import document_table
+
+    return document_table(build_advice(advice), width=width)

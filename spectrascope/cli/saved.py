@@ -1,0 +1,44 @@
+"""A saved report in the place of a network, for commands that can do with what was measured before."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+
+import typer
+
+from spectrascope.errors import OptionError
+from spectrascope.records import Report
+from spectrascope.reports.read import read_report
+from spectrascope.reports.refit import refit
+
+__all__ = ["is_saved_report", "refit_saved"]
+
+
+def is_saved_report(model: str) -> bool:
+    """Say whether a MODEL names a report (``x.index.json`` names the shards of a checkpoint)."""
+    return model.endswith(".json") and not model.endswith(".index.json")
+
+
+def refit_saved(context: typer.Context, path: Path, top_k: int, min_rank: int, meaningful: Collection[str]) -> Report:
+    """Read a report and fit it over the window asked for.
+
+    Raises:
+        OptionError: an option was given that is not among ``meaningful``: nothing is measured.
+        ReportFormatError: the file is no report.
+    """
+    given = {name for name in context.params if not _is_default(context, name)}
+    useless = sorted(given - set(meaningful))
+    if useless:
+        flags = ", ".join("--" + name.replace("_", "-") for name in useless)
+        raise OptionError(f"{flags} has no effect on the saved report {path}: nothing is measured")
+    return refit(
+        read_report(path),
+        top_k=top_k if "top_k" in given else None,
+        min_rank=min_rank if "min_rank" in given else None,
+    )
+
+
+def _is_default(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is None or source.name in ("DEFAULT", "DEFAULT_MAP")
