@@ -19,6 +19,7 @@ from spectrascope.evidence import (
     find_doubts,
     measure_scatter,
     rate_exponents,
+    selection_allowance,
     wider_interval,
 )
 from spectrascope.records import (
@@ -93,8 +94,9 @@ def advise(report: Report, *, train_batch: int | None = None) -> Advice:
     if train_batch is not None:
         averaged = train_batch * (1 + MOMENTUM) / (1 - MOMENTUM)
         noise_scale = math.sqrt(report.provenance.data.n / averaged)
-    layers = tuple(_advise_layer(candidate, spectral, noise_scale) for candidate in candidates)
     run = report.provenance
+    n_terms = _count_terms(report)
+    layers = tuple(_advise_layer(candidate, spectral, noise_scale, n_terms) for candidate in candidates)
     return Advice(
         model=run.model,
         data=run.data,
@@ -204,9 +206,20 @@ def _groups(spectral: Sequence[_Candidate]) -> tuple[BetaGroup, ...]:
     return tuple(found)
 
 
-def _recommend(candidate: _Candidate, spectral: Sequence[_Candidate]) -> tuple[float, Interval | Missing, BetaSource]:
-    if candidate.is_confident and isinstance(candidate.fit, PowerFit):
-        return candidate.fit.value, wider_interval(candidate.fit), BetaSource.LAYER
+def _count_terms(report: Report) -> int:
+    """Terms of the mean loss: samples, and for a language model every token of each."""
+    run = report.provenance
+    language = run.model.task in (Task.CAUSAL_LM, Task.MASKED_LM)
+    return run.data.n * (run.data.input_shape[0] if language and run.data.input_shape else 1)
+
+
+def _recommend(
+    candidate: _Candidate, spectral: Sequence[_Candidate], n_terms: int
+) -> tuple[float, Interval | Missing, BetaSource]:
+    if candidate.is_confident and isinstance(candidate.fit, PowerFit) and isinstance(candidate.row, LayerReport):
+        own = wider_interval(candidate.fit)
+        more = selection_allowance(candidate.row, n_terms)
+        return candidate.fit.value, Interval(own.low - more, own.high + more), BetaSource.LAYER
     for source, key in _SCOPES:
         group = _summarise([c for c in spectral if key(c) == key(candidate)], source.value, "")
         if not isinstance(group.beta, Missing):
@@ -216,7 +229,9 @@ def _recommend(candidate: _Candidate, spectral: Sequence[_Candidate]) -> tuple[f
     return usual, Missing("no layer of the network is to be trusted: the paper's usual value"), BetaSource.USUAL
 
 
-def _advise_layer(candidate: _Candidate, spectral: Sequence[_Candidate], noise_scale: float) -> LayerAdvice:
+def _advise_layer(
+    candidate: _Candidate, spectral: Sequence[_Candidate], noise_scale: float, n_terms: int
+) -> LayerAdvice:
     row = candidate.row
     nothing = Missing(candidate.reason or "stepped by AdamW")
     beta: float | Missing = nothing
@@ -226,7 +241,7 @@ def _advise_layer(candidate: _Candidate, spectral: Sequence[_Candidate], noise_s
     relative: float | Missing = nothing
     damping_reason = meaning = ""
     if candidate.treatment is Treatment.SPECTRAL:
-        found, interval, source = _recommend(candidate, spectral)
+        found, interval, source = _recommend(candidate, spectral, n_terms)
         beta = min(max(found, 0.0), LARGEST_EXPONENT)
         meaning = describe_exponent(beta)
         damping, relative, damping_reason = find_damping(row, beta, noise_scale)

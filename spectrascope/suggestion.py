@@ -63,8 +63,9 @@ class StepEfficiency:
 class LayerAdvice:
     """What to do with one measured weight, and why.
 
-    ``beta`` is recommended, ``interval`` goes with it: the wider of the two 95 % intervals of a layer's own fit, or
-    the range over the confident members of the group it was taken from. ``doubts`` says why the layer's own fit was
+    ``beta`` is recommended, ``interval`` goes with it: the wider of the two 95 % intervals of a layer's own fit, with
+    an allowance for directions chosen on the same samples, or the range over the confident members of the group it was
+    taken from. ``doubts`` says why the layer's own fit was
     not used, and is empty where it was. ``damping`` belongs to T(sigma; beta) as measured (units of sigma^beta);
     ``relative_damping`` is the same in units of the gradient's Schatten 4-norm, for ``scale_free`` steps.
     ``scatter`` is the root mean square of log h about the fitted line. ``best_exponent`` is the one whose undamped

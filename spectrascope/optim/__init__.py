@@ -6,7 +6,8 @@ suggest-beta`` recommends; ``apply_transfer`` is the matrix function underneath.
 
 from __future__ import annotations
 
+from spectrascope.optim.groups import parameter_groups
 from spectrascope.optim.matrix_transfer import Precision, Route, apply_transfer
 from spectrascope.optim.spectral_newton import SpectralNewton
 
-__all__ = ["Precision", "Route", "SpectralNewton", "apply_transfer"]
+__all__ = ["Precision", "Route", "SpectralNewton", "apply_transfer", "parameter_groups"]

@@ -76,18 +76,14 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
         )
     own = layer.measured
     measured = (notes.missing(own), DASH) if isinstance(own, Missing) else (f"{own.value:.2f}", f"{own.r2:.3f}")
-    window = layer.window
-    span = DASH if isinstance(window, Missing) else f"{window[0]}-{window[1]}"
+    window, above = layer.window, layer.n_above_noise
+    where = (
+        DASH if isinstance(window, Missing) else f"{window[0]}-{window[1]}",
+        DASH if isinstance(above, Missing) else str(above),
+    )
     best = layer.best_exponent
     above = layer.n_above_noise
-    cells = (
-        *head,
-        *use,
-        *measured,
-        span,
-        DASH if isinstance(above, Missing) else str(above),
-        *_efficiencies(layer, notes),
-    )
+    cells = (*head, *use, *measured, *where, *_efficiencies(layer, notes))
     tone = Tone.QUIET if layer.treatment is Treatment.ADAMW else Tone.PLAIN
     return Row((*cells, notes.missing(best) if isinstance(best, Missing) else f"{best:.2f}"), tone)
 
@@ -182,8 +178,8 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
     lines: list[Line] = [
         (
             "T(σ; β) = σ / (σ^β + damping): β ≈ 0 is gradient descent, β ≈ 1 a Muon-like step of equal sizes, β ≈ 2 a "
-            "Newton-like one. The interval is the wider of the two 95 % intervals of the fit, or the range over the "
-            "group the value was taken from.",
+            "Newton-like one. The interval is the wider of the two 95 % intervals of the fit, widened because "
+            "directions and curvature come from the same samples, or the range over the group it was taken from.",
             Tone.PLAIN,
         ),
         (
