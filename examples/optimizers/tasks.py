@@ -91,8 +91,8 @@ def text(file: Path, full: bool) -> Task:
     size = (x[cut:], y[cut:]) if full else (x[cut : cut + 512], y[cut : cut + 512])
     return Task(
         "text", lambda: MiniGPT(len(places), block, width, depth), (x[:cut], y[:cut]), size,
-        epochs=10 if full else 0.34, batch=32 if full else 16, score_name="test loss, nats per character", higher_is_better=False,
-        top_k=12, probe_samples=512 if full else 96,
+        epochs=10 if full else 0.34, batch=32 if full else 16,
+        score_name="test loss, nats per character", higher_is_better=False, top_k=12, probe_samples=512 if full else 96,
     )  # fmt: skip
 
 
