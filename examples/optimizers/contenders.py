@@ -1,4 +1,4 @@
-"""The optimizers that are compared, each with a grid of four learning rates."""
+"""The optimizers that are compared, each with a grid of three learning rates a factor of four apart."""
 
 from __future__ import annotations
 
@@ -97,15 +97,15 @@ def _sgd(model: nn.Module, lr: float, _: Measured) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-_ADAMW_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
-_MUON_RATES = (0.005, 0.02, 0.08, 0.32)
+_ADAMW_RATES = (1e-3, 4e-3, 1.6e-2)
+_MUON_RATES = (0.01, 0.04, 0.16)
 
 CONTENDERS = (
     Contender("AdamW", _ADAMW_RATES, _adamw),
-    Contender("SGD", (0.03, 0.1, 0.3, 1.0), _sgd),
+    Contender("SGD", (0.025, 0.1, 0.4), _sgd),
     Contender("Muon", _MUON_RATES, _muon),
     Contender("SN, β = 2", _MUON_RATES, lambda m, lr, found: _spectral(m, lr, found, scale_free=True)),
-    Contender("SN, β = 2, paper's damping", (0.03, 0.1, 0.3, 1.0), _spectral),
+    Contender("SN, β = 2, paper's damping", (0.1, 0.4, 1.6), _spectral),
     Contender("SN, suggested β", _MUON_RATES, _suggested),
     Contender("scalar control", _ADAMW_RATES, lambda m, lr, found: ScalarScaledAdamW(m, lr, found.alpha_h)),
 )

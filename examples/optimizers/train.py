@@ -5,7 +5,7 @@
     python examples/optimizers/train.py text --data FILE        # a mini GPT-2 on characters
     python examples/optimizers/train.py cifar --data FOLDER --full --device cuda   # 30 epochs
 
-Everyone gets the same budget of steps, the same batches, one cosine schedule and a grid of four learning rates, tried
+Everyone gets the same budget of steps, the same batches, one cosine schedule and a grid of three learning rates, tried
 on a seed of its own; the best of each then trains on three fresh seeds. Exponents for "SN, suggested β" come from one
 ``spectrascope.probe`` after a warm-up by AdamW of a third of the budget, whose network is thrown away.
 """
