@@ -16,6 +16,7 @@ __all__ = [
     "ParameterExponent",
     "StepEfficiency",
     "Treatment",
+    "ValidateOn",
     "ValidatedStep",
     "Validation",
 ]
@@ -108,14 +109,21 @@ class BetaGroup:
     meaning: str
 
 
+class ValidateOn(str, Enum):
+    """Whose loss the steps taken for real are to lower."""
+
+    HELD_OUT = "held-out"
+    MEASURED = "measured"
+
+
 @dataclass(frozen=True, slots=True)
 class ValidatedStep:
     """One step taken for real: a layer moved along one exponent's direction, everything else left as it was.
 
     ``predicted`` and ``measured`` are decreases of the loss, best over step lengths: under the quadratic model of
-    the half that was measured, and of the loss on the held-out half along a line search. Each ``*_efficiency`` is
-    that over the best possible decrease in the window under the model, ½ sigmaᵀ M⁻¹ sigma. Step ``best`` is the
-    model's own, T = M⁻¹ sigma.
+    the half that was measured, and of the loss itself along a line search (see :class:`Validation`). Each
+    ``*_efficiency`` is that over the best possible decrease in the window under the model, ½ sigmaᵀ M⁻¹ sigma. Step
+    ``best`` is the model's own, T = M⁻¹ sigma.
     """
 
     layer: str
@@ -131,17 +139,20 @@ class ValidatedStep:
 
 @dataclass(frozen=True, slots=True)
 class Validation:
-    """Steps taken for real on a held-out half of the batch, against what the other half's measurement predicts.
+    """Steps taken for real, against what the measurement of one half of the batch predicts.
 
-    ``correlation`` is Pearson's r of predicted and measured efficiency over all steps of all layers,
-    ``correlation_by_step`` over layers for one exponent at a time, ``correlation_decrease`` that of the logarithms of
-    the decreases. ``best_agrees`` counts layers on which the exponent predicted to be the most efficient (of 0, 1, 2
-    and the measured one) is the one that lowered the held-out loss most, to within 5 %.
+    ``on`` says whose loss was followed: that of ``n_checked`` samples of the other half, which shows what is left of
+    a prediction on new data, or of the measured half itself, which shows how far the quadratic model holds. ``loss``
+    is theirs before any step. ``correlation`` is Pearson's r of predicted and measured efficiency over all steps of all
+    layers, ``correlation_by_step`` over layers for one exponent at a time, ``correlation_decrease`` that of the
+    logarithms of the decreases. ``best_agrees`` counts layers on which the exponent predicted to be the most efficient (of 0, 1, 2
+    and the measured one) is the one that lowered the loss most, to within 5 %.
     """
 
+    on: ValidateOn
     n_measured: int
-    n_held_out: int
-    loss_held_out: float
+    n_checked: int
+    loss: float
     n_layers: int
     correlation: float | Missing
     correlation_by_step: dict[str, float | Missing]

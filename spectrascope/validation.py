@@ -1,4 +1,4 @@
-"""Take the suggested steps for real: directions and curvature from one half of the batch, the loss from the other."""
+"""Take the suggested steps for real: directions and curvature from half of the batch, the loss from the other half."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from spectrascope.numerics.directions import Directions, top_directions
 from spectrascope.numerics.transfer import QuadraticModel, Step, make_quadratic_model, transfer
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, LayerReport, Missing, ModelInfo, PowerFit, ProbeOptions, Report
-from spectrascope.suggestion import Advice, ValidatedStep, Validation
+from spectrascope.suggestion import Advice, ValidatedStep, ValidateOn, Validation
 from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
 
 __all__ = ["MAX_HELD_OUT", "advise_and_validate", "correlate", "search_line"]
 
 MAX_HELD_OUT = 512
-"""Samples of the held-out half on which the loss is measured: a line search needs some twenty passes per layer."""
+"""Samples of the other half whose loss is followed: line searches take some 25 forward passes over them per weight."""
 
 _MICRO_BATCH = 128
 _EXPONENTS = ("0", "1", "beta", "2")
@@ -43,15 +43,16 @@ def advise_and_validate(
     model_info: ModelInfo,
     data_info: DataInfo,
     train_batch: int | None = None,
+    on: ValidateOn = ValidateOn.HELD_OUT,
     command: str = "",
     notes: Sequence[str] = (),
     on_progress: OnProgress = silent,
 ) -> Advice:
-    """Measure on the first half of the samples, advise, and take every step on the other half.
+    """Measure on the first half of the samples, advise, and take every step, by default on the other half.
 
     Each measured weight is moved along -U diag(T) Vᵀ for b = 0, 1, the measured beta, 2, and along the model's best
-    combination M⁻¹ sigma, everything else left as it was; a line search finds the length that lowers the held-out
-    loss most. Weights are put back bit by bit.
+    combination M⁻¹ sigma, everything else left as it was; a line search finds the length that lowers the loss most.
+    Weights are put back bit by bit.
 
     Args:
         model: any module; left exactly as found.
@@ -61,6 +62,7 @@ def advise_and_validate(
         model_info: provenance of the model.
         data_info: provenance of all samples.
         train_batch: see :func:`spectrascope.advice.advise`.
+        on: whose loss is followed: of the other half, or of the measured half itself.
         command: the command line, for the record.
         notes: what the reader must know of the model and the data.
         on_progress: called with (stage, done, total).
@@ -72,7 +74,8 @@ def advise_and_validate(
         DataError: fewer than four samples.
         SpectrascopeError: as :func:`spectrascope.pipeline.run_probe`.
 
-    Cost: a measurement of half the samples and about 25 forward passes over at most 512 samples per weight.
+    Cost: a measurement of half the samples and about 25 forward passes per weight over
+        at most 512 samples of the other half, or the measured half.
     Reference: MEASUREMENT section 8.
     """
     half = source.n // 2
@@ -92,9 +95,9 @@ def advise_and_validate(
         on_progress=on_progress,
     )
     advice = advise(report, train_batch=train_batch)
-    held_out = _Part(source, half, min(source.n - half, MAX_HELD_OUT))
-    found = _validate(model, measured, held_out, loss_fn, report, options, on_progress)
-    return replace(advice, validation=found)
+    checked = _Part(source, half, min(half, MAX_HELD_OUT)) if on is ValidateOn.HELD_OUT else measured
+    found = _validate(model, measured, checked, loss_fn, report, options, on_progress)
+    return replace(advice, validation=replace(found, on=on) if isinstance(found, Validation) else found)
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class _Part(SampleSource):
 def _validate(
     model: nn.Module,
     measured: SampleSource,
-    held_out: SampleSource,
+    checked: SampleSource,
     loss_fn: LossFunction | None,
     report: Report,
     options: ProbeOptions,
@@ -130,7 +133,7 @@ def _validate(
     with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
         workload = with_fastest_format(workload)
         gradients = measure_gradients(workload, layers).gradients
-        loss = _HeldOutLoss(replace(workload, source=held_out))
+        loss = _Loss(replace(workload, source=checked))
         before = loss()
         for done, layer in enumerate(layers):
             on_progress("validate", done, len(layers))
@@ -144,7 +147,7 @@ def _validate(
         on_progress("validate", len(layers), len(layers))
     if not steps:
         return Missing("no weight has positive curvature along its first direction")
-    return _summarise(steps, measured.n, held_out.n, before)
+    return _summarise(steps, measured.n, checked.n, before)
 
 
 def _window(row: LayerReport) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
@@ -153,8 +156,8 @@ def _window(row: LayerReport) -> tuple[tuple[float, ...], list[tuple[float, ...]
     return row.measurement.sigma[window], [line[window] for line in row.measurement.curvature_matrix[window]]
 
 
-class _HeldOutLoss:
-    """The mean loss over the held-out samples, which are read once."""
+class _Loss:
+    """The mean loss over the samples that are followed, which are read once."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
@@ -173,7 +176,7 @@ def _take_steps(
     row: LayerReport,
     quadratic: QuadraticModel,
     directions: Directions,
-    loss: _HeldOutLoss,
+    loss: _Loss,
     before: float,
 ) -> list[ValidatedStep]:
     first = row.analysis.window[0] - 1
@@ -272,7 +275,7 @@ def _vertex(x: Sequence[float], y: Sequence[float]) -> float | None:
     return None if bend <= 0 else (x[0] + x[1]) / 2 - first / (2 * bend)
 
 
-def _summarise(steps: Sequence[ValidatedStep], n_measured: int, n_held_out: int, before: float) -> Validation:
+def _summarise(steps: Sequence[ValidatedStep], n_measured: int, n_checked: int, before: float) -> Validation:
     ranked = [step for step in steps if step.name in _EXPONENTS]
     by_step: dict[str, float | Missing] = {}
     for name in _EXPONENTS:
@@ -286,9 +289,10 @@ def _summarise(steps: Sequence[ValidatedStep], n_measured: int, n_held_out: int,
         chosen = max(own, key=lambda step: step.predicted_efficiency)
         agrees += chosen.measured >= _AGREEMENT * max(step.measured for step in own)
     return Validation(
+        on=ValidateOn.HELD_OUT,
         n_measured=n_measured,
-        n_held_out=n_held_out,
-        loss_held_out=before,
+        n_checked=n_checked,
+        loss=before,
         n_layers=len(layers),
         correlation=correlate([s.predicted_efficiency for s in ranked], [s.measured_efficiency for s in ranked]),
         correlation_by_step=by_step,

@@ -11,14 +11,16 @@ from spectrascope.api import describe_source
 from spectrascope.errors import DataError
 from spectrascope.losses import make_loss
 from spectrascope.records import LossName, Missing, ModelInfo, ProbeOptions, Task
-from spectrascope.suggestion import Advice, Validation
+from spectrascope.suggestion import Advice, ValidateOn, Validation
 from spectrascope.validation import advise_and_validate, correlate, search_line
 from spectrascope.workload import TensorSource
 
 INFO = ModelInfo("net", "Sequential", "python", Missing("in memory"), Missing("in memory"), "as given", 0)
 
 
-def _validate(model: nn.Module, inputs, targets, loss: LossName, **options) -> Advice:
+def _validate(
+    model: nn.Module, inputs, targets, loss: LossName, on: ValidateOn = ValidateOn.HELD_OUT, **options
+) -> Advice:
     source = TensorSource(inputs, targets)
     return advise_and_validate(
         model,
@@ -27,6 +29,7 @@ def _validate(model: nn.Module, inputs, targets, loss: LossName, **options) -> A
         options=ProbeOptions(num_samples=source.n, **{"dtype": "float64", "self_check": False, **options}),
         model_info=INFO,
         data_info=describe_source(source),
+        on=on,
     )
 
 
@@ -36,7 +39,7 @@ def test_on_a_quadratic_loss_with_equal_halves_the_prediction_is_exact() -> None
         network, torch.cat([inputs, inputs]), torch.cat([targets, targets]), LossName.MSE, top_k=12
     ).validation
     assert isinstance(found, Validation)
-    assert (found.n_measured, found.n_held_out, found.n_layers) == (128, 128, 1)
+    assert (found.n_measured, found.n_checked, found.n_layers) == (128, 128, 1)
     assert [step.name for step in found.steps] == ["0", "1", "beta", "2", "best"]
     for step in found.steps:
         assert step.measured == pytest.approx(step.predicted, rel=1e-6)
@@ -61,14 +64,26 @@ def test_the_loss_really_falls_and_the_network_is_left_as_found() -> None:
     assert "first half of 96 samples" in advice.data.id
     with torch.no_grad():
         loss = float(nn.functional.cross_entropy(model(inputs[48:]), labels[48:]))
-    assert found.loss_held_out == pytest.approx(loss, rel=1e-5)
+    assert found.loss == pytest.approx(loss, rel=1e-5)
     assert found.n_layers == 3
     assert all(step.measured > 0 for step in found.steps if step.name == "0")  # gradient descent goes down
-    assert all(step.measured <= found.loss_held_out for step in found.steps)
+    assert all(step.measured <= found.loss for step in found.steps)
     assert model.training
     for name, p in model.state_dict().items():
         assert torch.equal(p, before[name])
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_the_measured_half_shows_the_model_alone() -> None:
+    """On a quadratic loss the prediction is exact there, however different the other half."""
+    network, inputs, targets = planted_network(2.0, seed=1, n=128)
+    found = _validate(
+        network, torch.cat([inputs, 3 * inputs]), torch.cat([targets, -targets]), LossName.MSE,
+        on=ValidateOn.MEASURED, top_k=12,
+    ).validation  # fmt: skip
+    assert isinstance(found, Validation)
+    assert found.on is ValidateOn.MEASURED
+    assert all(step.measured == pytest.approx(step.predicted, rel=1e-6) for step in found.steps)
 
 
 def test_four_samples_at_least() -> None:

@@ -74,8 +74,9 @@ def cifar(folder: Path, full: bool) -> Task:
     held_out = min(10_000, source.n // 6)
     return Task(
         "cifar", lambda: load_model("cifar-resnet20@none", seed=torch.initial_seed()).model,
-        (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out]), epochs=30 if full else 1.5, batch=128 if full else 32,
-        score_name="test accuracy, %", higher_is_better=True, flip=True,
+        (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out]),
+        epochs=30 if full else 1.5, batch=128 if full else 32, score_name="test accuracy, %",
+        higher_is_better=True, flip=True,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from spectrascope.inspection import Inspection
     from spectrascope.loading.loaded import LoadedModel
-    from spectrascope.suggestion import Advice
+    from spectrascope.suggestion import Advice, ValidateOn
     from spectrascope.workload import LossFunction, SampleSource, Workload
 
 __all__ = ["look_at", "measure", "measure_bench", "measure_validated", "spell_command"]
@@ -86,9 +86,9 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
 
 
 def measure_validated(
-    target: Target, options: ProbeOptions, *, train_batch: int | None, command: str, quiet: bool
+    target: Target, options: ProbeOptions, *, train_batch: int | None, on: ValidateOn, command: str, quiet: bool
 ) -> Advice:
-    """Load, measure on half of the samples, advise, and take the steps on the other half.
+    """Load, measure on half of the samples, advise, and take the steps for real.
 
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
@@ -108,6 +108,7 @@ def measure_validated(
             model_info=subject.loaded.info,
             data_info=subject.data_info,
             train_batch=train_batch,
+            on=on,
             command=command,
             notes=subject.notes,
             on_progress=on_progress,

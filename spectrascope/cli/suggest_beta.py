@@ -17,6 +17,7 @@ from spectrascope.errors import OptionError
 from spectrascope.records import ProbeOptions
 from spectrascope.reports.emit import Emission, emit_advice
 from spectrascope.reports.render import render_advice
+from spectrascope.suggestion import ValidateOn
 
 if TYPE_CHECKING:
     from spectrascope.suggestion import Advice
@@ -50,6 +51,14 @@ _Validate = Annotated[
         help="Measure on half of the samples, take the steps for real, and report the loss on the other half.",
     ),
 ]
+_ValidateOn = Annotated[
+    ValidateOn,
+    typer.Option(
+        "--validate-on",
+        rich_help_panel=o.MEASUREMENT,
+        help="Whose loss --validate follows: of the other half, or of the measured half itself.",
+    ),
+]
 _TrainBatch = Annotated[
     int | None,
     typer.Option(
@@ -72,6 +81,7 @@ def suggest_beta(
     window: groups.Window,
     train_batch: _TrainBatch = None,
     validate: _Validate = False,
+    validate_on: _ValidateOn = ValidateOn.HELD_OUT,
     emit_groups: _Emit = None,
     result: groups.Result,
 ) -> None:
@@ -79,7 +89,9 @@ def suggest_beta(
 
     With its interval, a damping from the gradient's noise, and how good a step each exponent makes.
     """
-    advice = _advise(context, model, target, window.of(options), train_batch, validate, result.quiet)
+    advice = _advise(
+        context, model, target, window.of(options), train_batch, validate_on if validate else None, result.quiet
+    )
     if emit_groups is not None:
         if "format" in context.params and (context.params["format"] is not None or context.params["json"]):
             raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")
@@ -94,19 +106,19 @@ def _advise(
     target: groups.Target,
     options: ProbeOptions,
     train_batch: int | None,
-    validate: bool,
+    validate_on: ValidateOn | None,
     quiet: bool,
 ) -> Advice:
     from spectrascope.advice import advise
 
     command = spell_command(context.obj or ())
     if model is not None and is_saved_report(model):
-        if validate:
+        if validate_on is not None:
             raise OptionError(f"--validate takes steps with the network: name it instead of the report {model}")
         return advise(
             refit_saved(context, Path(model), options.top_k, options.min_rank, _OF_A_SAVED_REPORT),
             train_batch=train_batch,
         )
-    if validate:
-        return measure_validated(target, options, train_batch=train_batch, command=command, quiet=quiet)
+    if validate_on is not None:
+        return measure_validated(target, options, train_batch=train_batch, on=validate_on, command=command, quiet=quiet)
     return advise(measure(target, options, command=command, quiet=quiet), train_batch=train_batch)

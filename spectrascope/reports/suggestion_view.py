@@ -6,7 +6,7 @@ from spectrascope.records import Interval, Missing
 from spectrascope.reports.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.facts import describe_data, describe_model
 from spectrascope.reports.figures import format_count, format_percent
-from spectrascope.suggestion import Advice, BetaGroup, BetaSource, LayerAdvice, Treatment, Validation
+from spectrascope.suggestion import Advice, BetaGroup, BetaSource, LayerAdvice, Treatment, ValidateOn, Validation
 
 __all__ = ["build_advice"]
 
@@ -165,9 +165,10 @@ def _validation_sheet(found: Validation) -> Sheet:
                 )
             )
         )
+    whose = "others" if found.on is ValidateOn.HELD_OUT else "of the same"
     title = (
         f"Steps taken for real: measured on {format_count(found.n_measured, 'sample')}, "
-        f"loss of {found.n_held_out:,} others (now {found.loss_held_out:.4g})"
+        f"loss of {found.n_checked:,} {whose} (now {found.loss:.4g})"
     )
     return Sheet(title, columns, tuple(rows))
 
@@ -217,10 +218,16 @@ def _describe_validation(found: Validation) -> list[str]:
         return f"not computed ({value.reason})" if isinstance(value, Missing) else f"{value:.2f}"
 
     by_step = ", ".join(f"{_TITLES.get(k, k)}: {words(v)}" for k, v in found.correlation_by_step.items())
-    return [
+    lines = [
         f"Predicted and measured efficiency correlate with r = {words(found.correlation)} over "
         f"{format_count(len(found.steps), 'step')} (over layers, {by_step}); the logarithms of the decreases with r = "
         f"{words(found.correlation_decrease)}.",
-        f"The exponent predicted to be best lowered the held-out loss most, to within 5 %, on {found.best_agrees} of "
+        f"The exponent predicted to be best lowered the loss most, to within 5 %, on {found.best_agrees} of "
         f"{format_count(found.n_layers, 'layer')}.",
     ]
+    if found.on is ValidateOn.HELD_OUT:
+        lines.append(
+            "Where a step of larger b falls short on samples it was not measured on, its gain lay along directions whose "
+            "σ is sampling noise: more samples, or --validate-on measured for the quadratic model alone."
+        )
+    return lines

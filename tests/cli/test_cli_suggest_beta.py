@@ -66,7 +66,7 @@ def test_steps_taken_for_real(capsys) -> None:
     arguments = ["--num-samples", "200", "--validate", "--top-k", "6", "--layers", "fc*", "--json", "-q"]
     document = json.loads(_suggest(capsys, *arguments))
     found = document["validation"]
-    assert (found["n_measured"], found["n_held_out"], found["n_layers"]) == (100, 100, 2)
+    assert (found["on"], found["n_measured"], found["n_checked"], found["n_layers"]) == ("held-out", 100, 100, 2)
     assert {step["layer"] for step in found["steps"]} == {"fc1.weight", "fc2.weight"}
     assert document["data"]["n"] == 100
 
@@ -102,6 +102,11 @@ def test_what_is_no_report(tmp_path: Path, capsys) -> None:
     path.write_text("{}", encoding="utf-8")
     assert main(["suggest-beta", str(path)]) == 3
     assert "not a spectrascope report" in capsys.readouterr().err
+
+
+def test_validate_on_goes_with_validate(capsys) -> None:
+    assert main(["suggest-beta", "--validate-on", "measured", "-q"]) == 2
+    assert "--validate-on goes with --validate" in capsys.readouterr().err
 
 
 def test_too_few_samples_to_halve(capsys) -> None:

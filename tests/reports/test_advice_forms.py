@@ -17,7 +17,7 @@ from spectrascope.records import LayerInfo, LayerKind, LayerRole, Missing
 from spectrascope.reports.emit import Emission, emit_advice, emit_torch, emit_yaml
 from spectrascope.reports.render import Format, render_advice
 from spectrascope.reports.suggestion_csv import COLUMNS
-from spectrascope.suggestion import Advice, ParameterExponent, ValidatedStep, Validation
+from spectrascope.suggestion import Advice, ParameterExponent, ValidatedStep, ValidateOn, Validation
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,9 @@ def _text(advice: Advice, width: int | None) -> str:
 
 def _validated(advice: Advice) -> Advice:
     step = ValidatedStep("conv1.weight", "beta", 2.0, 0.02, 0.015, 0.9, 0.675, 1.0, 0.5)
-    found = Validation(1024, 512, 0.71, 1, 0.83, {"0": 0.5, "1": Missing("all values are equal")}, 0.9, 1, (step,))
+    found = Validation(
+        ValidateOn.HELD_OUT, 1024, 512, 0.71, 1, 0.83, {"0": 0.5, "1": Missing("all values are equal")}, 0.9, 1, (step,)
+    )
     return replace(advice, validation=found)
 
 
