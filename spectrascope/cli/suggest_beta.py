@@ -89,9 +89,10 @@ def suggest_beta(
 
     With its interval, a damping from the gradient's noise, and how good a step each exponent makes.
     """
-    advice = _advise(
-        context, model, target, window.of(options), train_batch, validate_on if validate else None, result.quiet
-    )
+    if validate_on is not ValidateOn.HELD_OUT and not validate:
+        raise OptionError("--validate-on goes with --validate")
+    on = validate_on if validate else None
+    advice = _advise(context, model, target, window.of(options), train_batch, on, result.quiet)
     if emit_groups is not None:
         if "format" in context.params and (context.params["format"] is not None or context.params["json"]):
             raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")

@@ -227,7 +227,7 @@ def _describe_validation(found: Validation) -> list[str]:
     ]
     if found.on is ValidateOn.HELD_OUT:
         lines.append(
-            "Where a step of larger b falls short on samples it was not measured on, its gain lay along directions whose "
-            "σ is sampling noise: more samples, or --validate-on measured for the quadratic model alone."
+            "Where a step of larger b falls short on samples it was not measured on, its gain lay along directions "
+            "whose σ is sampling noise: more samples, or --validate-on measured for the quadratic model alone."
         )
     return lines
