@@ -21,7 +21,9 @@ FLOORS = {
     "spectrascope.verdict": 0.6,
     "spectrascope.configuration": 1,
     "spectrascope.history": 0.5,
+    "spectrascope.suggestion": 0.5,
     "spectrascope.numerics": 1,
+    "spectrascope.optim": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
     "spectrascope.data": 1,
@@ -30,8 +32,11 @@ FLOORS = {
     "spectrascope.reports": 2,
     "spectrascope.gate": 2.5,
     "spectrascope.trajectory": 2,
+    "spectrascope.evidence": 1.5,
+    "spectrascope.advice": 2,
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
+    "spectrascope.validation": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
     "spectrascope.integrations": 4.5,
@@ -41,7 +46,8 @@ FLOORS = {
 TORCH_FREE = (
     "spectrascope.records", "spectrascope.errors", "spectrascope.reports", "spectrascope.comparison",
     "spectrascope.verdict", "spectrascope.configuration", "spectrascope.gate", "spectrascope.numerics.replicates",
-    "spectrascope.history", "spectrascope.trajectory",
+    "spectrascope.history", "spectrascope.trajectory", "spectrascope.suggestion", "spectrascope.evidence",
+    "spectrascope.advice",
 )  # fmt: skip
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
@@ -100,6 +106,7 @@ def test_reading_rooms_import_without_torch() -> None:
     code = (
         "import sys, spectrascope, spectrascope.reports.render, spectrascope.reports.refit, spectrascope.cli.app;"
         "import spectrascope.gate, spectrascope.configuration, spectrascope.reports.junit;"
+        "import spectrascope.advice;"
         "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

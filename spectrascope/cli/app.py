@@ -15,6 +15,7 @@ from spectrascope.cli.plot import plot
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
+from spectrascope.cli.suggest_beta import suggest_beta
 from spectrascope.cli.trajectory import trajectory
 from spectrascope.cli.triangle import triangle
 
@@ -56,6 +57,9 @@ app.command(cls=SectionedCommand, short_help="Measure a network.")(probe)
 app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G alone, of a network or a saved report.")(
     triangle
 )
+app.command(
+    "suggest-beta", cls=SectionedCommand, short_help="Which exponent fits each weight: gradient descent, Muon, Newton."
+)(suggest_beta)
 app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
 app.command(cls=SectionedCommand, short_help="Hold a network or a saved report to a baseline.")(gate)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
     from spectrascope.inspection import Inspection
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.loading.sampling import LoadedData
+    from spectrascope.suggestion import Advice, ValidateOn
     from spectrascope.workload import LossFunction, SampleSource, Workload
 
-__all__ = ["look_at", "measure", "measure_bench", "spell_command"]
+__all__ = ["look_at", "measure", "measure_bench", "measure_validated", "spell_command"]
 
 
 def spell_command(arguments: Sequence[str]) -> str:
@@ -84,6 +85,36 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
             data_info=subject.data_info,
             command=command,
             rounds=rounds,
+            on_progress=on_progress,
+        )
+
+
+def measure_validated(
+    target: Target, options: ProbeOptions, *, train_batch: int | None, on: ValidateOn, command: str, quiet: bool
+) -> Advice:
+    """Load, measure on half of the samples, advise, and take the steps for real.
+
+    Raises:
+        SpectrascopeError: something cannot be loaded or measured.
+    """
+    _require_window(options)
+    with follow_progress(quiet=quiet) as on_progress:
+        on_progress("import", 0, 1)
+        from spectrascope.validation import advise_and_validate
+
+        on_progress("import", 1, 1)
+        subject = _load(target, options, on_progress)
+        return advise_and_validate(
+            subject.loaded.model,
+            subject.source,
+            subject.loss_fn,
+            options=options,
+            model_info=subject.loaded.info,
+            data_info=subject.data_info,
+            train_batch=train_batch,
+            on=on,
+            command=command,
+            notes=subject.notes,
             on_progress=on_progress,
         )
 

@@ -27,6 +27,7 @@ from spectrascope.records import (
 )
 from spectrascope.reports.codec import decode, encode, require_key, require_object
 from spectrascope.reports.layer_json import decode_layer, encode_layer
+from spectrascope.suggestion import Advice
 from spectrascope.verdict import Verdict
 
 __all__ = ["dump_json", "record_to_json", "report_from_json", "report_to_json"]
@@ -51,8 +52,8 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def record_to_json(record: BenchReport | Inspection | Verdict | Comparison | Trajectory) -> str:
-    """Write a benchmark, a dry run, a verdict, a comparison or a trajectory as strict, indented JSON.
+def record_to_json(record: BenchReport | Inspection | Verdict | Comparison | Trajectory | Advice) -> str:
+    """Write a benchmark, a dry run, a verdict, a comparison, a trajectory or an advice as strict, indented JSON.
 
     ``schema_version`` comes first.
 

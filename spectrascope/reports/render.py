@@ -11,6 +11,7 @@ from spectrascope.history import TrackedNumber, Trajectory
 from spectrascope.inspection import Inspection
 from spectrascope.records import Report
 from spectrascope.reports.order import Sort
+from spectrascope.suggestion import Advice
 from spectrascope.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from spectrascope.reports.document import Document
 
 __all__ = [
-    "Format", "View", "render", "render_bench", "render_comparison", "render_inspection", "render_trajectory",
-    "render_verdict",
+    "Format", "View", "render", "render_advice", "render_bench", "render_comparison", "render_inspection",
+    "render_trajectory", "render_verdict",
 ]  # fmt: skip
 
 
@@ -185,6 +186,25 @@ def render_trajectory(
     if format is Format.CSV:
         return trajectory_to_csv(trajectory)
     return _draw(build_trajectory_document(trajectory, number), format, width)
+
+
+def render_advice(advice: Advice, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give an advice the form asked for.
+
+    Raises:
+        NonFiniteError: JSON of an advice with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(advice)
+    if format is Format.CSV:
+        from spectrascope.reports.suggestion_csv import advice_to_csv
+
+        return advice_to_csv(advice)
+    from spectrascope.reports.suggestion_view import build_advice
+
+    return _draw(build_advice(advice), format, width)
 
 
 def _draw(document: Document, format: Format, width: int | None) -> RenderableType:

@@ -13,7 +13,9 @@ from spectrascope import __version__
 from spectrascope.cli import main
 from spectrascope.cli.app import app
 
-COMMANDS = ["probe", "triangle", "inspect", "show", "plot", "trajectory", "bench", "gate", "compare"]
+COMMANDS = [
+    "probe", "triangle", "inspect", "suggest-beta", "show", "plot", "trajectory", "bench", "gate", "compare",
+]  # fmt: skip
 GROUP = typer.main.get_command(app)
 
 

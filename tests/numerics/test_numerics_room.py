@@ -6,7 +6,7 @@ import pytest
 
 import spectrascope.numerics as room
 
-MODULES = ["analysis", "fits", "participation", "rank_models", "summary"]
+MODULES = ["analysis", "fits", "participation", "rank_models", "summary", "transfer"]
 
 
 def test_every_public_name_resolves_once() -> None:

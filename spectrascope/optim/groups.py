@@ -1,0 +1,134 @@
+"""Parameter groups of a network, from what ``spectrascope suggest-beta`` recommends."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from spectrascope.suggestion import ParameterExponent
+
+__all__ = ["parameter_groups"]
+
+Groups = list[dict[str, Any]]
+
+
+def parameter_groups(
+    model: nn.Module,
+    exponents: str | Path | Mapping[str, Any] | Iterable[ParameterExponent] | None = None,
+    *,
+    adamw: Sequence[str] = (),
+    scale_free: bool = True,
+) -> Groups:
+    """Make the groups of a :class:`spectrascope.optim.SpectralNewton`.
+
+    Args:
+        model: the network, bare (not compiled or wrapped).
+        exponents: a YAML file written by ``suggest-beta --emit yaml``, its content as a mapping, or
+            ``advice.parameters``. Parameters it does not name go to AdamW. ``None``: every parameter of two or more
+            dimensions takes the optimizer's own beta and damping, embedding tables and what is tied to one go to
+            AdamW.
+        adamw: shell-style globs on parameter names that go to AdamW whatever else is said, heads above all.
+        scale_free: which damping to take: relative to the gradient's size, or in its own units. Groups made from
+            exponents carry the option, so that the two cannot be mixed up.
+
+    Returns:
+        Groups with ``params``, ``beta`` and, where exponents are given, ``damping``, ``layout`` and ``scale_free``;
+        the last group is AdamW's (``beta=None``). No group is empty.
+
+    Raises:
+        ValueError: the exponents name a parameter the network does not have, a glob matches nothing, or the file is
+            not one of exponents.
+
+    >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    >>> [sorted(group) for group in parameter_groups(model, adamw=["2.*"])]
+    [['params'], ['beta', 'params']]
+    """
+    parameters = dict(model.named_parameters())
+    left_out = _matching(parameters, adamw)
+    if exponents is None:
+        tables = {
+            id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()
+        }
+        chosen = [
+            name for name, p in parameters.items() if p.dim() >= 2 and id(p) not in tables and name not in left_out
+        ]
+        groups: Groups = [{"params": [parameters.pop(name) for name in chosen]}]
+    else:
+        groups = _from_exponents(parameters, _read(exponents), left_out, scale_free)
+    groups.append({"params": list(parameters.values()), "beta": None})
+    return [group for group in groups if group["params"]]
+
+
+def _matching(names: Iterable[str], globs: Sequence[str]) -> set[str]:
+    found: set[str] = set()
+    names = list(names)
+    for glob in globs:
+        hits = fnmatch.filter(names, glob)
+        if not hits:
+            raise ValueError(f"adamw: {glob!r} matches none of the {len(names)} parameters, e.g. {names[0]!r}")
+        found.update(hits)
+    return found
+
+
+def _from_exponents(
+    parameters: dict[str, nn.Parameter], exponents: Sequence[ParameterExponent], left_out: set[str], scale_free: bool
+) -> Groups:
+    unknown = [e.name for e in exponents if e.name not in parameters]
+    if unknown:
+        raise ValueError(
+            f"the network has no parameter {unknown[0]!r} ({len(unknown)} of {len(exponents)} exponents do not fit): "
+            "pass the network they were measured on, bare and not compiled"
+        )
+    alike: dict[tuple[float, float, str], list[nn.Parameter]] = {}
+    for e in exponents:
+        if e.name not in left_out:
+            damping = e.relative_damping if scale_free else e.damping
+            alike.setdefault((e.beta, damping, e.layout), []).append(parameters.pop(e.name))
+    return [
+        {"params": found, "beta": beta, "damping": damping, "layout": layout, "scale_free": scale_free}
+        for (beta, damping, layout), found in alike.items()
+    ]
+
+
+def _read(
+    exponents: str | Path | Mapping[str, Any] | Iterable[ParameterExponent],
+) -> list[ParameterExponent]:
+    if isinstance(exponents, (str, Path)):
+        import yaml
+
+        path = Path(exponents)
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+        return _from_document(document, str(path))
+    if isinstance(exponents, Mapping):
+        return _from_document(exponents, "exponents")
+    return list(exponents)
+
+
+def _from_document(document: object, place: str) -> list[ParameterExponent]:
+    entries = document.get("parameters") if isinstance(document, Mapping) else None
+    if not isinstance(entries, Mapping):
+        raise ValueError(f"{place}: expected what suggest-beta --emit yaml writes, found no table 'parameters'")
+    found = []
+    for name, entry in entries.items():
+        try:
+            found.append(
+                ParameterExponent(
+                    name=str(name),
+                    beta=float(entry["beta"]),
+                    damping=float(entry["absolute_damping"]),
+                    relative_damping=float(entry["damping"]),
+                    layout=str(entry.get("layout", "flat")),
+                )
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{place}: parameter {name!r} needs numbers 'beta', 'damping' and 'absolute_damping', got {entry!r}"
+            ) from error
+    return found

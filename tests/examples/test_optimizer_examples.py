@@ -1,0 +1,111 @@
+"""The optimizer examples run, every contender learns, and the controls are what they say."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "optimizers"
+sys.path.insert(0, str(FOLDER))
+
+import contenders  # noqa: E402
+import step_cost  # noqa: E402
+import tasks  # noqa: E402
+import train  # noqa: E402
+
+MEASURED = contenders.Measured((), {"0.weight": 0.5, "3.weight": 2.0}, ["3.*"])
+
+
+def test_the_comparison_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    file = tmp_path / "results.json"
+    arguments = ["digits", "--epochs", "0.05", "--seeds", "2", "--threads", "1", "--json", str(file)]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+    train.main()
+    results = json.loads(file.read_text())
+    assert [r["contender"] for r in results] == [c.name for c in contenders.CONTENDERS]
+    assert all(len(r["scores"]) == 2 and len(r["tuning"]) == 3 for r in results)
+    out = capsys.readouterr().out
+    assert out.count("damping") >= 4
+    assert "fc2.weight" not in out  # the head is AdamW's
+
+
+def test_the_step_cost_runs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys, "argv", ["step_cost.py", "--shapes", "tiny", "--rounds", "2"])
+    step_cost.main()
+    assert capsys.readouterr().out.count("× Muon") == 9
+
+
+def _network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+
+
+@pytest.mark.parametrize("contender", contenders.CONTENDERS, ids=[c.name for c in contenders.CONTENDERS])
+def test_every_contender_learns(contender: contenders.Contender) -> None:
+    model = _network()
+    inputs = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = (inputs.mean((1, 2, 3)) > 0).long()
+    optimizer = contender.make(model, contender.rates[1], MEASURED)
+    losses = []
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = tasks.loss_of(model(inputs), labels)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        optimizer.step()
+    assert losses[-1] < 0.75 * losses[0], losses
+
+
+def test_muon_steps_the_kernel_itself() -> None:
+    model = _network()
+    kernel, head = model[0].weight, model[3].weight
+    optimizer = contenders.MuonWithAdamW([kernel], [head, model[0].bias, model[3].bias], lr=0.1)
+    reference = nn.Parameter(kernel.detach().flatten(1).clone())
+    for p in model.parameters():
+        p.grad = torch.randn_like(p)
+    reference.grad = kernel.grad.flatten(1).clone()
+    torch.optim.Muon([reference], lr=0.1, weight_decay=contenders.WEIGHT_DECAY).step()
+    optimizer.step()
+    assert torch.equal(kernel.detach().flatten(1), reference.detach())
+
+
+def test_the_scalar_control_scales_learning_rates_by_alpha_h() -> None:
+    model = _network()
+    optimizer = contenders.ScalarScaledAdamW(model, 0.1, {"0.weight": 0.5, "3.weight": 2.0}, exponent=0.5)
+    rates = {id(group["params"][0]): group["lr"] for group in optimizer.param_groups}
+    assert rates[id(model[0].weight)] == pytest.approx(0.1 * (0.5 / 1.25) ** 0.5)
+    assert rates[id(model[3].weight)] == pytest.approx(0.1 * (2.0 / 1.25) ** 0.5)
+    assert rates[id(model[0].bias)] == 0.1
+
+
+def test_the_mini_gpt_is_causal() -> None:
+    torch.manual_seed(0)
+    model = tasks.MiniGPT(11, 8, 32, 2).eval()
+    ids = torch.randint(0, 11, (2, 8))
+    changed = ids.clone()
+    changed[:, 5:] = (changed[:, 5:] + 1) % 11
+    with torch.no_grad():
+        one, other = model(ids), model(changed)
+    assert torch.allclose(one[:, :5], other[:, :5], atol=1e-6)
+    assert not torch.allclose(one[:, 5:], other[:, 5:], atol=1e-3)
+
+
+def test_text_and_images_become_tasks(tmp_path: Path) -> None:
+    file = tmp_path / "text.txt"
+    file.write_text("to be or not to be, " * 400, encoding="utf-8")
+    text = tasks.text(file, full=False)
+    assert torch.equal(text.train[0][0, 1:], text.train[1][0, :-1])  # targets are the next characters
+    assert text.score(text.make_model(), "cpu") == pytest.approx(math.log(len(set(file.read_text()))), abs=0.2)
+    from PIL import Image
+
+    for name in "abcdefghij":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(2):
+            Image.new("RGB", (32, 32), (i * 40, 0, 0)).save(tmp_path / "images" / name / f"{i}.png")
+    loaded = tasks.cifar(tmp_path / "images", full=False)
+    assert loaded.train[0].shape == (17, 3, 32, 32)
+    assert len(loaded.test[1]) == 3

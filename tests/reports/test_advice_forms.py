@@ -1,0 +1,160 @@
+"""An advice as table, Markdown, CSV, JSON, Python and YAML."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report, mixed_report
+from rich.console import Console
+from torch import nn
+
+from spectrascope.advice import advise
+from spectrascope.records import LayerInfo, LayerKind, LayerRole, Missing
+from spectrascope.reports.emit import Emission, emit_advice, emit_torch, emit_yaml
+from spectrascope.reports.render import Format, render_advice
+from spectrascope.reports.suggestion_csv import COLUMNS
+from spectrascope.suggestion import Advice, ParameterExponent, ValidatedStep, ValidateOn, Validation
+
+
+@pytest.fixture(scope="module")
+def advice() -> Advice:
+    return advise(mixed_report(), train_batch=128)
+
+
+def _text(advice: Advice, width: int | None) -> str:
+    console = Console(width=width or 400, color_system=None, file=io.StringIO())
+    console.print(render_advice(advice, Format.TABLE, width=width))
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def _validated(advice: Advice) -> Advice:
+    step = ValidatedStep("conv1.weight", "beta", 2.0, 0.02, 0.015, 0.9, 0.675, 1.0, 0.5)
+    found = Validation(
+        ValidateOn.HELD_OUT, 1024, 512, 0.71, 1, 0.83, {"0": 0.5, "1": Missing("all values are equal")}, 0.9, 1, (step,)
+    )
+    return replace(advice, validation=found)
+
+
+@pytest.mark.parametrize("width", [80, 120, 200, None])
+def test_tables_fit_their_terminal_and_keep_what_matters(advice: Advice, width: int | None) -> None:
+    text = _text(_validated(advice), width)
+    table = [line for line in text.splitlines() if line.startswith(("conv1", "layer", "a[red]"))]
+    assert all(len(line.rstrip()) <= (width or 400) for line in table)
+    assert "a[red]b|c" in text
+    assert "use β" in text
+    assert "2.00" in text
+    assert "for steps on 128 samples" in text
+    assert "r = 0.83" in text
+    if width is None:
+        for title in ("interval", "from", "meaning", "damping", "measured β", "b = 0", "best b", "above noise"):
+            assert title in text
+        assert LONG_NAME in text
+
+
+def test_markdown_escapes_names(advice: Advice) -> None:
+    text = render_advice(_validated(advice), Format.MARKDOWN)
+    assert isinstance(text, str)
+    assert r"a\[red\]b\|c" in text
+    assert "### Steps taken for real" in text
+
+
+def test_csv_and_json_tell_the_same(advice: Advice) -> None:
+    rows = list(csv.DictReader(io.StringIO(str(render_advice(advice, Format.CSV)))))
+    document = json.loads(str(render_advice(advice, Format.JSON)))
+    assert document["schema_version"] == 1
+    assert tuple(rows[0]) == COLUMNS
+    for row, layer in zip(rows, document["layers"], strict=True):
+        assert row["name"] == layer["info"]["name"]
+        assert row["treatment"] == layer["treatment"]
+        if layer["treatment"] == "spectral":
+            assert float(row["beta"]) == layer["beta"]
+        else:
+            assert row["beta"] == ""
+            assert f"beta: {layer['reason']}" in row["missing"]
+        if isinstance(layer["efficiencies"], list):
+            for step in layer["efficiencies"]:
+                assert float(row[f"efficiency_{step['name']}"]) == step["efficiency"]
+    assert document["validation"] == {"missing": "not asked for: see --validate"}
+
+
+class _Odd(nn.Module):
+    """Parameters whose names are anything but identifiers."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.weights = nn.ParameterDict({name: nn.Parameter(torch.randn(6, 6)) for name in names})
+
+
+def test_emitted_python_runs_and_sets_the_groups() -> None:
+    rows = (
+        make_layer(make_info("conv.weight"), make_measurement(beta=1.4)),
+        make_layer(
+            LayerInfo("up.weight", LayerKind.CONV_TRANSPOSE, LayerRole.CONV, (3, 8), (4, 3, 2)), make_measurement()
+        ),
+    )
+    advice = advise(make_report(rows))
+    model = nn.Module()
+    model.conv = nn.Conv2d(3, 8, 3)
+    model.up = nn.ConvTranspose1d(4, 3, 2)
+    model.head = nn.Linear(8, 2)
+    scope = {"model": model}
+    exec(emit_torch(advice), scope)
+    optimizer = scope["optimizer"]
+    found = {id(p): g for g in optimizer.param_groups for p in g["params"]}
+    conv, up = found[id(model.conv.weight)], found[id(model.up.weight)]
+    assert conv["beta"] == advice.parameters[0].beta
+    assert conv["damping"] == pytest.approx(advice.parameters[0].relative_damping, rel=1e-2)
+    assert conv["scale_free"]
+    assert up["layout"] == "conv_transpose"
+    assert found[id(model.head.weight)]["beta"] is None
+    assert len(found) == len(list(model.parameters()))
+
+
+def test_names_cannot_become_code_or_break_yaml(advice: Advice) -> None:
+    evil = "x'] + __import__('os').system('false') #\n: {"
+    poisoned = replace(
+        advice,
+        model=replace(advice.model, id="evil\nimport os"),
+        parameters=(ParameterExponent(evil, 1.0, 0.1, 0.1, "flat"),),
+    )
+    document = yaml.safe_load(emit_yaml(poisoned))
+    assert list(document["parameters"]) == [evil]
+    code = emit_torch(poisoned)
+    assert "\nimport os" not in code
+    model = nn.Module()
+    with pytest.raises(KeyError) as caught:
+        exec(code, {"model": model})
+    assert caught.value.args == (evil,)
+
+
+def test_yaml_is_what_parameter_groups_loads(advice: Advice, tmp_path) -> None:
+    from spectrascope.optim import parameter_groups
+
+    path = tmp_path / "betas.yaml"
+    path.write_text(emit_yaml(advice), encoding="utf-8")
+    model = _Odd([])
+    for p in advice.parameters:
+        place = model
+        *parents, local = p.name.split(".")
+        for parent in parents:
+            if not hasattr(place, parent):
+                setattr(place, parent, nn.Module())
+            place = getattr(place, parent)
+        place.register_parameter(local, nn.Parameter(torch.randn(6, 6)))
+    groups = parameter_groups(model, path)
+    betas = {id(p): group["beta"] for group in groups for p in group["params"]}
+    parameters = dict(model.named_parameters())
+    for p in advice.parameters:
+        assert betas[id(parameters[p.name])] == p.beta
+    assert yaml.safe_load(path.read_text())["adamw"] == ["head.bias"]
+
+
+@pytest.mark.parametrize("form", list(Emission))
+def test_every_emission(advice: Advice, form: Emission) -> None:
+    text = emit_advice(advice, form)
+    assert text.startswith("# exponents for spectrascope.optim.SpectralNewton, measured on my net[red].pt")
+    assert "steps on 128 samples" in text
