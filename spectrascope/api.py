@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +16,10 @@ from spectrascope.measure.effective import unwrapped
 from spectrascope.measure.selfcheck import FirstSamples
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
+from spectrascope.weight_records import ConvView, WeightOptions, WeightsReport
 from spectrascope.workload import LossFunction, SampleSource, shape_of, source_from_batches
 
-__all__ = ["describe_source", "probe"]
+__all__ = ["describe_source", "probe", "weights"]
 
 
 def probe(
@@ -114,6 +115,64 @@ def probe(
         data_info=data_info,
         command=f"spectrascope.probe({type(model).__name__})",
         **extra,
+    )
+
+
+def weights(
+    model: nn.Module | Mapping[str, Tensor],
+    *,
+    top_k: int = 20,
+    min_rank: int = 1,
+    layers: tuple[str, ...] | list[str] = (),
+    exclude: tuple[str, ...] | list[str] = (),
+    split_fused: bool = True,
+    conv: ConvView | str = ConvView.FLAT,
+    report: Report | None = None,
+) -> WeightsReport:
+    """Fit power-law tails to the spectra of a network's weights; needs no data.
+
+    Args:
+        model: any ``nn.Module``, which is only read; or a state dict, whose weights are told from names and shapes.
+        top_k: last rank of the window in which ``s_weight`` is fitted.
+        min_rank: first rank of that window, 1-based.
+        layers: globs on parameter names to measure; all when empty.
+        exclude: globs on parameter names to leave out.
+        split_fused: measure the q, k and v of a fused weight as three rows, where its layout is known.
+        conv: ``flat`` (outputs × (inputs · kernel)) or ``slices`` (WeightWatcher's pooled kernel positions).
+        report: a report of the same network, whose alpha_h goes beside ``s_weight``.
+
+    Returns:
+        A :class:`spectrascope.weight_records.WeightsReport`.
+
+    Raises:
+        SpectrascopeError: one of its kinds, with a one-line message.
+
+    Cost: the eigenvalues of one Gram matrix per weight.
+    """
+    from spectrascope.weight_tails import measure_network_weights, measure_tensors
+
+    try:
+        view = ConvView(conv)
+    except ValueError as error:
+        raise OptionError(f"conv {conv!r}: expected one of {', '.join(v.value for v in ConvView)}") from error
+    options = WeightOptions(top_k, min_rank, tuple(layers), tuple(exclude), split_fused, view)
+    if isinstance(model, nn.Module):
+        command = f"spectrascope.weights({type(model).__name__})"
+        info = _describe_model(unwrapped(model))
+        return measure_network_weights(model, options, model_info=info, command=command, beside=report)
+    tensors = dict(model)
+    info = ModelInfo(
+        id="state dict",
+        architecture="unknown",
+        source="python",
+        path=Missing("the weights were passed in memory"),
+        sha256=Missing("the weights were passed in memory"),
+        weights="in memory",
+        n_parameters=sum(t.numel() for t in tensors.values() if t.is_floating_point()),
+    )
+    why = "a state dict was passed"
+    return measure_tensors(
+        tensors, why, options, model_info=info, command="spectrascope.weights(state_dict)", beside=report
     )
 
 

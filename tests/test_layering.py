@@ -16,6 +16,7 @@ FLOORS = {
     "spectrascope.records": 0,
     "spectrascope.errors": 0,
     "spectrascope.inspection": 0.5,
+    "spectrascope.weight_records": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
@@ -25,12 +26,13 @@ FLOORS = {
     "spectrascope.reports": 2,
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
+    "spectrascope.weight_tails": 3.6,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
     "spectrascope.cli": 5,
     "spectrascope.__main__": 6,
 }
-TORCH_FREE = ("spectrascope.records", "spectrascope.errors", "spectrascope.reports")
+TORCH_FREE = ("spectrascope.records", "spectrascope.errors", "spectrascope.reports", "spectrascope.weight_records")
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
 

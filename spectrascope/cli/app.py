@@ -12,6 +12,7 @@ from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
 from spectrascope.cli.triangle import triangle
+from spectrascope.cli.weights import weights
 
 __all__ = ["app"]
 
@@ -53,3 +54,4 @@ app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G 
 app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)
+app.command(cls=SectionedCommand, short_help="Power-law tails of the weights' spectra; needs no data.")(weights)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import LossFunction, SampleSource, Workload
 
-__all__ = ["look_at", "measure", "measure_bench", "spell_command"]
+__all__ = ["look_at", "measure", "measure_bench", "read_tensors", "spell_command"]
 
 
 def spell_command(arguments: Sequence[str]) -> str:
@@ -99,7 +99,7 @@ def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
         try:
             loaded = _load_model(target, options, headers_only=True)
         except LoadError as error:
-            tensors = _tensors_of(target)
+            tensors = read_tensors(target, headers_only=True)
             if tensors is None:
                 raise
             content, info = tensors
@@ -187,8 +187,8 @@ def _own_subject(target: Target, options: ProbeOptions, loaded: LoadedModel, own
     return _Subject(loaded, source, describe_source(source), own.loss_fn, ())
 
 
-def _tensors_of(target: Target) -> tuple[dict[str, Tensor], ModelInfo] | None:
-    """Names and shapes of a checkpoint, ``None`` where the model string names none or something else is wrong."""
+def read_tensors(target: Target, *, headers_only: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:
+    """A checkpoint without its network, ``None`` where the model string names none or something else is wrong."""
     from pathlib import Path
 
     from spectrascope.loading.checkpoint import read_checkpoint
@@ -196,7 +196,7 @@ def _tensors_of(target: Target) -> tuple[dict[str, Tensor], ModelInfo] | None:
     if target.model is None or target.arch is not None or not Path(target.model.partition("::")[0]).exists():
         return None
     try:
-        checkpoint = read_checkpoint(target.model, headers_only=True)
+        checkpoint = read_checkpoint(target.model, headers_only=headers_only)
     except LoadError:
         return None
     tensors = dict(checkpoint.state_dict)

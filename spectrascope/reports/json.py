@@ -25,6 +25,7 @@ from spectrascope.records import (
 )
 from spectrascope.reports.codec import decode, encode, require_key, require_object
 from spectrascope.reports.layer_json import decode_layer, encode_layer
+from spectrascope.weight_records import WeightsReport
 
 __all__ = ["dump_json", "record_to_json", "report_from_json", "report_to_json"]
 
@@ -48,8 +49,8 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def record_to_json(record: BenchReport | Inspection) -> str:
-    """Write a benchmark or a dry run as strict, indented JSON, ``schema_version`` first.
+def record_to_json(record: BenchReport | Inspection | WeightsReport) -> str:
+    """Write a benchmark, a dry run or weight tails as strict, indented JSON, ``schema_version`` first.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the field.

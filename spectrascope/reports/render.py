@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from spectrascope.inspection import Inspection
 from spectrascope.records import BenchReport, Report
 from spectrascope.reports.order import Sort
+from spectrascope.weight_records import WeightsReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["Format", "View", "render", "render_bench", "render_inspection"]
+__all__ = ["Format", "View", "render", "render_bench", "render_inspection", "render_weights"]
 
 
 class Format(str, Enum):
@@ -113,3 +114,26 @@ def render_inspection(inspection: Inspection, format: Format, *, width: int | No
     from spectrascope.reports.table import document_table
 
     return document_table(build_inspection(inspection), width=width)
+
+
+def render_weights(report: WeightsReport, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give weight tails the form asked for.
+
+    Raises:
+        NonFiniteError: JSON of a report with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(report)
+    from spectrascope.reports.weights_view import build_weights, weights_to_csv
+
+    if format is Format.CSV:
+        return weights_to_csv(report)
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import document_markdown
+
+        return document_markdown(build_weights(report))
+    from spectrascope.reports.table import document_table
+
+    return document_table(build_weights(report), width=width)
