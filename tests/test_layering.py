@@ -17,6 +17,7 @@ FLOORS = {
     "spectrascope.errors": 0,
     "spectrascope.inspection": 0.5,
     "spectrascope.weight_records": 0.5,
+    "spectrascope.decomposition": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.losses": 0.5,
     "spectrascope.workload": 1,
@@ -27,12 +28,19 @@ FLOORS = {
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
     "spectrascope.weight_tails": 3.6,
+    "spectrascope.decomposer": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
     "spectrascope.cli": 5,
     "spectrascope.__main__": 6,
 }
-TORCH_FREE = ("spectrascope.records", "spectrascope.errors", "spectrascope.reports", "spectrascope.weight_records")
+TORCH_FREE = (
+    "spectrascope.records",
+    "spectrascope.errors",
+    "spectrascope.reports",
+    "spectrascope.weight_records",
+    "spectrascope.decomposition",
+)
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
 

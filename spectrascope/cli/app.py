@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli.bench import bench
+from spectrascope.cli.decompose import decompose
 from spectrascope.cli.inspect import inspect
 from spectrascope.cli.probe import probe
 from spectrascope.cli.sections import SectionedCommand
@@ -55,3 +56,4 @@ app.command(cls=SectionedCommand, short_help="What probe would measure, and at w
 app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)
 app.command(cls=SectionedCommand, short_help="Power-law tails of the weights' spectra; needs no data.")(weights)
+app.command(cls=SectionedCommand, short_help="Why β is what it is: factors, their alignment, and the rest.")(decompose)

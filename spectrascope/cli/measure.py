@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spectrascope.cli.groups import Target
 from spectrascope.cli.progress import OnProgress, follow_progress
+from spectrascope.decomposition import DecomposeOptions
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records import BenchReport, DataInfo, LossName, ModelInfo, ProbeOptions, Report
 
@@ -28,8 +30,10 @@ def spell_command(arguments: Sequence[str]) -> str:
     return shlex.join(["spectrascope", *arguments])
 
 
-def measure(target: Target, options: ProbeOptions, *, command: str, quiet: bool) -> Report:
-    """Load and measure.
+def measure(
+    target: Target, options: ProbeOptions, *, command: str, quiet: bool, decompose: DecomposeOptions | None = None
+) -> Report:
+    """Load and measure; with ``decompose``, the spectral alignment decomposition too.
 
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
@@ -38,13 +42,18 @@ def measure(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
         started = time.perf_counter()
-        from spectrascope.pipeline import run_probe
+        run: Callable[..., Report]
+        if decompose is None:
+            from spectrascope.pipeline import run_probe as run
+        else:
+            from spectrascope.decomposer import run_decompose
 
+            run = functools.partial(run_decompose, decompose=decompose)
         imported = time.perf_counter()
         on_progress("import", 1, 1)
         subject = _load(target, options, on_progress)
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
-        return run_probe(
+        return run(
             subject.loaded.model,
             subject.source,
             subject.loss_fn,

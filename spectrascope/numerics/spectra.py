@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["gram_eigenvalues"]
+__all__ = ["gram_eigenvalues", "lower_gram"]
 
 _DOUBLE_UP_TO = 1024
 """Smaller side up to which the Gram matrix is formed in float64 in any case: it costs less than a second."""
@@ -36,20 +36,26 @@ def gram_eigenvalues(matrix: Tensor, *, precise: bool = True) -> tuple[Tensor, f
     if scale == 0.0:
         return torch.zeros(min(m, n), dtype=torch.float64), 0.0
     work = work / scale  # squares must neither overflow nor vanish
-    values = torch.linalg.eigvalsh(_gram(work)).flip(0).clamp_min(0).cpu().double()
+    values = torch.linalg.eigvalsh(lower_gram(work.T)).flip(0).clamp_min(0).cpu().double()
     # Rounding errors of dot products and of orthogonal reductions add up like a random walk.
     error = 8 * torch.finfo(dtype).eps * max(m, n) ** 0.5 * float(values[0])
     return values * scale**2, error * scale**2
 
 
-def _gram(side: Tensor, blocks: int = 4) -> Tensor:
-    """Its lower triangle in blocks: eigenvalue solvers do not read the rest."""
-    size = side.shape[0]
-    if size < 512:
-        return side @ side.T
-    gram = side.new_zeros(size, size)
+def lower_gram(rows: Tensor, blocks: int = 4) -> Tensor:
+    """XᵀX of rows X (r, size), of which only the lower triangle is right where the matrix is large.
+
+    Eigenvalue solvers read no more, and the rest would take as long again.
+
+    >>> lower_gram(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).tolist()
+    [[10.0, 14.0], [14.0, 20.0]]
+    """
+    size = rows.shape[1]
+    if size < 128:
+        return rows.T @ rows
+    gram = rows.new_zeros(size, size)
     step = -(-size // blocks)
     for start in range(0, size, step):
-        rows = slice(start, min(start + step, size))
-        gram[rows, : rows.stop] = side[rows] @ side[: rows.stop].T
+        part = slice(start, min(start + step, size))
+        gram[part, : part.stop] = rows[:, part].T @ rows[:, : part.stop]
     return gram

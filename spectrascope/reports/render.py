@@ -30,6 +30,7 @@ class View(str, Enum):
 
     PROBE = "probe"
     TRIANGLE = "triangle"
+    DECOMPOSITION = "decomposition"
 
 
 def render(
@@ -48,7 +49,7 @@ def render(
     Args:
         report: what to show.
         format: the form.
-        view: the whole report or the α triangle alone.
+        view: the whole report, the α triangle alone, or the spectral alignment decomposition.
         sort: order of the layers.
         width: columns of the terminal a table is for; ``None`` shows everything in full.
 
@@ -59,6 +60,8 @@ def render(
         from spectrascope.reports.json import report_to_json
 
         return report_to_json(report)
+    if view is View.DECOMPOSITION:
+        return _render_decomposition(report, format, sort, width)
     if format is Format.CSV:
         from spectrascope.reports.csv import report_to_csv, triangle_to_csv
 
@@ -70,6 +73,21 @@ def render(
     from spectrascope.reports.table import report_table, triangle_table
 
     return (report_table if view is View.PROBE else triangle_table)(report, sort, width=width)
+
+
+def _render_decomposition(report: Report, format: Format, sort: Sort, width: int | None) -> RenderableType:
+    from spectrascope.reports.decomposition_view import build_decomposition, decomposition_to_csv
+
+    if format is Format.CSV:
+        return decomposition_to_csv(report, sort)
+    document = build_decomposition(report, sort)
+    if format is Format.MARKDOWN:
+        from spectrascope.reports.markdown import document_markdown
+
+        return document_markdown(document)
+    from spectrascope.reports.table import document_table
+
+    return document_table(document, width=width)
 
 
 def render_bench(bench: BenchReport, format: Format, *, width: int | None = None) -> RenderableType:

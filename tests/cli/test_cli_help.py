@@ -13,7 +13,7 @@ from spectrascope import __version__
 from spectrascope.cli import main
 from spectrascope.cli.app import app
 
-COMMANDS = ["probe", "triangle", "inspect", "show", "bench", "weights"]
+COMMANDS = ["probe", "triangle", "inspect", "show", "bench", "weights", "decompose"]
 GROUP = typer.main.get_command(app)
 
 
