@@ -1,69 +1,57 @@
-"""Factors against curvlinops' K-FAC (3.0.1), up to its documented scale.
+"""Factors against curvlinops' K-FAC (3.0.1), up to its scale.
 
-curvlinops' ``expand`` C_A is Σ a aᵀ / (N·T), ours Σ a aᵀ / N; its gradient covariance is Σ delta deltaᵀ / N of the sum over
-the loss's own reduction, ours that over T. So A_ours = T · A_theirs, and the products differ by what these two leave.
+Its ``expand`` divides the input covariance by the number of positions T and does not divide the gradient covariance, ours
+the other way round: products agree. Its ``reduce`` averages inputs over positions and sums gradients; ours sums both and
+divides by T²: products agree as well.
 """
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.decomposition import Decomposition
+from spectrascope.records import LayerReport
 
 curvlinops = pytest.importorskip("curvlinops", reason="a test extra: pip install curvlinops-for-pytorch")
 
+NETWORKS = {
+    "linear": (lambda: nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)), (6,)),
+    "conv": (
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(36, 3)
+        ),
+        (2, 6, 6),
+    ),
+}
 
-def network(kind: str) -> tuple[nn.Module, torch.Tensor]:
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("sharing", ["expand", "reduce"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_factors_are_curvlinops(kind: str, sharing: str) -> None:
     torch.manual_seed(0)
-    if kind == "linear":
-        return nn.Sequential(nn.Linear(6, 5, bias=False), nn.ReLU(), nn.Linear(5, 3)).double(), torch.randn(8, 6).double()
-    conv = nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False)
-    model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(4 * 9, 3)).double()
-    return model, torch.randn(8, 2, 6, 6).double()
-
-
-@pytest.mark.parametrize("kind", ["linear", "conv"])
-def test_factors_are_curvlinops(kind: str) -> None:
-    model, x = network(kind)
-    y = torch.arange(8) % 3
+    build, shape = NETWORKS[kind]
+    model, x, y = build().double(), torch.randn(8, *shape).double(), torch.arange(8) % 3
     weight = model[0].weight
     kfac = curvlinops.KFACLinearOperator(
-        model, nn.CrossEntropyLoss(), [weight], [(x, y)], fisher_type="type-2", kfac_approx="expand",
+        model, nn.CrossEntropyLoss(), [weight], [(x, y)], fisher_type="type-2", kfac_approx=sharing,
         check_deterministic=False,
     )  # fmt: skip
-    theirs_a, theirs_delta = factors_of(kfac)
-    report = spectrascope.decompose(model, (x, y), "cross-entropy", layers=["0.weight"], top_k=4, self_check=False)
-    (found,) = [row.decomposition for row in report.layers if isinstance(getattr(row, "decomposition", 0), Decomposition)]
-    k = len(found.factors.rayleigh_a)
-    for ours, matrix in ((found.factors.a, theirs_a), (found.factors.delta, theirs_delta)):
-        values = torch.linalg.eigvalsh(matrix).flip(0)[:k]
-        scale = float(values[0]) / ours.eigenvalues[0]
-        assert values.tolist() == pytest.approx([scale * value for value in ours.eigenvalues], rel=1e-8)
-    positions = found.factors.positions
-    product = float(torch.linalg.eigvalsh(theirs_a)[-1] * torch.linalg.eigvalsh(theirs_delta)[-1])
-    ours = found.factors.a.eigenvalues[0] * found.factors.delta.eigenvalues[0]
-    assert product == pytest.approx(ours, rel=1e-8), (product / ours, positions)
-
-
-def factors_of(kfac) -> tuple[torch.Tensor, torch.Tensor]:
-    """C_A and C_delta of the one layer, whatever container this release keeps them in."""
-    operators = [kfac]
-    matrices: list[torch.Tensor] = []
-    seen = set()
-    while operators:
-        item = operators.pop()
-        if id(item) in seen:
-            continue
-        seen.add(id(item))
-        if isinstance(item, torch.Tensor):
-            if item.dim() == 2 and item.shape[0] == item.shape[1]:
-                matrices.append(item)
-            continue
-        if isinstance(item, dict):
-            operators += list(item.values())
-        elif isinstance(item, (list, tuple)):
-            operators += list(item)
-        elif type(item).__module__.startswith("curvlinops"):
-            operators += list(vars(item).values())
-    raise AssertionError(f"found {[tuple(m.shape) for m in matrices]}")
+    dense = kfac @ torch.eye(weight.numel()).double()
+    report = spectrascope.decompose(
+        model, (x, y), "cross-entropy", layers=["0.weight"], top_k=4, sharing=sharing, self_check=False
+    )
+    (row,) = [row for row in report.layers if isinstance(row, LayerReport)]
+    factors = row.decomposition.factors
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), weight)
+    u, _, vt = torch.linalg.svd(gradient.flatten(1), full_matrices=False)
+    k = len(row.measurement.sigma)
+    forms = []
+    for one, other in zip(u.T[:k], vt[:k], strict=True):
+        direction = torch.outer(one, other).reshape(-1)
+        forms.append(float(direction @ dense @ direction))
+    ours = np.array(factors.rayleigh_delta) * factors.rayleigh_a
+    assert forms == pytest.approx(ours.tolist(), rel=1e-8)
+    top = float(torch.linalg.eigvalsh((dense + dense.T) / 2)[-1])
+    assert top == pytest.approx(factors.delta.eigenvalues[0] * factors.a.eigenvalues[0], rel=1e-8)
