@@ -1,7 +1,8 @@
 """Spectral diagnostics of neural-network loss landscapes.
 
 ``spectrascope.probe(model, batches, loss_fn)`` measures how the loss curves along each weight's gradient
-singular directions and returns a :class:`spectrascope.records.Report`.
+singular directions and returns a :class:`spectrascope.records.Report`; ``spectrascope.decompose``
+does the same and says why each beta is what it is; ``spectrascope.weights(model)`` fits tails to the weights' spectra.
 """
 
 from __future__ import annotations
@@ -10,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["Report", "__version__", "probe"]
+__all__ = ["Report", "__version__", "decompose", "probe", "weights"]
 
 if TYPE_CHECKING:
-    from spectrascope.api import probe
+    from spectrascope.api import decompose, probe, weights
     from spectrascope.records import Report
 
 
 def __getattr__(name: str) -> Any:  # torch is imported only when a measurement is asked for
-    if name == "probe":
-        from spectrascope.api import probe
+    if name in ("decompose", "probe", "weights"):
+        from spectrascope import api
 
-        return probe
+        return getattr(api, name)
     if name == "Report":
         from spectrascope.records import Report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 
 import torch
@@ -17,7 +17,7 @@ from spectrascope.errors import (
     UnsupportedModelError,
 )
 from spectrascope.losses import loss_label
-from spectrascope.measure.curvature.choice import choose_engines
+from spectrascope.measure.curvature.choice import EngineChoice, choose_engines
 from spectrascope.measure.curvature.engine import Curvature, Target
 from spectrascope.measure.effective import parametrized_weights, unwrapped
 from spectrascope.measure.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
@@ -45,6 +45,10 @@ from spectrascope.workload import LossFunction, SampleSource, Workload
 
 __all__ = ["run_probe", "versions"]
 
+MeasureTargets = Callable[
+    [Workload, Sequence[WeightLayer], Sequence[EngineChoice], ProbeOptions, StageClock, OnProgress], Measured
+]
+
 
 def run_probe(
     model: nn.Module,
@@ -58,6 +62,7 @@ def run_probe(
     seconds: dict[str, float] | None = None,
     notes: Sequence[str] = (),
     on_progress: OnProgress = silent,
+    measure: MeasureTargets = measure_targets,
 ) -> Report:
     """Measure every weight of a model on a fixed batch.
 
@@ -72,6 +77,7 @@ def run_probe(
         seconds: wall time already spent on earlier stages, for the record.
         notes: what the reader of the report must know of the model and the data.
         on_progress: called with (stage, done, total).
+        measure: gradient, directions and curvature of all weights.
 
     Returns:
         The report; every candidate weight has a row.
@@ -96,7 +102,7 @@ def run_probe(
             workload = with_fastest_format(workload)
             choices = choose_engines(workload, layers, options.engine, options.top_k)
             on_progress("check", 1, 1)
-        found = measure_targets(workload, layers, choices, options, clock, on_progress)
+        found = measure(workload, layers, choices, options, clock, on_progress)
         _require_same_slopes(found, workload.dtype)
         checked = CheckedPairs({}, Missing("switched off"))
         if options.self_check and found.targets:

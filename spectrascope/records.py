@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 __all__ = [
+    "NOT_DECOMPOSED",
     "NOT_SELECTED",
     "SCHEMA_VERSION",
     "Analysis",
@@ -144,6 +145,9 @@ class Missing:
     def __post_init__(self) -> None:
         if not self.reason:
             raise ValueError("a Missing value needs a reason")
+
+
+NOT_DECOMPOSED = Missing("not asked for: see `spectrascope decompose`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,11 +329,12 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """A measured weight."""
+    """A measured weight. ``decomposition``: a :class:`spectrascope.decomposition.Decomposition`, where one was made."""
 
     info: LayerInfo
     measurement: Measurement
     analysis: Analysis
+    decomposition: Any = field(default=NOT_DECOMPOSED, metadata=ADDED_LATER)  # its record stands on the next floor
 
     @property
     def status(self) -> LayerStatus:

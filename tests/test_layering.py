@@ -22,6 +22,8 @@ FLOORS = {
     "spectrascope.configuration": 1,
     "spectrascope.history": 0.5,
     "spectrascope.suggestion": 0.5,
+    "spectrascope.weight_records": 0.5,
+    "spectrascope.decomposition": 0.5,
     "spectrascope.numerics": 1,
     "spectrascope.optim": 1,
     "spectrascope.losses": 0.5,
@@ -37,6 +39,8 @@ FLOORS = {
     "spectrascope.pipeline": 3,
     "spectrascope.inspector": 3.5,
     "spectrascope.validation": 3.5,
+    "spectrascope.weight_tails": 3.6,
+    "spectrascope.decomposer": 3.5,
     "spectrascope.bench": 3,
     "spectrascope.api": 4,
     "spectrascope.integrations": 4.5,
@@ -47,7 +51,7 @@ TORCH_FREE = (
     "spectrascope.records", "spectrascope.errors", "spectrascope.reports", "spectrascope.comparison",
     "spectrascope.verdict", "spectrascope.configuration", "spectrascope.gate", "spectrascope.numerics.replicates",
     "spectrascope.history", "spectrascope.trajectory", "spectrascope.suggestion", "spectrascope.evidence",
-    "spectrascope.advice",
+    "spectrascope.advice", "spectrascope.weight_records", "spectrascope.decomposition",
 )  # fmt: skip
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 

@@ -8,6 +8,7 @@ import typer
 
 from spectrascope.cli.bench import bench
 from spectrascope.cli.compare import compare
+from spectrascope.cli.decompose import decompose
 from spectrascope.cli.defaults import set_project_defaults
 from spectrascope.cli.gate import gate
 from spectrascope.cli.inspect import inspect
@@ -18,6 +19,7 @@ from spectrascope.cli.show import show
 from spectrascope.cli.suggest_beta import suggest_beta
 from spectrascope.cli.trajectory import trajectory
 from spectrascope.cli.triangle import triangle
+from spectrascope.cli.weights import weights
 
 __all__ = ["app"]
 
@@ -67,3 +69,5 @@ app.command(cls=SectionedCommand, short_help="What changed between two saved rep
 app.command(cls=SectionedCommand, short_help="Draw saved reports as PNG, SVG or PDF.")(plot)
 app.command(cls=SectionedCommand, short_help="Checkpoints of one run, in a row.")(trajectory)
 app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)
+app.command(cls=SectionedCommand, short_help="Power-law tails of the weights' spectra; needs no data.")(weights)
+app.command(cls=SectionedCommand, short_help="Why β is what it is: factors, their alignment, and the rest.")(decompose)

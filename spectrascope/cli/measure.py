@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import shlex
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from spectrascope.bench_records import BenchReport
 from spectrascope.cli.groups import Target
 from spectrascope.cli.progress import OnProgress, follow_progress
+from spectrascope.decomposition import DecomposeOptions
 from spectrascope.errors import DataError, LoadError, OptionError, QuantizedError
 from spectrascope.records import DataInfo, LossName, Missing, ModelInfo, ProbeOptions, Report
 
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
     from spectrascope.suggestion import Advice, ValidateOn
     from spectrascope.workload import LossFunction, SampleSource, Workload
 
-__all__ = ["look_at", "measure", "measure_bench", "measure_validated", "spell_command"]
+__all__ = ["look_at", "measure", "measure_bench", "measure_validated", "read_tensors", "spell_command"]
 
 
 def spell_command(arguments: Sequence[str]) -> str:
@@ -33,8 +35,10 @@ def spell_command(arguments: Sequence[str]) -> str:
     return shlex.join(["spectrascope", *arguments])
 
 
-def measure(target: Target, options: ProbeOptions, *, command: str, quiet: bool) -> Report:
-    """Load and measure.
+def measure(
+    target: Target, options: ProbeOptions, *, command: str, quiet: bool, decompose: DecomposeOptions | None = None
+) -> Report:
+    """Load and measure; with ``decompose``, the spectral alignment decomposition too.
 
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
@@ -43,13 +47,18 @@ def measure(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
         started = time.perf_counter()
-        from spectrascope.pipeline import run_probe
+        run: Callable[..., Report]
+        if decompose is None:
+            from spectrascope.pipeline import run_probe as run
+        else:
+            from spectrascope.decomposer import run_decompose
 
+            run = functools.partial(run_decompose, decompose=decompose)
         imported = time.perf_counter()
         on_progress("import", 1, 1)
         subject = _load(target, options, on_progress)
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
-        return run_probe(
+        return run(
             subject.loaded.model,
             subject.source,
             subject.loss_fn,
@@ -136,7 +145,7 @@ def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
         except QuantizedError:  # known well enough: none of its weights would be measured
             raise
         except LoadError as error:
-            tensors = _tensors_of(target)
+            tensors = read_tensors(target, headers_only=True)
             if tensors is None:
                 raise
             content, info = tensors
@@ -268,8 +277,8 @@ def _own_subject(target: Target, options: ProbeOptions, loaded: LoadedModel, own
     return _Subject(loaded, source, describe_source(source), own.loss_fn, loaded.notes)
 
 
-def _tensors_of(target: Target) -> tuple[dict[str, Tensor], ModelInfo] | None:
-    """Names and shapes of a checkpoint, ``None`` where the model string names none or something else is wrong."""
+def read_tensors(target: Target, *, headers_only: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:
+    """A checkpoint without its network, ``None`` where the model string names none or something else is wrong."""
     from pathlib import Path
 
     from spectrascope.loading.checkpoint import read_checkpoint
@@ -277,7 +286,7 @@ def _tensors_of(target: Target) -> tuple[dict[str, Tensor], ModelInfo] | None:
     if target.model is None or target.arch is not None or not Path(target.model.partition("::")[0]).exists():
         return None
     try:
-        checkpoint = read_checkpoint(target.model, headers_only=True)
+        checkpoint = read_checkpoint(target.model, headers_only=headers_only)
     except LoadError:
         return None
     tensors = dict(checkpoint.state_dict)

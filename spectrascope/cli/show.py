@@ -24,7 +24,7 @@ def show(
     top_k: r.RefitTopK = None,
     min_rank: r.RefitMinRank = None,
     view: Annotated[
-        View, typer.Option(rich_help_panel=o.RESULT, help="The whole report or the α triangle alone.")
+        View, typer.Option(rich_help_panel=o.RESULT, help="The whole report, the α triangle, or the decomposition.")
     ] = View.PROBE,
     format: o.FormatOption = None,
     json: o.Json = False,

@@ -18,7 +18,16 @@ from spectrascope.records import Interval, LayerReport, LayerRow, Missing, Power
 from spectrascope.reports.codec import encode
 from spectrascope.reports.order import Sort, sort_layers
 
-__all__ = ["COLUMNS", "TRIANGLE_COLUMNS", "bench_to_csv", "inspection_to_csv", "report_to_csv", "triangle_to_csv"]
+__all__ = [
+    "COLUMNS",
+    "TRIANGLE_COLUMNS",
+    "bench_to_csv",
+    "inspection_to_csv",
+    "missing_apart",
+    "report_to_csv",
+    "triangle_to_csv",
+    "write_csv",
+]
 
 _EXPONENTS = ("beta", "alpha_g", "alpha_h")
 _FIT_COLUMNS = (
@@ -88,12 +97,12 @@ TRIANGLE_COLUMNS: tuple[str, ...] = (
 
 def report_to_csv(report: Report, sort: Sort = Sort.ORDER) -> str:
     """Write one row per layer with every number of the report, headed by :data:`COLUMNS`."""
-    return _write(COLUMNS, (_row_values(row) for row in sort_layers(report, sort)))
+    return write_csv(COLUMNS, (_row_values(row) for row in sort_layers(report, sort)))
 
 
 def triangle_to_csv(report: Report, sort: Sort = Sort.ORDER) -> str:
     """Write one row per layer with the α triangle alone, headed by :data:`TRIANGLE_COLUMNS`."""
-    return _write(TRIANGLE_COLUMNS, (_row_values(row) for row in sort_layers(report, sort)))
+    return write_csv(TRIANGLE_COLUMNS, (_row_values(row) for row in sort_layers(report, sort)))
 
 
 def bench_to_csv(bench: BenchReport) -> str:
@@ -102,7 +111,7 @@ def bench_to_csv(bench: BenchReport) -> str:
     for key, value in encode(bench).items():
         if not isinstance(value, (dict, list)):
             record[key] = value
-    return _write(tuple(record), [record])
+    return write_csv(tuple(record), [record])
 
 
 _INSPECTION_COLUMNS = (
@@ -113,7 +122,7 @@ _INSPECTION_COLUMNS = (
 
 def inspection_to_csv(inspection: Inspection) -> str:
     """Write a dry run as one row per parameter, vectors included."""
-    return _write(_INSPECTION_COLUMNS, (_inspected_values(row) for row in inspection.weights))
+    return write_csv(_INSPECTION_COLUMNS, (_inspected_values(row) for row in inspection.weights))
 
 
 def _inspected_values(row: InspectedWeight) -> dict[str, Any]:
@@ -137,7 +146,8 @@ def _inspected_values(row: InspectedWeight) -> dict[str, Any]:
     }
 
 
-def _write(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+def write_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Write rows under a header; a column a row lacks is an empty cell."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -164,10 +174,18 @@ def _row_values(row: LayerRow) -> dict[str, Any]:
     if not isinstance(row, LayerReport):
         return {**values, "reason": row.reason}
     values |= _measured_values(row)
+    return missing_apart(values)
+
+
+def missing_apart(values: dict[str, Any]) -> dict[str, Any]:
+    """Empty the cells of values that were not measured; column ``missing`` says why.
+
+    >>> missing_apart({"beta": Missing("too few points"), "rank": 3})
+    {'beta': '', 'rank': 3, 'missing': 'beta: too few points'}
+    """
     missing = {key: value for key, value in values.items() if isinstance(value, Missing)}
-    values |= dict.fromkeys(missing, "")
-    values["missing"] = "; ".join(f"{key}: {value.reason}" for key, value in missing.items())
-    return values
+    why = "; ".join(f"{key}: {value.reason}" for key, value in missing.items())
+    return {**values, **dict.fromkeys(missing, ""), "missing": why}
 
 
 def _measured_values(row: LayerReport) -> dict[str, Any]:

@@ -8,7 +8,7 @@ escaped: the text survives any terminal or file encoding.
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, TypeAlias
 
 from spectrascope.bench_records import BenchReport
 from spectrascope.comparison import Comparison
@@ -29,8 +29,9 @@ from spectrascope.reports.codec import decode, encode, require_key, require_obje
 from spectrascope.reports.layer_json import decode_layer, encode_layer
 from spectrascope.suggestion import Advice
 from spectrascope.verdict import Verdict
+from spectrascope.weight_records import WeightsReport
 
-__all__ = ["dump_json", "record_to_json", "report_from_json", "report_to_json"]
+__all__ = ["Record", "dump_json", "record_to_json", "report_from_json", "report_to_json"]
 
 _PARTS = {"provenance": Provenance, "options": ProbeOptions, "summary": Summary}
 
@@ -52,10 +53,12 @@ def report_to_json(report: Report) -> str:
     return dump_json(document)
 
 
-def record_to_json(record: BenchReport | Inspection | Verdict | Comparison | Trajectory | Advice) -> str:
-    """Write a benchmark, a dry run, a verdict, a comparison, a trajectory or an advice as strict, indented JSON.
+Record: TypeAlias = BenchReport | Inspection | Verdict | Comparison | Trajectory | Advice | WeightsReport
+"""What a command may answer with that is no report."""
 
-    ``schema_version`` comes first.
+
+def record_to_json(record: Record) -> str:
+    """Write any other answer than a report as strict, indented JSON, ``schema_version`` first.
 
     Raises:
         NonFiniteError: a number is NaN or infinite; the message names the field.

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from spectrascope.decomposition import Decomposition, decomposition_of
 from spectrascope.errors import ReportFormatError
 from spectrascope.records import (
+    NOT_DECOMPOSED,
     Analysis,
     LayerInfo,
     LayerReport,
     LayerRow,
     LayerStatus,
     Measurement,
+    Missing,
     SkippedLayer,
 )
 from spectrascope.reports.codec import added_later, child, decode, encode, hints_of, require_key, require_object
 
-__all__ = ["GROUP_KEYS", "HEAD_KEYS", "MEASURED_KEYS", "decode_layer", "encode_layer"]
+__all__ = [
+    "DECOMPOSITION_HINT",
+    "DECOMPOSITION_KEY",
+    "GROUP_KEYS",
+    "HEAD_KEYS",
+    "MEASURED_KEYS",
+    "decode_layer",
+    "encode_layer",
+]
 
 HEAD_KEYS = tuple(hints_of(LayerInfo))
 """Keys of every layer, before ``status`` and ``reason``."""
@@ -57,6 +68,11 @@ MEASURED_KEYS: dict[str, tuple[type, str]] = {
 GROUP_KEYS = {"sizes": "group_sizes", "sigma": "group_sigma", "h": "group_h"}
 """Keys of ``groups``, written before ``engine``, -> field of :class:`Measurement`."""
 
+DECOMPOSITION_KEY = "decomposition"
+"""Last key of a measured layer, written only where a decomposition was asked for."""
+
+DECOMPOSITION_HINT = Decomposition | Missing
+
 
 def encode_layer(row: LayerRow, path: str) -> dict[str, Any]:
     """Flatten one row; a row without numbers has the head keys only.
@@ -77,6 +93,9 @@ def encode_layer(row: LayerRow, path: str) -> dict[str, Any]:
             }
         part = row.measurement if owner is Measurement else row.analysis
         record[key] = encode(getattr(part, name), child(path, key))
+    decomposition = decomposition_of(row)
+    if decomposition != NOT_DECOMPOSED:
+        record[DECOMPOSITION_KEY] = encode(decomposition, child(path, DECOMPOSITION_KEY))
     return record
 
 
@@ -110,7 +129,32 @@ def decode_layer(value: Any, path: str) -> LayerRow:
     except ValueError as error:
         raise ReportFormatError(f"{path} contradicts itself: {error}") from error
     _require_rectangular(measurement, path)
-    return LayerReport(info, measurement, Analysis(**parts[Analysis]))
+    place = child(path, DECOMPOSITION_KEY)
+    decomposition = (
+        decode(DECOMPOSITION_HINT, record[DECOMPOSITION_KEY], place) if DECOMPOSITION_KEY in record else NOT_DECOMPOSED
+    )
+    if isinstance(decomposition, Decomposition):
+        _require_same_directions(decomposition, len(measurement.sigma), place)
+    return LayerReport(info, measurement, Analysis(**parts[Analysis]), decomposition)
+
+
+def _require_same_directions(decomposition: Decomposition, n: int, path: str) -> None:
+    factors = decomposition.factors
+    arrays = {
+        "rayleigh_delta": factors.rayleigh_delta,
+        "delta.eigenvalues": factors.delta.eigenvalues,
+        "a.eigenvalues": factors.a.eigenvalues,
+        "concentration.ratio": factors.concentration.ratio,
+        **({} if isinstance(factors.h_gn, Missing) else {"h_gn": factors.h_gn}),
+    }
+    tables = {
+        "group_rayleigh_delta": factors.group_rayleigh_delta,
+        "group_rayleigh_a": factors.group_rayleigh_a,
+    }
+    wrong = [name for name, values in arrays.items() if len(values) != n]
+    wrong += [name for name, rows in tables.items() if any(len(row) != n for row in rows)]
+    if wrong:
+        raise ReportFormatError(f"{path}.factors.{wrong[0]} must have {n} values, one per direction")
 
 
 def _require_rectangular(measurement: Measurement, path: str) -> None:

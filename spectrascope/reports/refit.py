@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from spectrascope.decomposition import Decomposition, decomposition_of
 from spectrascope.errors import OptionError
-from spectrascope.records import LayerReport, Report
+from spectrascope.records import LayerReport, LayerRow, Report
 
 __all__ = ["refit"]
 
@@ -41,15 +42,20 @@ def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = No
     if (top_k, min_rank) == (options.top_k, options.min_rank):
         return report
 
+    from spectrascope.numerics.alignment import align
     from spectrascope.numerics.analysis import analyse  # scipy: only when something is fitted
     from spectrascope.numerics.summary import summarise
 
-    layers = tuple(
-        replace(row, analysis=analyse(row.measurement, top_k=top_k, min_rank=min_rank))
-        if isinstance(row, LayerReport)
-        else row
-        for row in report.layers
-    )
+    layers: list[LayerRow] = []
+    for row in report.layers:
+        if isinstance(row, LayerReport):
+            analysis = analyse(row.measurement, top_k=top_k, min_rank=min_rank)
+            old = decomposition_of(row)
+            if isinstance(old, Decomposition):
+                new = replace(old, alignment=align(row.measurement, old.factors, analysis.window))
+                row = replace(row, decomposition=new)  # noqa: PLW2901
+            row = replace(row, analysis=analysis)  # noqa: PLW2901
+        layers.append(row)
     note = (
         f"fitted again over ranks {min_rank} to {top_k}; before that, over ranks {options.min_rank} to {options.top_k}"
     )
@@ -57,6 +63,6 @@ def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = No
         report,
         options=replace(options, top_k=top_k, min_rank=min_rank),
         provenance=replace(report.provenance, notes=(*report.provenance.notes, note)),
-        layers=layers,
+        layers=tuple(layers),
         summary=summarise(layers),
     )

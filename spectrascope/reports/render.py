@@ -13,6 +13,7 @@ from spectrascope.records import Report
 from spectrascope.reports.order import Sort
 from spectrascope.suggestion import Advice
 from spectrascope.verdict import Verdict
+from spectrascope.weight_records import WeightsReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Format", "View", "render", "render_advice", "render_bench", "render_comparison", "render_inspection",
-    "render_trajectory", "render_verdict",
+    "render_trajectory", "render_verdict", "render_weights",
 ]  # fmt: skip
 
 
@@ -39,6 +40,7 @@ class View(str, Enum):
 
     PROBE = "probe"
     TRIANGLE = "triangle"
+    DECOMPOSITION = "decomposition"
 
 
 def render(
@@ -57,7 +59,7 @@ def render(
     Args:
         report: what to show.
         format: the form.
-        view: the whole report or the α triangle alone.
+        view: the whole report, the α triangle alone, or the spectral alignment decomposition.
         sort: order of the layers.
         width: columns of the terminal a table is for; ``None`` shows everything in full.
 
@@ -68,6 +70,8 @@ def render(
         from spectrascope.reports.json import report_to_json
 
         return report_to_json(report)
+    if view is View.DECOMPOSITION:
+        return _render_decomposition(report, format, sort, width)
     if format is Format.CSV:
         from spectrascope.reports.csv import report_to_csv, triangle_to_csv
 
@@ -79,6 +83,14 @@ def render(
     from spectrascope.reports.table import report_table, triangle_table
 
     return (report_table if view is View.PROBE else triangle_table)(report, sort, width=width)
+
+
+def _render_decomposition(report: Report, format: Format, sort: Sort, width: int | None) -> RenderableType:
+    from spectrascope.reports.decomposition_view import build_decomposition, decomposition_to_csv
+
+    if format is Format.CSV:
+        return decomposition_to_csv(report, sort)
+    return _draw(build_decomposition(report, sort), format, width)
 
 
 def render_bench(bench: BenchReport, format: Format, *, width: int | None = None) -> RenderableType:
@@ -205,6 +217,23 @@ def render_advice(advice: Advice, format: Format, *, width: int | None = None) -
     from spectrascope.reports.suggestion_view import build_advice
 
     return _draw(build_advice(advice), format, width)
+
+
+def render_weights(report: WeightsReport, format: Format, *, width: int | None = None) -> RenderableType:
+    """Give weight tails the form asked for.
+
+    Raises:
+        NonFiniteError: JSON of a report with a number that is NaN or infinite.
+    """
+    if format is Format.JSON:
+        from spectrascope.reports.json import record_to_json
+
+        return record_to_json(report)
+    from spectrascope.reports.weights_view import build_weights, weights_to_csv
+
+    if format is Format.CSV:
+        return weights_to_csv(report)
+    return _draw(build_weights(report), format, width)
 
 
 def _draw(document: Document, format: Format, width: int | None) -> RenderableType:

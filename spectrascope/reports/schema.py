@@ -27,7 +27,7 @@ from spectrascope.records import (
     Summary,
 )
 from spectrascope.reports.codec import RANK_TABLES, hints_of, is_union
-from spectrascope.reports.layer_json import GROUP_KEYS, MEASURED_KEYS
+from spectrascope.reports.layer_json import DECOMPOSITION_HINT, DECOMPOSITION_KEY, GROUP_KEYS, MEASURED_KEYS
 
 __all__ = ["report_schema"]
 
@@ -58,6 +58,7 @@ _ABOUT_LAYER = {
     "curvature_eigenvalues": "eigenvalues of the window's symmetrised M, decreasing",
     "curvature_matrix": "M_kj = <D_k, H D_j>",
     "beta_quartiles": "beta on quarters of the window, from 40 directions on",
+    "decomposition": "Kronecker factors and their alignment; only in reports of `spectrascope decompose`",
     "groups": "the same sigma and h by group of samples",
     "exact": "whether the engine is exact for this layer",
     "h_stderr": "standard error of each h, where the engine only estimates it",
@@ -121,7 +122,9 @@ def _measured_layer() -> Schema:
             properties["groups"] = _describe("groups", groups)
         properties[key] = _describe(key, _schema_of(hints_of(owner)[name]))
     assert {owner for owner, _ in MEASURED_KEYS.values()} == {Measurement, Analysis}
-    return _closed(properties) | {"title": "measured layer"}
+    layer = _closed(properties) | {"title": "measured layer"}
+    optional = _describe(DECOMPOSITION_KEY, _schema_of(DECOMPOSITION_HINT))
+    return layer | {"properties": {**properties, DECOMPOSITION_KEY: optional}}
 
 
 def _empty_layer() -> Schema:

@@ -14,7 +14,8 @@ from spectrascope.cli import main
 from spectrascope.cli.app import app
 
 COMMANDS = [
-    "probe", "triangle", "inspect", "suggest-beta", "show", "plot", "trajectory", "bench", "gate", "compare",
+    "probe", "triangle", "decompose", "weights", "inspect", "suggest-beta", "show", "plot", "trajectory", "bench",
+    "gate", "compare",
 ]  # fmt: skip
 GROUP = typer.main.get_command(app)
 
