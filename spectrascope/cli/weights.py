@@ -10,7 +10,8 @@ import typer
 from spectrascope.cli import groups
 from spectrascope.cli import options as o
 from spectrascope.cli.compose import composed
-from spectrascope.cli.measure import read_tensors, spell_command
+from spectrascope.cli.load import read_tensors
+from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import LoadError, OptionError

@@ -9,7 +9,7 @@ README = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding=
 
 
 def test_the_readmes_optimizer_steps() -> None:
-    (code,) = re.findall(r"```py\n(.*?)```", README, re.S)
+    (code,) = (code for code in re.findall(r"```py\n(.*?)```", README, re.S) if "SpectralNewton(" in code)
     scope: dict = {}
     exec(code, scope)
     model, optimizer = scope["model"], scope["optimizer"]
