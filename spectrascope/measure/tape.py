@@ -177,6 +177,7 @@ class Tape(TorchDispatchMode):
             self._mark(clash, f"{name.removeprefix('aten.')} multiplies two activations of the same weight")
         elif (problem := rule.refuse(args, kwargs, [i for i, v in found if v.weight is None])) is not None:
             self._mark(dep, problem)
+            rule = None  # nothing is swept back through it, and what its rule would keep may not exist
         for _, value in found:
             if value.weight is not None and use is None:
                 self._mark(value.dep, f"the weight is transformed by {name.removeprefix('aten.')} before it is used")

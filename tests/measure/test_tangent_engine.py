@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import weakref
 
 import pytest
@@ -19,27 +18,9 @@ from spectrascope.measure.tangents.plan import make_plan, record_loss
 from spectrascope.records import EngineName, Missing
 from spectrascope.workload import TensorSource, Workload
 from tests import oracles
+from tests.measure.exactness import measured
 from tests.measure.families import FAMILIES, no_narrowing
 from tests.measure.measure_helpers import hold, layers_of, stored_directions, targets_of
-
-K = 3
-
-
-@functools.cache
-def measured(name: str):
-    """Targets of a family, M by tangents or why not, and M by double backprop (or differences of the gradient)."""
-    workload = FAMILIES[name]()
-    layers = layers_of(workload)
-    with no_narrowing(), hold(workload, layers):
-        targets = targets_of(workload, layers, K)
-        found = Tangents(2).measure_each(workload, targets, groups=2)
-        inputs, labels = workload.fetch(0, workload.source.n)
-        truth = oracles.curvature_of_weights(
-            lambda: workload.loss(inputs, labels),
-            [t.layer.parameter for t in targets],
-            [stored_directions(t) for t in targets],
-        )
-    return workload, targets, found, truth
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -108,7 +108,8 @@ class Tangents:
             return 1, self.directions or sweeps.k
         together = self.directions or sweeps.k
         if self.directions is None and need.of(together) > budget:
-            together = max(1, min(together, int((budget - need.fixed) // max(need.per_direction, 1))))
+            room = max(budget - need.fixed, need.fixed // 2)  # what one sample takes anyway may be half as much again
+            together = max(1, min(together, int(room // max(need.per_direction, 1))))
         limit = _TANGENTS.get(sweeps.workload.device.type, _TANGENTS_DEVICE) // together
         return max(1, min(limit, int(budget // max(need.of(together), 1)))), together
 

@@ -160,17 +160,15 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, dir
     return plan
 
 
-def _sizes(recording: Recording) -> list[int]:
-    """Bytes of every value."""
-    return [torch.Size(v.shape).numel() * v.dtype.itemsize for v in recording.values]
-
-
 def _footprint(recording: Recording, steps: Sequence[_Planned]) -> Footprint:
-    sizes = _sizes(recording)
+    values = recording.values
+    # A weight is there anyway, and its tangent is two factors.
+    sizes = [0 if v.of_weight else v.nbytes for v in values]
+    kept = sum(size for size, v in zip(sizes, values, strict=True) if not v.view)
     widest = max((sum(sizes[n] for n in {*s.inputs, *s.outputs} if n is not None) for s in steps), default=0)
     # Each activation with its adjoint and a constant or two, and forms of the head as large as all of them; a step's
     # operands, a residual branch beside them.
-    return Footprint(5 * sum(sizes), 2 * widest)
+    return Footprint(5 * kept, 2 * widest)
 
 
 def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
@@ -262,7 +260,8 @@ def _steps(
     recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor], directions: int
 ) -> list[_Planned]:
     values = recording.values
-    memory = sum(_sizes(recording))  # for forms of the head: no more than the activations themselves
+    # For forms of the head: no more than the weights and activations themselves.
+    memory = sum(v.nbytes for v in values if not v.view)
     heads = _find_heads(ruled, adjoints)
     inside = {id(node) for head in heads.values() for node in head.between}
     chains = Chains(values)

@@ -26,7 +26,8 @@ class Value:
     """A tensor that depends on the weights of interest.
 
     ``dep`` has bit l set where it depends on weight l. ``edge`` is where autograd holds its adjoint, taken just
-    before the tensor is overwritten in place, or when first asked for.
+    before the tensor is overwritten in place, or when first asked for. ``view``: it shares memory with an earlier
+    value; ``of_weight``: that is a weight's own.
     """
 
     number: int
@@ -35,6 +36,13 @@ class Value:
     dtype: torch.dtype
     tensor: Tensor | None
     edge: Any = None
+    view: bool = False
+    of_weight: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its numbers, wherever they lie."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
 
     def gradient_edge(self) -> Any:
         """Where autograd holds the adjoint; ``None`` for a weight itself, or a value it treats as constant."""
@@ -86,6 +94,7 @@ class Recording(TorchDispatchMode):
         self._current = WeakIdKeyDictionary()
         self._aliases: dict[int, _Aliases] = {}
         self._stale: set[int] = set()
+        self._n_weights = len(weights)
         for index, weight in enumerate(weights):
             self._new_value(weight, 1 << index)
 
@@ -193,7 +202,14 @@ class Recording(TorchDispatchMode):
 
     def _new_value(self, tensor: Tensor, dep: int) -> int:
         number = len(self.values)
-        self.values.append(Value(number, dep, tuple(tensor.shape), tensor.dtype, tensor))
+        storage = _storage(tensor)
+        held = self._aliases.get(storage)
+        view = held is not None and bool(held.values)
+        value = Value(number, dep, tuple(tensor.shape), tensor.dtype, tensor, view=view)
+        value.of_weight = number < self._n_weights or (
+            held is not None and view and self.values[held.values[0]].of_weight
+        )
+        self.values.append(value)
         self._current[tensor] = number
         self._aliases.setdefault(_storage(tensor), _Aliases()).values.append(number)
         return number

@@ -1,0 +1,103 @@
+"""Which engine measures which family, and how far its numbers are from the reference: the README's table.
+
+    python -m tests.measure.exactness README.md      # writes the table between its markers
+
+Everything is measured here: the engine ``auto`` takes for every weight of every family of the catalogue, and h and the
+matrix M of those engines against double backprop in float64 (differences of the gradient where torch cannot derive
+twice).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+from torch import Tensor
+
+from spectrascope.measure.curvature.choice import choose_engines
+from spectrascope.measure.curvature.engine import Curvature, Target
+from spectrascope.measure.curvature.engines import make_engine
+from spectrascope.measure.curvature.tangent import Tangents
+from spectrascope.records import EngineName
+from spectrascope.workload import Workload
+from tests import oracles
+from tests.measure.families import FAMILIES, no_narrowing
+from tests.measure.measure_helpers import hold, layers_of, stored_directions, targets_of
+
+K = 3
+KINDS = {"torchvision": "torchvision", "huggingface": "Hugging Face", "torch": "plain torch", "timm": "timm"}
+START, END = "<!-- exactness: python -m tests.measure.exactness README.md -->", "<!-- end of exactness -->"
+
+
+@functools.cache
+def measured(name: str) -> tuple[Workload, list[Target], list[Curvature | str], list[Tensor]]:
+    """Targets of a family, M by tangents or why not, and M by double backprop (or differences of the gradient)."""
+    workload = FAMILIES[name]()
+    layers = layers_of(workload)
+    with no_narrowing(), hold(workload, layers):
+        targets = targets_of(workload, layers, K)
+        found = Tangents(2).measure_each(workload, targets, groups=2)
+        inputs, labels = workload.fetch(0, workload.source.n)
+        truth = oracles.curvature_of_weights(
+            lambda: workload.loss(inputs, labels),
+            [t.layer.parameter for t in targets],
+            [stored_directions(t) for t in targets],
+        )
+    return workload, targets, found, truth
+
+
+@functools.cache
+def engines_of(name: str) -> tuple[tuple[EngineName, ...], float]:
+    """Engines that ``auto`` ends with for a family, and the largest difference of h and M in units of max |h|."""
+    workload, targets, by_tangents, truth = measured(name)
+    layers = [t.layer for t in targets]
+    used: set[EngineName] = set()
+    worst = 0.0
+    with no_narrowing(), hold(workload, layers):
+        choices = choose_engines(workload, layers, EngineName.AUTO, K)
+        for target, choice, tangents, matrix in zip(targets, choices, by_tangents, truth, strict=True):
+            engine = choice.engine
+            if engine is EngineName.TANGENT and isinstance(tangents, str):
+                engine = EngineName.DOUBLE_BACKPROP
+            if engine is EngineName.TANGENT:
+                assert not isinstance(tangents, str)
+                found = tangents
+            else:
+                (found,) = make_engine(engine).measure(workload, [target], groups=1)
+            used.add(engine)
+            worst = max(worst, float((found.matrix - matrix).abs().max() / matrix.diagonal().abs().max()))
+    return tuple(sorted(used, key=list(EngineName).index)), worst
+
+
+def rows() -> dict[tuple[str, tuple[EngineName, ...], str], list[str]]:
+    """Names of families by kind, engines and what sends a weight to double backprop."""
+    found: dict[tuple[str, tuple[EngineName, ...], str], list[str]] = defaultdict(list)
+    for name, family in FAMILIES.items():
+        found[KINDS[family.kind], engines_of(name)[0], family.fallback or ""].append(name)
+    return found
+
+
+def table() -> str:
+    """The table as Markdown; differences are rounded up to a power of ten."""
+    lines = ["| | families | engines | h and M differ by at most |", "|---|---|---|---|"]
+    for (kind, engines, fallback), names in rows().items():
+        worst = max(engines_of(name)[1] for name in names)
+        said = ", ".join(f"`{engine.value}`" for engine in engines) + (f" ({fallback})" if fallback else "")
+        exponent = math.ceil(math.log10(max(worst, 1e-15)))
+        lines.append(f"| {kind} | {', '.join(names)} | {said} | 1e{exponent} |")
+    return "\n".join(lines)
+
+
+def written(readme: str) -> str:
+    """What stands between the markers."""
+    return readme.partition(START)[2].partition(END)[0].strip()
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    before = path.read_text(encoding="utf-8")
+    head, _, rest = before.partition(START)
+    path.write_text(f"{head}{START}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
