@@ -95,6 +95,7 @@ def run_bench(
     forward = statistics.median(forward_times)
     engine = statistics.median(engine_times)
     slow = statistics.median(reference_times)
+    kept = statistics.median(kept_times)
     n_products = sum(t.directions.k for t in found.targets)
     return BenchReport(
         model=model_info,
@@ -118,10 +119,14 @@ def run_bench(
         reference_seconds=slow,
         ratio=statistics.median(r / e for r, e in zip(reference_times, engine_times, strict=True)),
         ratio_rounds=tuple(r / e for r, e in zip(reference_times, engine_times, strict=True)),
-        kept_graph_seconds=statistics.median(kept_times),
+        kept_graph_seconds=kept,
         kept_graph_ratio=statistics.median(k / e for k, e in zip(kept_times, engine_times, strict=True)),
         engine_forward_equivalents=engine / forward,
         reference_forward_equivalents=slow / forward,
+        kept_graph_forward_equivalents=kept / forward,
+        engine_per_product=engine / forward / n_products,
+        reference_per_product=slow / forward / n_products,
+        kept_graph_per_product=kept / forward / n_products,
         max_relative_difference=difference,
     )
 

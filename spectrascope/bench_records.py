@@ -18,7 +18,8 @@ class BenchReport:
     rebuilds the gradient's graph for every product, as PyHessian and curvlinops do; ``kept_graph`` builds it once
     per micro-batch for all weights and products, the fastest honest way to use autograd. A
     forward-equivalent is the time of one plain ``no_grad`` forward pass over the same samples, taken at the
-    fastest micro-batch and memory format found. ``max_relative_difference`` is
+    fastest micro-batch and memory format found; ``…_per_product`` counts them per (layer, direction).
+    ``max_relative_difference`` is
     max |h − h_reference| / max |h_reference of the layer| over the products timed.
     """
 
@@ -47,5 +48,9 @@ class BenchReport:
     kept_graph_ratio: float
     engine_forward_equivalents: float
     reference_forward_equivalents: float
+    kept_graph_forward_equivalents: float
+    engine_per_product: float
+    reference_per_product: float
+    kept_graph_per_product: float
     max_relative_difference: float
     schema_version: int = SCHEMA_VERSION

@@ -54,22 +54,25 @@ def build_bench(bench: BenchReport) -> Document:
         Column("", right=False),
         Column("seconds"),
         Column("forward passes"),
+        Column("per product"),
         Column("ratio", strong=True),
     )
     rows = tuple(
-        Row((name, format_seconds(seconds), f"{forwards:,.1f}", f"{ratio:.1f}"))
-        for name, seconds, forwards, ratio in (
-            ("spectrascope", bench.engine_seconds, bench.engine_forward_equivalents, 1.0),
+        Row((name, format_seconds(seconds), f"{forwards:,.1f}", f"{each:.2f}", f"{ratio:.1f}"))
+        for name, seconds, forwards, each, ratio in (
+            ("spectrascope", bench.engine_seconds, bench.engine_forward_equivalents, bench.engine_per_product, 1.0),
             (
                 "double backprop, a graph per product",
                 bench.reference_seconds,
                 bench.reference_forward_equivalents,
+                bench.reference_per_product,
                 bench.ratio,
             ),
             (
                 "double backprop, graphs kept",
                 bench.kept_graph_seconds,
-                bench.engine_forward_equivalents * bench.kept_graph_ratio,
+                bench.kept_graph_forward_equivalents,
+                bench.kept_graph_per_product,
                 bench.kept_graph_ratio,
             ),
         )
@@ -81,7 +84,7 @@ def build_bench(bench: BenchReport) -> Document:
         f"Largest relative difference of h: {bench.max_relative_difference:.1e}.",
         f"All did {format_count(bench.n_products, 'product')}: one direction of one layer over "
         f"{format_count(bench.n_samples, 'sample')} each. A forward pass is one over the same samples without "
-        f"gradients, {format_seconds(bench.forward_seconds)}.",
+        f"gradients, {format_seconds(bench.forward_seconds)}; 'per product': forward passes per layer and direction.",
     ]
     if bench.extrapolated:
         closing.append(

@@ -44,6 +44,10 @@ def test_fields_are_consistent():
     assert report.ratio == pytest.approx(statistics.median(report.ratio_rounds))
     assert min(report.ratio, report.kept_graph_ratio, report.forward_seconds, report.engine_seconds) > 0
     assert report.engine_forward_equivalents == pytest.approx(report.engine_seconds / report.forward_seconds)
+    assert report.kept_graph_forward_equivalents == pytest.approx(report.kept_graph_seconds / report.forward_seconds)
+    assert report.engine_per_product == pytest.approx(report.engine_forward_equivalents / report.n_products)
+    assert report.reference_per_product == pytest.approx(report.reference_forward_equivalents / report.n_products)
+    assert report.kept_graph_per_product == pytest.approx(report.kept_graph_forward_equivalents / report.n_products)
     assert report.reference_forward_equivalents == pytest.approx(report.reference_seconds / report.forward_seconds)
     assert 0 <= report.max_relative_difference < 1e-3
     assert seen[0] == ("bench", 0, 6)

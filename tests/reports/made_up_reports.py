@@ -176,5 +176,9 @@ def made_up_bench() -> BenchReport:
         kept_graph_ratio=28.5,
         engine_forward_equivalents=14.0,
         reference_forward_equivalents=1400.0,
+        kept_graph_forward_equivalents=399.0,
+        engine_per_product=0.035,
+        reference_per_product=3.5,
+        kept_graph_per_product=0.9975,
         max_relative_difference=3.25e-6,
     )
