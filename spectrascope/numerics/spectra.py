@@ -42,7 +42,7 @@ def gram_eigenvalues(matrix: Tensor, *, precise: bool = True) -> tuple[Tensor, f
     return values * scale**2, error * scale**2
 
 
-def lower_gram(rows: Tensor, blocks: int = 4) -> Tensor:
+def lower_gram(rows: Tensor) -> Tensor:
     """XᵀX of rows X (r, size), of which only the lower triangle is right where the matrix is large.
 
     Eigenvalue solvers read no more, and the rest would take as long again.
@@ -54,7 +54,7 @@ def lower_gram(rows: Tensor, blocks: int = 4) -> Tensor:
     if size < 128:
         return rows.T @ rows
     gram = rows.new_zeros(size, size)
-    step = -(-size // blocks)
+    step = min(-(-size // 4), 256)  # smaller pieces save more and run slower
     for start in range(0, size, step):
         part = slice(start, min(start + step, size))
         gram[part, : part.stop] = rows[:, part].T @ rows[:, : part.stop]

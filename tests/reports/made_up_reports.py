@@ -4,6 +4,16 @@ from dataclasses import replace
 from math import exp
 
 from spectrascope.bench_records import BenchReport
+from spectrascope.decomposition import (
+    Concentration,
+    Decomposition,
+    Factor,
+    Factors,
+    FisherType,
+    PredictedProfile,
+    Sharing,
+)
+from spectrascope.numerics.alignment import align
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.summary import summarise
 from spectrascope.records import (
@@ -135,6 +145,54 @@ def mixed_report() -> Report:
             SkippedLayer(make_info("dead.weight"), LayerStatus.FAILED, "the gradient is zero everywhere"),
         )
     )
+
+
+def decomposed(layer: LayerReport, *, shape: tuple[int, int] = (64, 576), positions: int = 64) -> LayerReport:
+    """Give a layer made-up factors: eigenvalues k^-1 and k^-0.6, A aligned, delta halfway, chi flat."""
+    measured = layer.measurement
+    ranks = range(1, len(measured.sigma) + 1)
+    a = tuple(5 * k**-0.6 for k in ranks)
+    delta = tuple(h / value / (0.8 + 0.02 * k) for k, h, value in zip(ranks, measured.h, a, strict=True))
+    factors = Factors(
+        fisher=FisherType.GGN,
+        sharing=Sharing.EXPAND,
+        columns=9,
+        exact=True,
+        positions=positions,
+        delta=_factor(tuple(2.0 / k for k in range(1, shape[0] + 1))),
+        a=_factor(tuple(5 * k**-0.6 for k in range(1, shape[1] + 1))),
+        rayleigh_delta=delta,
+        rayleigh_a=a,
+        h_gn=measured.h,
+        group_rayleigh_delta=tuple(tuple(c * value for value in delta) for c in (0.97, 1.01, 0.99, 1.03)),
+        group_rayleigh_a=(a,) * 4,
+        concentration=Concentration(tuple(1 + 0.01 * k for k in ranks), 0.21, 0.68, 0.75, Missing("one position")),
+        profile=PredictedProfile(tuple(k**-0.5 for k in ranks), 3),
+        s_weight=Missing("the weight has rank 1"),
+    )
+    return replace(layer, decomposition=Decomposition(factors, align(measured, factors, layer.analysis.window)))
+
+
+def _factor(eigenvalues: tuple[float, ...]) -> Factor:
+    trace = sum(eigenvalues)
+    return Factor(
+        dimension=len(eigenvalues),
+        eigenvalues=eigenvalues,
+        trace=trace,
+        effective_rank=trace / eigenvalues[0],
+        participation_ratio=trace**2 / sum(value**2 for value in eigenvalues),
+        exact=True,
+    )
+
+
+def decomposed_report() -> Report:
+    """A mixed report whose first row holds a decomposition; of the others one says why not, one has never had any."""
+    report = mixed_report()
+    first, second, *others = report.layers
+    assert isinstance(first, LayerReport)
+    assert isinstance(second, LayerReport)
+    absent = replace(second, decomposition=Missing("its factors are not finite"))
+    return replace(report, layers=(decomposed(first), absent, *others))
 
 
 def big_report() -> Report:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report
+from made_up_reports import LONG_NAME, decomposed_report, make_info, make_layer, make_measurement, make_report
 from report_fixtures import bench, big_report, report  # noqa: F401
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -42,13 +42,15 @@ def assert_golden(name: str, text: str) -> None:
 @pytest.mark.parametrize("width", [None, 200, 100])
 @pytest.mark.parametrize("view", list(View))
 def test_golden_table(report: Report, view: View, width: int | None) -> None:
-    text = draw(render(report, Format.TABLE, view=view, width=width), width)
+    shown = decomposed_report() if view is View.DECOMPOSITION else report
+    text = draw(render(shown, Format.TABLE, view=view, width=width), width)
     assert_golden(f"{view.value}_table_{width or 'full'}.txt", text)
 
 
 @pytest.mark.parametrize("view", list(View))
 def test_golden_markdown(report: Report, view: View) -> None:
-    assert_golden(f"{view.value}_markdown.md", draw(render(report, Format.MARKDOWN, view=view)))
+    shown = decomposed_report() if view is View.DECOMPOSITION else report
+    assert_golden(f"{view.value}_markdown.md", draw(render(shown, Format.MARKDOWN, view=view)))
 
 
 @pytest.mark.parametrize(("form", "suffix"), [(Format.TABLE, "table.txt"), (Format.MARKDOWN, "markdown.md")])
