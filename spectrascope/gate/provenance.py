@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from spectrascope.comparison import Difference
 from spectrascope.records import LayerReport, Measurement, Missing, Report
@@ -16,7 +16,8 @@ def find_differences(before: Report, after: Report) -> tuple[Difference, ...]:
 
     Other samples, another precision, window of ranks or loss, and an estimate on one side (or another estimate on
     the other) forbid it: the numbers would differ on the same network. Another device, release or exact engine is
-    noted only. Names of networks are not compared: a gate is there to compare two networks.
+    noted only, and so are layers estimated alike on both sides, as no rule knows the errors of an engine. Names of
+    networks are not compared: a gate is there to compare two networks.
 
     Args:
         before: the baseline.
@@ -88,6 +89,30 @@ def _name_engine(measurement: Measurement) -> str:
     return f"{'exact' if measurement.exact else 'estimate'}, {measurement.engine.value}"
 
 
+def _estimates(before: Report, after: Report) -> Iterator[Difference]:
+    """Layers that both reports estimate in one way: comparable, but with errors beside those of the samples."""
+    rows = {row.info.name: row.measurement for row in before.layers if isinstance(row, LayerReport)}
+    pairs = [
+        (rows[row.info.name], row.measurement)
+        for row in after.layers
+        if isinstance(row, LayerReport) and row.info.name in rows
+    ]
+    for engine in sorted({new.engine for _, new in pairs}):
+        alike = [pair for pair in pairs if all(not side.exact and side.engine is engine for side in pair)]
+        if alike:
+            one, other = (_worst_error([pair[side] for pair in alike]) for side in (0, 1))
+            what = f"{engine.value} on {len(alike)}"
+            yield Difference("estimates", f"{what}, {one}", f"{what}, {other}", forbids=False)
+
+
+def _worst_error(measurements: Sequence[Measurement]) -> str:
+    """The largest standard error that an engine states of any h, as a share of its layer's largest h."""
+    shares = [
+        max(m.h_stderr) / max(map(abs, m.h)) for m in measurements if not isinstance(m.h_stderr, Missing) and any(m.h)
+    ]
+    return f"h +- up to {max(shares):.1%}" if shares else "error of h not stated"
+
+
 def _noted(before: Report, after: Report) -> Iterator[Difference]:
     old, new = before.provenance, after.provenance
     if before.schema_version != after.schema_version:
@@ -101,6 +126,7 @@ def _noted(before: Report, after: Report) -> Iterator[Difference]:
     if old.engines != new.engines:
         one, other = (", ".join(f"{name} on {n}" for name, n in sorted(run.engines.items())) for run in (old, new))
         yield Difference("engines", one, other, forbids=False)
+    yield from _estimates(before, after)
     if isinstance(old.self_check, Missing) != isinstance(new.self_check, Missing):
         one, other = ("not made" if isinstance(run.self_check, Missing) else "passed" for run in (old, new))
         yield Difference("self-check", one, other, forbids=False)

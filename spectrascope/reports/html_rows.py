@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from spectrascope.decomposition import decomposition_of
 from spectrascope.records import (
     NOT_SELECTED,
     Interval,
     LayerReport,
     LayerRow,
     LayerStatus,
+    Measurement,
     Missing,
     PowerFit,
     RankComparison,
@@ -24,6 +26,9 @@ from spectrascope.reports.figures import format_percent
 from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["Choice", "LayerFacts", "PageCell", "PageColumn", "PageRow", "PageTable", "build_layer_table", "layer_facts"]
+
+_FIRST = 8
+"""Directions whose errors are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +151,9 @@ def layer_facts(row: LayerRow) -> tuple[LayerFacts, ...]:
         LayerFacts(
             "engine", measured.engine.value + ("" if measured.exact else " (approximate)"), measured.engine_reason
         ),
+        *_error_facts(measured),
         _number_facts("self-check", measured.residual, "largest relative difference from the reference"),
+        *_decomposition_facts(row),
     ]
     return tuple(facts)
 
@@ -289,6 +296,30 @@ def _number_facts(label: str, value: float | Missing, more: str = "") -> LayerFa
     if isinstance(value, Missing):
         return LayerFacts(label, DASH, value.reason)
     return LayerFacts(label, str(value) if isinstance(value, int) else f"{value:.4g}", more)
+
+
+def _error_facts(measured: Measurement) -> list[LayerFacts]:
+    """How far off an estimate may be; nothing for exact engines."""
+    if measured.exact:
+        return []
+    if isinstance(measured.h_stderr, Missing):
+        return [LayerFacts("error of the estimate", DASH, "the report does not state it")]
+    errors = " ".join(f"{error:.2g}" for error in measured.h_stderr[:_FIRST])
+    which = f"the first {_FIRST} directions" if len(measured.h_stderr) > _FIRST else "every direction"
+    return [LayerFacts("error of the estimate", f"±{errors}", f"standard errors of h in {which}")]
+
+
+def _decomposition_facts(row: LayerReport) -> list[LayerFacts]:
+    """The parts of β, where the report holds them."""
+    found = decomposition_of(row)
+    if isinstance(found, Missing):
+        return []
+    parts = found.alignment
+    return [
+        _fit_facts("β_Λ, eigenvalues of the factors", parts.beta_lambda),
+        _fit_facts("β_Φ, alignment with the gradient", parts.beta_phi),
+        _fit_facts("β_χ, beyond a Kronecker product", parts.beta_chi),
+    ]
 
 
 def _zeta_facts(bound: ZetaBound | Missing) -> LayerFacts:

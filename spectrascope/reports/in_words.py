@@ -60,8 +60,10 @@ def _say_spectra(report: Report, layers: list[LayerReport]) -> str:
     n = sum(group.bic_wins.values())
     if n:
         counts = {model: group.bic_wins.get(model.value, 0) for model in RankModel}
-        best = max(counts, key=lambda model: counts[model])
-        first = f"σ falls with rank as {RANK_MODEL_NAMES[best]} on {counts[best]} of {format_count(n, 'layer')}"
+        most = max(counts.values())
+        best = " or ".join(RANK_MODEL_NAMES[model] for model in counts if counts[model] == most)
+        each = " each" if " or " in best else ""
+        first = f"σ falls with rank as {best} on {most}{each} of {format_count(n, 'layer')}"
     else:
         first = "no rank model could be told"
     triangles = sum(not isinstance(row.analysis.triangle, Missing) for row in layers)
@@ -79,7 +81,8 @@ def _say_trust(report: Report, layers: list[LayerReport]) -> str:
     parts = [f"{summary.n_ok} of {format_count(n, 'weight')} measured"]
     if layers:
         exact = sum(row.measurement.exact for row in layers)
-        parts.append("all exactly" if exact == len(layers) else f"{exact} of them exactly")
+        how = {len(layers): "all exactly", 0: "all by estimates"}
+        parts.append(how.get(exact, f"{exact} of them exactly"))
         check = run.self_check
         parts.append("not self-checked" if isinstance(check, Missing) else f"self-check {check.residual:.0e}")
     if summary.n_failed:

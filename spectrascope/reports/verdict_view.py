@@ -95,7 +95,8 @@ def _conclude(verdict: Verdict) -> tuple[tuple[str, Tone], ...]:
         )
     if verdict.forced:
         forbidding = [difference.what for difference in verdict.differences if difference.forbids]
-        lines.append((f"Compared by force: {', '.join(forbidding)} differ.", Tone.WARNING))
+        verb = "differs" if len(forbidding) == 1 else "differ"
+        lines.append((f"Compared by force: {', '.join(forbidding)} {verb}.", Tone.WARNING))
     if not verdict.findings:
         advice = [item.advice for item in verdict.differences if item.forbids and item.advice]
         lines += [(f"To compare: {text}.", Tone.PLAIN) for text in advice]

@@ -61,6 +61,13 @@ def _estimated(report: Report, engine: EngineName = EngineName.GAUSS_NEWTON) -> 
     return with_measurement(report, LAYER, exact=False, engine=engine)
 
 
+def _differenced(report: Report) -> Report:
+    """One layer by central differences, each h with a standard error of 2 % of the largest."""
+    m = next(row.measurement for row in report.layers if row.info.name == LAYER)
+    errors = (0.02 * max(m.h),) * len(m.h)
+    return with_measurement(report, LAYER, exact=False, engine=EngineName.FINITE_DIFFERENCE, h_stderr=errors)
+
+
 def _few_groups(report: Report) -> Report:
     m = next(row.measurement for row in report.layers if row.info.name == LAYER)
     return with_measurement(
@@ -153,7 +160,30 @@ SITUATIONS = {
     "two kinds of estimate": Situation(
         _estimated(BASE), "inconclusive", baseline=_estimated(BASE, EngineName.DOUBLE_BACKPROP), says="engine exactness"
     ),
-    "the same estimate": Situation(_estimated(BASE), "pass", baseline=_estimated(BASE)),
+    "the same estimate": Situation(
+        _estimated(BASE), "pass", baseline=_estimated(BASE), says="gauss-newton on 1, error of h not stated"
+    ),
+    "finite differences against an exact engine": Situation(
+        _differenced(BASE), "inconclusive", says="estimate, finite-difference (layer2.conv.weight)"
+    ),
+    "finite differences against an exact engine, forced": Situation(_differenced(BASE), "pass", ("--force",)),
+    "an exact engine against finite differences": Situation(
+        BASE, "inconclusive", baseline=_differenced(BASE), says="estimate, finite-difference (layer2.conv.weight)"
+    ),
+    "a sketch against an exact engine": Situation(
+        _estimated(BASE, EngineName.GAUSS_NEWTON_SKETCH), "inconclusive", says="engine exactness"
+    ),
+    "a sketch against finite differences": Situation(
+        _estimated(BASE, EngineName.GAUSS_NEWTON_SKETCH), "inconclusive", baseline=_differenced(BASE)
+    ),
+    "finite differences on both sides": Situation(
+        _differenced(BASE), "pass", baseline=_differenced(BASE), says="finite-difference on 1, h +- up to 2.0%"
+    ),
+    "tangent against double backprop": Situation(
+        with_measurement(BASE, LAYER, engine=EngineName.TANGENT),
+        "pass",
+        baseline=with_measurement(BASE, LAYER, engine=EngineName.DOUBLE_BACKPROP),
+    ),
     "another exact engine": Situation(with_measurement(BASE, LAYER, engine=EngineName.DOUBLE_BACKPROP), "pass"),
     "another device and release": Situation(
         with_run(BASE, device="cuda:0", versions={"python": "3.13", "torch": "3.0"}), "pass", says="torch"
@@ -226,5 +256,5 @@ def test_verdict_and_exit_code(name: str, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_there_are_enough_situations() -> None:
-    assert len(SITUATIONS) >= 60
+    assert len(SITUATIONS) >= 70
     assert {situation.exit_code for situation in SITUATIONS.values()} == {0, 1, 3}

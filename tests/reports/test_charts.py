@@ -197,6 +197,15 @@ def test_depth_shows_each_layer_at_its_place_in_the_ink_of_its_kind() -> None:
     assert [text for _, text in chart.x.ticks] == ["n0", "n1", "n2"]
 
 
+@pytest.mark.parametrize(
+    ("betas", "words"),
+    [((), "No layer has a β."), ((1.5, 1.5), "β is 1.50."), ((2.0, 1.5), "β lies between 1.50 and 2.00.")],
+)
+def test_depth_says_its_range(betas: tuple[float, ...], words: str) -> None:
+    rows = [make_layer(make_info(f"n{i}"), make_measurement(beta=beta, wobble=0)) for i, beta in enumerate(betas)]
+    assert depth_chart(rows).summary == words
+
+
 def test_one_bad_interval_does_not_squeeze_the_others() -> None:
     rows = [make_layer(make_info(f"n{i}"), make_measurement(wobble=0.001)) for i in range(3)]
     fit = rows[1].analysis.beta

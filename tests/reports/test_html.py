@@ -5,15 +5,17 @@ import base64
 import hashlib
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 from chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
-from made_up_reports import make_report
+from made_up_reports import make_info, make_layer, make_measurement, make_report
 from report_fixtures import big_report, report  # noqa: F401
 
-from spectrascope.records import LayerReport, Report
+from spectrascope.records import EngineName, LayerReport, Measurement, Missing, Report
 from spectrascope.reports.html import report_html
+from spectrascope.reports.html_rows import layer_facts
 from spectrascope.reports.trajectory_html import trajectory_html
 from spectrascope.trajectory import build_trajectory
 
@@ -107,6 +109,28 @@ def test_names_cannot_break_out() -> None:
 def test_a_decomposition_is_drawn_where_there_is_one(report: Report) -> None:
     assert "what β is made of" not in report_html(report)
     assert "what β is made of" in report_html(make_report((decomposed_layer("p", (1.0, 1.0, 0.0)),)))
+
+
+def test_the_parts_of_beta_stand_among_the_facts_of_a_layer(report: Report) -> None:
+    facts = {fact.label: fact.text for fact in layer_facts(decomposed_layer("p", (1.5, 0.7, -0.2)))}
+    assert facts["β_Λ, eigenvalues of the factors"] == "1.500"
+    assert facts["β_Φ, alignment with the gradient"] == "0.700"
+    assert facts["β_χ, beyond a Kronecker product"] == "-0.200"
+    assert not any("β_" in fact.label for fact in layer_facts(report.layers[0]))
+
+
+def test_an_estimate_says_how_far_off_it_may_be() -> None:
+    exact = make_measurement(k=10)
+    estimate = replace(exact, exact=False, engine=EngineName.FINITE_DIFFERENCE, h_stderr=(0.25,) * 9 + (7.0,))
+    label = "error of the estimate"
+
+    def shown(measurement: Measurement) -> list[tuple[str, str]]:
+        facts = layer_facts(make_layer(make_info("x"), measurement))
+        return [(fact.text, fact.more) for fact in facts if fact.label == label]
+
+    assert shown(exact) == []
+    assert shown(estimate) == [("±" + " ".join(["0.25"] * 8), "standard errors of h in the first 8 directions")]
+    assert shown(replace(estimate, h_stderr=Missing("older"))) == [("–", "the report does not state it")]
 
 
 def test_three_hundred_layers_in_time_and_size(big_report: Report) -> None:

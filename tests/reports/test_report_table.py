@@ -14,7 +14,16 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from spectrascope.bench_records import BenchReport
-from spectrascope.records import NOT_SELECTED, LayerReport, LayerStatus, Missing, Report, SkippedLayer
+from spectrascope.records import (
+    NOT_SELECTED,
+    EngineName,
+    LayerReport,
+    LayerStatus,
+    Missing,
+    RankModel,
+    Report,
+    SkippedLayer,
+)
 from spectrascope.reports import Format, View, render, render_bench
 from spectrascope.reports.in_words import say_in_words
 from spectrascope.reports.views import build_probe
@@ -175,6 +184,21 @@ def test_a_report_in_three_lines(report: Report) -> None:
         "Trust: 4 of 6 weights measured, all exactly, self-check 2e-06, 1 FAILED, "
         "2,048 samples determine β to ±0.03 (median)."
     )
+
+
+def test_rank_models_that_win_equally_often_are_both_named(report: Report) -> None:
+    wins = {RankModel.POWER_LAW.value: 1, RankModel.EXPONENTIAL.value: 2, RankModel.LOGNORMAL.value: 2}
+    overall = replace(report.summary.overall, bic_wins=wins)
+    spectra = say_in_words(replace(report, summary=replace(report.summary, overall=overall)))[1]
+    assert "σ falls with rank as exponential or log-normal on 2 each of 5 layers" in spectra
+
+
+def test_estimates_are_called_so() -> None:
+    guessed = replace(make_measurement(), exact=False, engine=EngineName.FINITE_DIFFERENCE)
+    exact = make_layer(make_info("a"), make_measurement())
+    rows = tuple(make_layer(make_info(name), guessed) for name in "bc")
+    assert "2 of 2 weights measured, all by estimates," in say_in_words(make_report(rows))[2]
+    assert "3 of 3 weights measured, 1 of them exactly," in say_in_words(make_report((exact, *rows)))[2]
 
 
 def test_three_lines_without_anything_measured() -> None:

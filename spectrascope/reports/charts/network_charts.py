@@ -98,9 +98,15 @@ def depth_chart(layers: Sequence[LayerReport]) -> Chart:
                 whiskers=tuple(_clip(_interval(fit), y) for _, fit, _ in here),
             )
         )
-    values = sorted(fit.value for *_, fit in fits)
-    summary = "No layer has a β." if not values else f"β lies between {values[0]:.2f} and {values[-1]:.2f}."
+    summary = _say_range([fit.value for *_, fit in fits])
     return Chart("β along depth", x, y, tuple(parts), summary, _note_missing(len(layers) - len(fits), "no β"))
+
+
+def _say_range(values: Sequence[float]) -> str:
+    if not values:
+        return "No layer has a β."
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return f"β is {low}." if low == high else f"β lies between {low} and {high}."
 
 
 def participation_chart(layers: Sequence[LayerReport]) -> Chart:
