@@ -106,13 +106,30 @@ def test_low_confidence_falls_back_to_family_then_role_then_kind_then_network() 
     family = found["h.2.conv.weight"]
     assert family.source is BetaSource.FAMILY
     assert family.beta == pytest.approx(np.mean([own["h.0.conv.weight"], own["h.1.conv.weight"]]))
-    assert family.interval == Interval(own["h.0.conv.weight"], own["h.1.conv.weight"])
+    intervals = [found[f"h.{i}.conv.weight"].interval for i in (0, 1)]
+    assert isinstance(intervals[0], Interval)
+    assert isinstance(intervals[1], Interval)
+    assert family.interval == Interval(intervals[0].low, intervals[1].high)
     assert found["stem.weight"].source is BetaSource.ROLE
     assert found["stem.weight"].beta == pytest.approx(own["h.1.conv.weight"])
     assert found["moe.experts.0.up"].source is BetaSource.KIND
     assert found["moe.experts.0.up"].beta == own["mlp.weight"]
     assert found["up.weight"].source is BetaSource.NETWORK
     assert "scattered about the line" in family.doubts[0] or "interval" in family.doubts[0]
+
+
+def test_no_group_is_surer_than_the_only_layer_it_trusts() -> None:
+    rows = (
+        make_layer(make_info("h.0.conv.weight"), make_measurement(beta=2.0, wobble=0.3)),
+        make_layer(make_info("h.1.conv.weight"), _scattered()),
+    )
+    advice = advise(make_report(rows))
+    sure, doubtful = advice.layers
+    assert (sure.source, doubtful.source) == (BetaSource.LAYER, BetaSource.FAMILY)
+    assert isinstance(sure.interval, Interval)
+    assert sure.interval.high - sure.interval.low > 0.01
+    assert doubtful.interval == sure.interval
+    assert {group.interval for group in advice.groups if group.n_confident} == {sure.interval}
 
 
 def test_with_nothing_to_trust_the_papers_values_stand() -> None:

@@ -82,7 +82,6 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
         DASH if isinstance(above, Missing) else str(above),
     )
     best = layer.best_exponent
-    above = layer.n_above_noise
     cells = (*head, *use, *measured, *where, *_efficiencies(layer, notes))
     tone = Tone.QUIET if layer.treatment is Treatment.ADAMW else Tone.PLAIN
     return Row((*cells, notes.missing(best) if isinstance(best, Missing) else f"{best:.2f}"), tone)
@@ -129,7 +128,7 @@ def _group_sheet(advice: Advice) -> Sheet:
         Column("layers"),
         Column("trusted"),
         Column("median β", strong=True),
-        Column("range", drop_order=1),
+        Column("interval", drop_order=1),
         Column("meaning", right=False, drop_order=2),
     )
     return Sheet("Groups", columns, tuple(_group_row(group) for group in advice.groups))
@@ -180,7 +179,7 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
         (
             "T(σ; β) = σ / (σ^β + damping): β ≈ 0 is gradient descent, β ≈ 1 a Muon-like step of equal sizes, β ≈ 2 a "
             "Newton-like one. The interval is the wider of the two 95 % intervals of the fit, widened because "
-            "directions and curvature come from the same samples, or the range over the group it was taken from.",
+            "directions and curvature come from the same samples, or the hull of these over the group it was taken from.",
             Tone.PLAIN,
         ),
         (
