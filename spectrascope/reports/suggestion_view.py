@@ -216,11 +216,13 @@ def _describe_validation(found: Validation) -> list[str]:
     def words(value: float | Missing) -> str:
         return f"not computed ({value.reason})" if isinstance(value, Missing) else f"{value:.2f}"
 
+    ranked = [step for step in found.steps if step.name in _STEPS]  # M⁻¹σ is the yardstick, not a prediction of rank
+    n_downhill = sum(step.measured > 0 for step in ranked)
     by_step = ", ".join(f"{_TITLES.get(k, k)}: {words(v)}" for k, v in found.correlation_by_step.items())
     lines = [
         f"Predicted and measured efficiency correlate with r = {words(found.correlation)} over "
-        f"{format_count(len(found.steps), 'step')} (over layers, {by_step}); the logarithms of the decreases with r = "
-        f"{words(found.correlation_decrease)}.",
+        f"{format_count(len(ranked), 'step')} (over layers, {by_step}); the logarithms of the decreases with r = "
+        f"{words(found.correlation_decrease)} over the {n_downhill} that lowered the loss.",
         f"The exponent predicted to be best lowered the loss most, to within 5 %, on {found.best_agrees} of "
         f"{format_count(found.n_layers, 'layer')}.",
     ]
