@@ -107,7 +107,9 @@ def advise(report: Report, *, train_batch: int | None = None) -> Advice:
         layers=layers,
         groups=_groups(spectral, n_terms),
         parameters=_parameters(layers),
-        adamw=tuple(layer.info.name for layer in layers if layer.treatment is Treatment.ADAMW),
+        adamw=tuple(
+            layer.info.name for layer in layers if layer.treatment is Treatment.ADAMW and not layer.info.parametrized
+        ),
         notes=_notes(report),
     )
 
@@ -146,6 +148,8 @@ def _consider(row: LayerRow, report: Report) -> _Candidate:
 def _adamw_reason(row: LayerRow, report: Report) -> str:
     """Why a weight should be left to AdamW; empty if it should not."""
     info, data = row.info, report.provenance.data
+    if info.parametrized:
+        return "no parameter: parametrized, computed from others"
     if info.role is LayerRole.UNEMBEDDING:
         return "the head of a language model, tied to its embedding" if info.tied_names else "a language model's head"
     if info.role is LayerRole.EMBEDDING or info.kind is LayerKind.EMBEDDING:

@@ -147,7 +147,8 @@ class Validation:
     ``on`` says whose loss was followed: that of ``n_checked`` samples of the other half, which shows what is left of
     a prediction on new data, or of the measured half itself, which shows how far the quadratic model holds. ``loss``
     is theirs before any step. ``correlation`` is Pearson's r of predicted and measured efficiency over the steps of
-    exponents 0, 1, 2 and the measured one of all layers, ``correlation_by_step`` over layers for one exponent at a time, ``correlation_decrease`` that of the
+    exponents 0, 1, 2 and the measured one of all layers (not the model's own), ``correlation_by_step`` over layers for
+    one exponent at a time, ``correlation_decrease`` that of the
     logarithms of the decreases. ``best_agrees`` counts layers on which the exponent predicted to be the most efficient
     (of 0, 1, 2 and the measured one) is the one that lowered the loss most, to within 5 %.
     """

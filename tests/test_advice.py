@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent / "reports"))  # the made-up reports are shared with its tests
 
@@ -31,6 +33,7 @@ from spectrascope.records import (
     Task,
 )
 from spectrascope.reports import report_from_json, report_to_json
+from spectrascope.reports.emit import emit_torch
 from spectrascope.suggestion import Advice, BetaSource, LayerAdvice, Treatment
 
 
@@ -201,6 +204,22 @@ def test_what_goes_to_adamw() -> None:
     measured = found["fc.weight"]
     assert isinstance(measured.measured, PowerFit)  # shown all the same
     assert isinstance(measured.efficiencies, tuple)
+
+
+def test_parametrized_weights_are_not_named_as_parameters() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    report = spectrascope.probe(model, (torch.randn(64, 12), torch.randint(0, 3, (64,))), top_k=6)
+    assert [row.info.parametrized for row in report.layers] == [True, False, False]
+    advice = advise(report_from_json(report_to_json(report)))
+    assert [p.name for p in advice.parameters] == ["2.weight"]
+    assert advice.layers[0].reason == "no parameter: parametrized, computed from others"
+    assert advice.adamw == ("4.weight",)
+    scope = {"model": model}
+    exec(emit_torch(advice), scope)
+    stepped = [id(p) for group in scope["optimizer"].param_groups for p in group["params"]]  # type: ignore[attr-defined]
+    assert sorted(stepped) == sorted(id(p) for p in model.parameters())
 
 
 def test_a_hidden_layer_as_wide_as_the_classes_is_no_head() -> None:

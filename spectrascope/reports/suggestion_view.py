@@ -179,7 +179,8 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
         (
             "T(σ; β) = σ / (σ^β + damping): β ≈ 0 is gradient descent, β ≈ 1 a Muon-like step of equal sizes, β ≈ 2 a "
             "Newton-like one. The interval is the wider of the two 95 % intervals of the fit, widened because "
-            "directions and curvature come from the same samples, or the hull of these over the group it was taken from.",
+            "directions and curvature come from the same samples, or the hull of these over the group it was taken "
+            "from.",
             Tone.PLAIN,
         ),
         (

@@ -60,7 +60,7 @@ def test_tables_fit_their_terminal_and_keep_what_matters(advice: Advice, width: 
 
 
 def test_a_correlation_names_the_steps_it_is_over(advice: Advice) -> None:
-    steps = tuple(_step_of(name, 0.01) for name in ("0", "1", "beta", "best")) + (_step_of("2", -0.1),)
+    steps = (*(_step_of(name, 0.01) for name in ("0", "1", "beta", "best")), _step_of("2", -0.1))
     validated = _validated(advice)
     assert isinstance(validated.validation, Validation)
     text = " ".join(_text(replace(validated, validation=replace(validated.validation, steps=steps)), 200).split())
