@@ -105,9 +105,11 @@ def advise(report: Report, *, train_batch: int | None = None) -> Advice:
         top_k=report.options.top_k,
         train_batch=Missing("the measured batch itself") if train_batch is None else train_batch,
         layers=layers,
-        groups=_groups(spectral),
+        groups=_groups(spectral, n_terms),
         parameters=_parameters(layers),
-        adamw=tuple(layer.info.name for layer in layers if layer.treatment is Treatment.ADAMW),
+        adamw=tuple(
+            layer.info.name for layer in layers if layer.treatment is Treatment.ADAMW and not layer.info.parametrized
+        ),
         notes=_notes(report),
     )
 
@@ -146,6 +148,8 @@ def _consider(row: LayerRow, report: Report) -> _Candidate:
 def _adamw_reason(row: LayerRow, report: Report) -> str:
     """Why a weight should be left to AdamW; empty if it should not."""
     info, data = row.info, report.provenance.data
+    if info.parametrized:
+        return "no parameter: parametrized, computed from others"
     if info.role is LayerRole.UNEMBEDDING:
         return "the head of a language model, tied to its embedding" if info.tied_names else "a language model's head"
     if info.role is LayerRole.EMBEDDING or info.kind is LayerKind.EMBEDDING:
@@ -182,17 +186,27 @@ _SCOPES: tuple[tuple[BetaSource, _Key], ...] = (
 )
 
 
-def _summarise(members: Sequence[_Candidate], by: str, name: str) -> BetaGroup:
-    betas = [c.fit.value for c in members if isinstance(c.fit, PowerFit) and c.is_confident]
-    if not betas:
+def _own_exponent(candidate: _Candidate, n_terms: int) -> tuple[float, Interval] | None:
+    """A trusted layer's beta and its interval."""
+    if not (candidate.is_confident and isinstance(candidate.fit, PowerFit) and isinstance(candidate.row, LayerReport)):
+        return None
+    own = wider_interval(candidate.fit)
+    more = selection_allowance(candidate.row, n_terms)
+    return candidate.fit.value, Interval(own.low - more, own.high + more)
+
+
+def _summarise(members: Sequence[_Candidate], by: str, name: str, n_terms: int) -> BetaGroup:
+    """Median of the trusted, and the hull of their intervals: a group is no surer than any of its members."""
+    trusted = [own for own in (_own_exponent(c, n_terms) for c in members) if own is not None]
+    if not trusted:
         nothing = Missing(f"none of {len(members)} is to be trusted")
         return BetaGroup(by, name, len(members), 0, nothing, nothing, "")
-    middle = median(betas)
-    spread = Interval(min(betas), max(betas))
-    return BetaGroup(by, name, len(members), len(betas), middle, spread, describe_exponent(middle))
+    middle = median(value for value, _ in trusted)
+    hull = Interval(min(own.low for _, own in trusted), max(own.high for _, own in trusted))
+    return BetaGroup(by, name, len(members), len(trusted), middle, hull, describe_exponent(middle))
 
 
-def _groups(spectral: Sequence[_Candidate]) -> tuple[BetaGroup, ...]:
+def _groups(spectral: Sequence[_Candidate], n_terms: int) -> tuple[BetaGroup, ...]:
     keys: list[tuple[str, _Key]] = [(source.value, key) for source, key in _SCOPES]
     keys.insert(3, ("depth", lambda c: c.depth))
     found = []
@@ -202,7 +216,7 @@ def _groups(spectral: Sequence[_Candidate]) -> tuple[BetaGroup, ...]:
             members.setdefault(key(candidate), []).append(candidate)
         for name, group in members.items():
             if by != BetaSource.FAMILY.value or len(group) > 1:
-                found.append(_summarise(group, by, name))
+                found.append(_summarise(group, by, name, n_terms))
     return tuple(found)
 
 
@@ -216,12 +230,11 @@ def _count_terms(report: Report) -> int:
 def _recommend(
     candidate: _Candidate, spectral: Sequence[_Candidate], n_terms: int
 ) -> tuple[float, Interval | Missing, BetaSource]:
-    if candidate.is_confident and isinstance(candidate.fit, PowerFit) and isinstance(candidate.row, LayerReport):
-        own = wider_interval(candidate.fit)
-        more = selection_allowance(candidate.row, n_terms)
-        return candidate.fit.value, Interval(own.low - more, own.high + more), BetaSource.LAYER
+    own = _own_exponent(candidate, n_terms)
+    if own is not None:
+        return *own, BetaSource.LAYER
     for source, key in _SCOPES:
-        group = _summarise([c for c in spectral if key(c) == key(candidate)], source.value, "")
+        group = _summarise([c for c in spectral if key(c) == key(candidate)], source.value, "", n_terms)
         if not isinstance(group.beta, Missing):
             return group.beta, group.interval, source
     convolution = candidate.info.kind in (LayerKind.CONV, LayerKind.CONV_TRANSPOSE)

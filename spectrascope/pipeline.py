@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 
 import torch
@@ -30,6 +31,7 @@ from spectrascope.numerics.participation import effective_rank, participation_ra
 from spectrascope.numerics.summary import summarise
 from spectrascope.records import (
     DataInfo,
+    LayerInfo,
     LayerReport,
     LayerRow,
     LayerStatus,
@@ -89,7 +91,10 @@ def run_probe(
     workload = prepare_workload(model, source, loss_fn, options)
     require_finite_weights(workload.model)
     notes = (*notes, *_notes_on(unwrapped(model)))
-    candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
+    candidates = _with_parametrized_marked(
+        find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused),
+        parametrized_weights(unwrapped(model)),
+    )
     layers = [c for c in candidates if isinstance(c, WeightLayer)]
     if not layers:
         raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
@@ -114,6 +119,17 @@ def run_probe(
     with clock.stage("fits"):
         rows = _rows(candidates, found, checked, options)
     return _report(workload, rows, found, checked, options, model_info, data_info, command, clock, notes)
+
+
+def _with_parametrized_marked(
+    candidates: Sequence[WeightLayer | SkippedLayer], names: Sequence[str]
+) -> list[WeightLayer | SkippedLayer]:
+    """Layers were found in a copy with plain weights, where nothing tells them apart."""
+
+    def is_parametrized(info: LayerInfo) -> bool:
+        return any(name.partition("[")[0] in names for name in (info.name, *info.tied_names))
+
+    return [replace(c, info=replace(c.info, parametrized=True)) if is_parametrized(c.info) else c for c in candidates]
 
 
 def _notes_on(model: nn.Module) -> list[str]:

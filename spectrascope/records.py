@@ -254,6 +254,7 @@ class LayerInfo:
     """Which weight, and how it is seen as an m × n matrix.
 
     ``frozen`` says that training would leave it alone (``requires_grad=False``); it is measured all the same.
+    ``parametrized``: it is no parameter but computed from others on every use; measured is what they evaluate to.
     """
 
     name: str
@@ -263,6 +264,7 @@ class LayerInfo:
     stored_shape: tuple[int, ...]
     tied_names: tuple[str, ...] = ()
     frozen: bool = field(default=False, metadata=ADDED_LATER)
+    parametrized: bool = field(default=False, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

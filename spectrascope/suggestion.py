@@ -65,9 +65,9 @@ class LayerAdvice:
     """What to do with one measured weight, and why.
 
     ``beta`` is recommended, ``interval`` goes with it: the wider of the two 95 % intervals of a layer's own fit, with
-    an allowance for directions chosen on the same samples, or the range over the confident members of the group it was
-    taken from. ``doubts`` says why the layer's own fit was
-    not used, and is empty where it was. ``damping`` belongs to T(sigma; beta) as measured (units of sigma^beta);
+    an allowance for directions chosen on the same samples, or the hull of these intervals over the confident members
+    of the group it was taken from. ``doubts`` says why the layer's own fit was not used, and is empty where it was.
+    ``damping`` belongs to T(sigma; beta) as measured (units of sigma^beta);
     ``relative_damping`` is the same in units of the gradient's Schatten 4-norm, for ``scale_free`` steps.
     ``scatter`` is the root mean square of log h about the fitted line. ``best_exponent`` is the one whose undamped
     step is the most efficient.
@@ -98,7 +98,10 @@ class LayerAdvice:
 
 @dataclass(frozen=True, slots=True)
 class BetaGroup:
-    """Exponents over the weights of one group: median and range over the ``n_confident`` of ``n`` to be trusted."""
+    """Exponents over the weights of one group: median over the ``n_confident`` of ``n`` to be trusted.
+
+    ``interval`` is the hull of their intervals.
+    """
 
     by: str  # "family" | "role" | "kind" | "depth" | "network"
     name: str
@@ -143,8 +146,9 @@ class Validation:
 
     ``on`` says whose loss was followed: that of ``n_checked`` samples of the other half, which shows what is left of
     a prediction on new data, or of the measured half itself, which shows how far the quadratic model holds. ``loss``
-    is theirs before any step. ``correlation`` is Pearson's r of predicted and measured efficiency over all steps of all
-    layers, ``correlation_by_step`` over layers for one exponent at a time, ``correlation_decrease`` that of the
+    is theirs before any step. ``correlation`` is Pearson's r of predicted and measured efficiency over the steps of
+    exponents 0, 1, 2 and the measured one of all layers (not the model's own), ``correlation_by_step`` over layers for
+    one exponent at a time, ``correlation_decrease`` that of the
     logarithms of the decreases. ``best_agrees`` counts layers on which the exponent predicted to be the most efficient
     (of 0, 1, 2 and the measured one) is the one that lowered the loss most, to within 5 %.
     """

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent / "reports"))  # the made-up reports are shared with its tests
 
@@ -31,6 +33,7 @@ from spectrascope.records import (
     Task,
 )
 from spectrascope.reports import report_from_json, report_to_json
+from spectrascope.reports.emit import emit_torch
 from spectrascope.suggestion import Advice, BetaSource, LayerAdvice, Treatment
 
 
@@ -106,13 +109,30 @@ def test_low_confidence_falls_back_to_family_then_role_then_kind_then_network() 
     family = found["h.2.conv.weight"]
     assert family.source is BetaSource.FAMILY
     assert family.beta == pytest.approx(np.mean([own["h.0.conv.weight"], own["h.1.conv.weight"]]))
-    assert family.interval == Interval(own["h.0.conv.weight"], own["h.1.conv.weight"])
+    intervals = [found[f"h.{i}.conv.weight"].interval for i in (0, 1)]
+    assert isinstance(intervals[0], Interval)
+    assert isinstance(intervals[1], Interval)
+    assert family.interval == Interval(intervals[0].low, intervals[1].high)
     assert found["stem.weight"].source is BetaSource.ROLE
     assert found["stem.weight"].beta == pytest.approx(own["h.1.conv.weight"])
     assert found["moe.experts.0.up"].source is BetaSource.KIND
     assert found["moe.experts.0.up"].beta == own["mlp.weight"]
     assert found["up.weight"].source is BetaSource.NETWORK
     assert "scattered about the line" in family.doubts[0] or "interval" in family.doubts[0]
+
+
+def test_no_group_is_surer_than_the_only_layer_it_trusts() -> None:
+    rows = (
+        make_layer(make_info("h.0.conv.weight"), make_measurement(beta=2.0, wobble=0.3)),
+        make_layer(make_info("h.1.conv.weight"), _scattered()),
+    )
+    advice = advise(make_report(rows))
+    sure, doubtful = advice.layers
+    assert (sure.source, doubtful.source) == (BetaSource.LAYER, BetaSource.FAMILY)
+    assert isinstance(sure.interval, Interval)
+    assert sure.interval.high - sure.interval.low > 0.01
+    assert doubtful.interval == sure.interval
+    assert {group.interval for group in advice.groups if group.n_confident} == {sure.interval}
 
 
 def test_with_nothing_to_trust_the_papers_values_stand() -> None:
@@ -184,6 +204,22 @@ def test_what_goes_to_adamw() -> None:
     measured = found["fc.weight"]
     assert isinstance(measured.measured, PowerFit)  # shown all the same
     assert isinstance(measured.efficiencies, tuple)
+
+
+def test_parametrized_weights_are_not_named_as_parameters() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 10), nn.Tanh(), nn.Linear(10, 10), nn.Tanh(), nn.Linear(10, 3))
+    nn.utils.parametrizations.weight_norm(model[0])
+    report = spectrascope.probe(model, (torch.randn(64, 12), torch.randint(0, 3, (64,))), top_k=6)
+    assert [row.info.parametrized for row in report.layers] == [True, False, False]
+    advice = advise(report_from_json(report_to_json(report)))
+    assert [p.name for p in advice.parameters] == ["2.weight"]
+    assert advice.layers[0].reason == "no parameter: parametrized, computed from others"
+    assert advice.adamw == ("4.weight",)
+    scope = {"model": model}
+    exec(emit_torch(advice), scope)
+    stepped = [id(p) for group in scope["optimizer"].param_groups for p in group["params"]]  # type: ignore[attr-defined]
+    assert sorted(stepped) == sorted(id(p) for p in model.parameters())
 
 
 def test_a_hidden_layer_as_wide_as_the_classes_is_no_head() -> None:

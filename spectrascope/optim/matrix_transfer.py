@@ -191,8 +191,9 @@ def _scaled_to_one(wide: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     work = wide if wide.dtype == torch.float64 else wide.to(torch.float32)
     size = torch.linalg.vector_norm(work, ord=math.inf, dim=(1, 2)).double()
     finite = torch.isfinite(size)
-    # Within the range of float32, reciprocal included: squares of the quotient neither overflow nor vanish.
-    size = torch.where(finite & (size > 0), size, 1.0).clamp(1e-37, 1e37)
+    # Within the range of the dtype, reciprocal included: squares of the quotient neither overflow nor vanish.
+    largest = 1e307 if work.dtype == torch.float64 else 1e37
+    size = torch.where(finite & (size > 0), size, 1.0).clamp(1 / largest, largest)
     return work * size.reciprocal().to(work.dtype)[:, None, None], size, finite
 
 
@@ -217,11 +218,10 @@ def _by_spectrum(
     gram = _gram(work, finite)
     unit = torch.linalg.vector_norm(gram, dim=(1, 2)).sqrt().double()  # Schatten 4-norm of work
     unit = torch.where(unit > 0, unit, 1.0)
-    # From here on sigma is in units of size · unit, so that sigma_1 ≤ 1.
-    relative, prefactor = damping, unit.reciprocal()
-    if not scale_free:
-        relative = damping * (size * unit) ** -beta
-        prefactor = prefactor * (size * unit) ** (1.0 - beta)
+    # From here on sigma is in units of size · unit, so that sigma_1 ≤ 1. Powers of that overflow: logarithms do not.
+    log_scale = torch.zeros_like(size) if scale_free else size.log() + unit.log()
+    log_relative = damping.log() - beta * log_scale
+    relative, log_cap = log_relative.exp(), log_relative.clamp_min(0.0)
     if spread is None and precision is Precision.AUTO and route is not Route.SVD:
         spread = _largest_spread(tuple(beta.tolist()), tuple(relative.tolist()))
     route, dtype = _settle(route, precision, given, spread)
@@ -229,9 +229,9 @@ def _by_spectrum(
         work = work.to(dtype)
         gram = _gram(work, finite)
     # T = prefactor / cap · sigma / (sigma^beta / cap + relative / cap), with both terms between 0 and 1.
-    cap = relative.clamp_min(1.0)
-    prefactor = torch.where(finite, prefactor / cap, torch.nan)
-    terms = _Terms(beta, (1.0 / cap).to(dtype), (relative / cap).to(dtype), unit.to(dtype), prefactor.to(dtype), given)
+    prefactor = torch.where(finite, ((1.0 - beta) * log_scale - log_cap).exp() / unit, torch.nan)
+    shrink, floor = (-log_cap).exp().to(dtype), log_relative.clamp_max(0.0).exp().to(dtype)
+    terms = _Terms(beta, shrink, floor, unit.to(dtype), prefactor.to(dtype), given)
     if route is Route.CHOLESKY:
         found = terms.by_cholesky(gram) @ work
     elif route is Route.EIGH:

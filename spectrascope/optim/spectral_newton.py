@@ -163,13 +163,13 @@ class SpectralNewton(Optimizer):
 
     def _directions(self, group: Group, parameters: list[Tensor]) -> list[_Job]:
         """Advance the momentum, shrink the weights, and return what is left to be transferred and added."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = _gradients(parameters)
         momentum = group["momentum"]
         directions = gradients
         if momentum:
-            for p, gradient in zip(parameters, gradients, strict=True):
+            for p in parameters:
                 if "momentum_buffer" not in self.state[p]:
-                    self.state[p]["momentum_buffer"] = torch.zeros_like(gradient)
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self.state[p]["momentum_buffer"] for p in parameters]
             torch._foreach_lerp_(buffers, gradients, 1 - momentum)
             directions = list(torch._foreach_lerp(gradients, buffers, momentum)) if group["nesterov"] else buffers
@@ -187,7 +187,7 @@ class SpectralNewton(Optimizer):
         beta1, beta2 = group["adamw_betas"]
         adamw(
             parameters,
-            [p.grad for p in parameters if p.grad is not None],
+            _gradients(parameters),
             [state["exp_avg"] for state in states],
             [state["exp_avg_sq"] for state in states],
             [],
@@ -200,6 +200,11 @@ class SpectralNewton(Optimizer):
             eps=group["adamw_eps"],
             maximize=False,
         )
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """Gradients in their parameters' dtype, which ``grad_dtype`` lets differ: that of the state, saved or not."""
+    return [p.grad.to(p.dtype) for p in parameters if p.grad is not None]
 
 
 @dataclass(frozen=True)
@@ -322,6 +327,8 @@ def _require_sound(options: Group) -> None:
     for name in ("lr", "damping", "weight_decay", "adamw_lr", "adamw_eps", "adamw_weight_decay"):
         if not 0 <= options[name] < math.inf:
             raise ValueError(f"{name} {options[name]}: expected a number from 0 on")
+    if len(options["adamw_betas"]) != 2:
+        raise ValueError(f"adamw_betas {options['adamw_betas']}: expected two numbers")
     for name, values in (("momentum", (options["momentum"],)), ("adamw_betas", options["adamw_betas"])):
         if not all(0 <= value < 1 for value in values):
             raise ValueError(f"{name} {options[name]}: expected from 0 to below 1")

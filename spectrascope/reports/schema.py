@@ -38,6 +38,7 @@ _ABOUT_LAYER = {
     "stored_shape": "the shape of the parameter tensor",
     "tied_names": "other names of the same parameter",
     "frozen": "training would leave it alone (requires_grad is false)",
+    "parametrized": "no parameter: computed from others on every use, such as under weight norm",
     "rank": "number of singular values above max(m, n)·eps·sigma_1",
     "full_rank": "min(m, n)",
     "window": "first and last rank that enter the fits, 1-based, both included",

@@ -82,7 +82,6 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
         DASH if isinstance(above, Missing) else str(above),
     )
     best = layer.best_exponent
-    above = layer.n_above_noise
     cells = (*head, *use, *measured, *where, *_efficiencies(layer, notes))
     tone = Tone.QUIET if layer.treatment is Treatment.ADAMW else Tone.PLAIN
     return Row((*cells, notes.missing(best) if isinstance(best, Missing) else f"{best:.2f}"), tone)
@@ -129,7 +128,7 @@ def _group_sheet(advice: Advice) -> Sheet:
         Column("layers"),
         Column("trusted"),
         Column("median β", strong=True),
-        Column("range", drop_order=1),
+        Column("interval", drop_order=1),
         Column("meaning", right=False, drop_order=2),
     )
     return Sheet("Groups", columns, tuple(_group_row(group) for group in advice.groups))
@@ -180,7 +179,8 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
         (
             "T(σ; β) = σ / (σ^β + damping): β ≈ 0 is gradient descent, β ≈ 1 a Muon-like step of equal sizes, β ≈ 2 a "
             "Newton-like one. The interval is the wider of the two 95 % intervals of the fit, widened because "
-            "directions and curvature come from the same samples, or the range over the group it was taken from.",
+            "directions and curvature come from the same samples, or the hull of these over the group it was taken "
+            "from.",
             Tone.PLAIN,
         ),
         (
@@ -217,11 +217,13 @@ def _describe_validation(found: Validation) -> list[str]:
     def words(value: float | Missing) -> str:
         return f"not computed ({value.reason})" if isinstance(value, Missing) else f"{value:.2f}"
 
+    ranked = [step for step in found.steps if step.name in _STEPS]  # M⁻¹σ is the yardstick, not a prediction of rank
+    n_downhill = sum(step.measured > 0 for step in ranked)
     by_step = ", ".join(f"{_TITLES.get(k, k)}: {words(v)}" for k, v in found.correlation_by_step.items())
     lines = [
         f"Predicted and measured efficiency correlate with r = {words(found.correlation)} over "
-        f"{format_count(len(found.steps), 'step')} (over layers, {by_step}); the logarithms of the decreases with r = "
-        f"{words(found.correlation_decrease)}.",
+        f"{format_count(len(ranked), 'step')} (over layers, {by_step}); the logarithms of the decreases with r = "
+        f"{words(found.correlation_decrease)} over the {n_downhill} that lowered the loss.",
         f"The exponent predicted to be best lowered the loss most, to within 5 %, on {found.best_agrees} of "
         f"{format_count(found.n_layers, 'layer')}.",
     ]

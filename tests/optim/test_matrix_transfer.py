@@ -74,6 +74,18 @@ def test_without_damping_rounding_noise_is_dropped(beta: float, dtype: torch.dty
     assert float(rest.abs().max()) < 1e-3
 
 
+@pytest.mark.parametrize("scale", [1e-306, 1e-200, 1e200, 1e306])
+@pytest.mark.parametrize("beta", BETAS)
+def test_huge_and_tiny_matrices_in_float64(beta: float, scale: float) -> None:
+    matrix = matrix_with_spectrum(6, 9, power_law(6, 1.0))
+    for route in _routes(beta):
+        free = apply_transfer(scale * matrix, beta, 0.05, scale_free=True, route=route)
+        assert _relative(free, apply_transfer(matrix, beta, 0.05, scale_free=True)) <= 1e-8, route
+        if scale < 1 and beta > 0:  # all is below the damping: T(sigma) = sigma / d
+            found = apply_transfer(scale * matrix, beta, 0.1, route=route)
+            assert _relative(found / scale, matrix / 0.1) <= 1e-8, route
+
+
 @pytest.mark.parametrize("beta", BETAS)
 @pytest.mark.parametrize("scale", [1e-30, 1e-15, 1e15, 1e30])
 def test_huge_and_tiny_matrices_in_float32(beta: float, scale: float) -> None:

@@ -248,6 +248,29 @@ def test_bfloat16_networks() -> None:
         assert not torch.equal(p, old) or p.numel() < 5
 
 
+def test_gradients_of_another_dtype_than_their_parameters() -> None:
+    if not hasattr(torch.Tensor, "grad_dtype"):
+        pytest.skip("Tensor.grad_dtype came with torch 2.10")
+    mixed, plain = _network(), _network()
+    for p in mixed.parameters():
+        p.grad_dtype = torch.bfloat16
+    optimizer, reference = SpectralNewton(mixed.parameters(), 0.1), SpectralNewton(plain.parameters(), 0.1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(4):
+        for p, q in zip(mixed.parameters(), plain.parameters(), strict=True):
+            p.grad = torch.randn(p.shape, generator=generator).bfloat16()
+            q.grad = _gradient(p).float()
+        optimizer.step()
+        reference.step()
+        if step == 1:  # a loaded state has the parameters' dtype
+            optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for p, q in zip(mixed.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert {state["momentum_buffer"].dtype for state in optimizer.state.values() if "momentum_buffer" in state} == {
+        torch.float32
+    }
+
+
 def test_a_compiled_step_takes_the_same_steps() -> None:
     plain, compiled = _network(), _network()
     for p, q in zip(plain.parameters(), compiled.parameters(), strict=True):
@@ -295,6 +318,8 @@ def test_sparse_gradients_are_refused() -> None:
         ({"damping": math.nan}, "damping nan: expected a number from 0 on"),
         ({"momentum": 1.0}, "momentum 1.0: expected from 0 to below 1"),
         ({"adamw_betas": (0.9, 1.0)}, "adamw_betas .* expected from 0 to below 1"),
+        ({"adamw_betas": (0.9,)}, r"adamw_betas \(0.9,\): expected two numbers"),
+        ({"adamw_betas": (0.9, 0.95, 0.99)}, "adamw_betas .* expected two numbers"),
         ({"layout": "rows"}, "layout 'rows': expected one of flat, stacked, conv_transpose"),
         ({"layout": "stacked"}, r"layout 'stacked' is for parameters \(e, m, n\), got shape \(3, 3\)"),
         ({"layout": "conv_transpose"}, "layout 'conv_transpose' is for parameters"),

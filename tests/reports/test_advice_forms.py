@@ -31,8 +31,12 @@ def _text(advice: Advice, width: int | None) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
+def _step_of(name: str, measured: float) -> ValidatedStep:
+    return ValidatedStep("conv1.weight", name, 2.0, 0.02, measured, 0.9, 0.675, 1.0, 0.5)
+
+
 def _validated(advice: Advice) -> Advice:
-    step = ValidatedStep("conv1.weight", "beta", 2.0, 0.02, 0.015, 0.9, 0.675, 1.0, 0.5)
+    step = _step_of("beta", 0.015)
     found = Validation(
         ValidateOn.HELD_OUT, 1024, 512, 0.71, 1, 0.83, {"0": 0.5, "1": Missing("all values are equal")}, 0.9, 1, (step,)
     )
@@ -53,6 +57,15 @@ def test_tables_fit_their_terminal_and_keep_what_matters(advice: Advice, width: 
         for title in ("interval", "from", "meaning", "damping", "measured β", "b = 0", "best b", "above noise"):
             assert title in text
         assert LONG_NAME in text
+
+
+def test_a_correlation_names_the_steps_it_is_over(advice: Advice) -> None:
+    steps = (*(_step_of(name, 0.01) for name in ("0", "1", "beta", "best")), _step_of("2", -0.1))
+    validated = _validated(advice)
+    assert isinstance(validated.validation, Validation)
+    text = " ".join(_text(replace(validated, validation=replace(validated.validation, steps=steps)), 200).split())
+    assert "r = 0.83 over 4 steps" in text
+    assert "r = 0.90 over the 3 that lowered the loss" in text
 
 
 def test_markdown_escapes_names(advice: Advice) -> None:

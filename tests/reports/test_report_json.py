@@ -98,6 +98,7 @@ def test_order_and_layout(report: Report) -> None:
         "stored_shape",
         "tied_names",
         "frozen",
+        "parametrized",
         "status",
         "reason",
     ]
@@ -235,9 +236,10 @@ def test_every_missing_key_is_named(report: Report) -> None:
         "missing",
         "task",
         "frozen",
+        "parametrized",
         "split_fused",
         "h_stderr",
-    )  # older reports lack the last four
+    )  # older reports lack the last five
     paths = [path for path in paths if path[-1] not in optional]
     assert len(paths) > 100
     for path in paths:
