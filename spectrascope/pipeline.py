@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -265,14 +266,16 @@ def _report(
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the numbers."""
+    """Versions of what computed the numbers; of the packages that bring networks, those that were loaded."""
     import numpy
     import scipy
 
+    brought = [name for name in ("torchvision", "transformers", "timm", "peft") if name in sys.modules]
     return {
         "spectrascope": spectrascope.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "scipy": scipy.__version__,
+        **{name: str(sys.modules[name].__version__) for name in brought},
     }
