@@ -90,7 +90,7 @@ def test_order_and_layout(report: Report) -> None:
     text = report_to_json(report)
     document = json.loads(text)
     assert list(document) == ["schema_version", "provenance", "options", "summary", "layers"]
-    assert list(document["layers"][0])[:9] == [
+    assert list(document["layers"][0])[:10] == [
         "name",
         "kind",
         "role",
