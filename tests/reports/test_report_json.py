@@ -129,7 +129,7 @@ def test_skipped_and_failed_rows_have_the_head_only(report: Report) -> None:
     skipped, failed = json.loads(report_to_json(report))["layers"][4:]
     assert (skipped["status"], skipped["reason"]) == ("skipped", "1-D parameter")
     assert (failed["status"], failed["reason"]) == ("failed", "the gradient is zero everywhere")
-    assert len(skipped) == len(failed) == 9
+    assert len(skipped) == len(failed) == 10
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
