@@ -90,7 +90,7 @@ def test_order_and_layout(report: Report) -> None:
     text = report_to_json(report)
     document = json.loads(text)
     assert list(document) == ["schema_version", "provenance", "options", "summary", "layers"]
-    assert list(document["layers"][0])[:9] == [
+    assert list(document["layers"][0])[:10] == [
         "name",
         "kind",
         "role",
@@ -129,7 +129,7 @@ def test_skipped_and_failed_rows_have_the_head_only(report: Report) -> None:
     skipped, failed = json.loads(report_to_json(report))["layers"][4:]
     assert (skipped["status"], skipped["reason"]) == ("skipped", "1-D parameter")
     assert (failed["status"], failed["reason"]) == ("failed", "the gradient is zero everywhere")
-    assert len(skipped) == len(failed) == 9
+    assert len(skipped) == len(failed) == 10
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
