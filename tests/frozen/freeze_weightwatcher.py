@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 import torch
-import weightwatcher
 from torch import nn
 
 COLUMNS = ("alpha", "xmin", "xmax", "D", "sigma", "num_pl_spikes", "num_evals", "stable_rank", "spectral_norm",
@@ -39,6 +38,8 @@ class Holder(nn.Module):
 
 def main() -> None:
     """Analyse the smallest and the largest network."""
+    import weightwatcher  # pytest collects this file, and does not need it
+
     found: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
     for file in ("resnet20-12fca82f.th", "resnet44-014dd654.th"):
         state = torch.load(Path(sys.argv[1]) / file, map_location="cpu", weights_only=True)["state_dict"]
