@@ -54,6 +54,9 @@ class HeadStep:
             rows = moving.transpose(0, 1)  # (R, K, d)
             bent = gram((rows @ self.forms).transpose(0, 1), moving) * self.product.scale**2
             return (), bent if total is None else total + bent
+        if self.positive and moving is not None and len(found) == 1:
+            bent = self._by_columns(moving)
+            return (), bent if total is None else total + bent
         offset = dense(found["offset"]) if "offset" in found else None
         k = _count(found)
         width = k * self.p.shape[1] * self.p.element_size()
@@ -73,6 +76,29 @@ class HeadStep:
                 block = (y * weights).flatten(1) @ y.flatten(1).T
             total = block if total is None else total + block
         return (), total
+
+    def _by_columns(self, moving: Tensor) -> Tensor:
+        """Form (K, K) of tangents (K, R, d) of the inputs alone, some rows by some columns of W at a time.
+
+        W is read once per block of rows, so that the product runs at the speed of a large one.
+        """
+        k, n, width = moving.shape
+        size = _BLOCK_BYTES.get(moving.device.type, _BLOCK_BYTES_DEVICE) // moving.element_size()
+        rows = max(1, min(n, size // max(k * width, 1)))
+        columns = max(64, 2 * size // (k * rows))
+        total = moving.new_zeros(k, k)
+        for start in range(0, n, rows):
+            part = slice(start, start + rows)
+            x = moving[:, part]
+            shift = torch.einsum("knd,nd->kn", x, self.mean[part]).unsqueeze(-1)
+            flat = x.reshape(-1, width)
+            root = (self.p[part] * self.weights[part]).sqrt_()
+            for first in range(0, root.shape[1], columns):
+                some = slice(first, first + columns)
+                y = (flat @ self.product.right[:, some]).view(k, -1, root[:, some].shape[1])
+                y = y.sub_(shift).mul_(root[:, some]).flatten(1)
+                total.addmm_(y, y.T)
+        return total * self.product.scale**2
 
     def _of_inputs(self, x: Tensor, part: slice) -> Tensor:
         """Centred tangents (K, rows, V) of the logits, from tangents x (K, rows, d) of the inputs."""
