@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from spectrascope.bench_records import BenchReport
 from spectrascope.records import Report
 from spectrascope.reports.document import Document, Sheet, Tone
 from spectrascope.reports.order import Sort
-from spectrascope.reports.views import build_bench, build_probe, build_triangle
+from spectrascope.reports.views import build_probe, build_triangle
 
-__all__ = ["bench_markdown", "document_markdown", "report_markdown", "triangle_markdown"]
+__all__ = ["document_markdown", "report_markdown", "triangle_markdown"]
 
 _SPECIAL = str.maketrans({char: "\\" + char for char in "\\`*_[]<>#|~&$"})
 
@@ -21,11 +20,6 @@ def report_markdown(report: Report, sort: Sort = Sort.ORDER) -> str:
 def triangle_markdown(report: Report, sort: Sort = Sort.ORDER) -> str:
     """The α triangle alone."""
     return document_markdown(build_triangle(report, sort))
-
-
-def bench_markdown(bench: BenchReport) -> str:
-    """A benchmark."""
-    return document_markdown(build_bench(bench))
 
 
 def document_markdown(document: Document) -> str:

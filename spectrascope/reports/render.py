@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 from spectrascope.bench_records import BenchReport
 from spectrascope.comparison import Comparison
@@ -24,6 +26,9 @@ __all__ = [
     "Format", "View", "render", "render_advice", "render_bench", "render_comparison", "render_inspection",
     "render_trajectory", "render_verdict", "render_weights",
 ]  # fmt: skip
+
+
+Answer = TypeVar("Answer", BenchReport, Inspection, Verdict, Comparison, Trajectory, Advice, WeightsReport)
 
 
 class Format(str, Enum):
@@ -99,42 +104,18 @@ def render_bench(bench: BenchReport, format: Format, *, width: int | None = None
     Raises:
         NonFiniteError: JSON of a benchmark with a number that is NaN or infinite.
     """
-    if format is Format.JSON:
-        from spectrascope.reports.json import record_to_json
+    from spectrascope.reports.csv import bench_to_csv
+    from spectrascope.reports.views import build_bench
 
-        return record_to_json(bench)
-    if format is Format.CSV:
-        from spectrascope.reports.csv import bench_to_csv
-
-        return bench_to_csv(bench)
-    if format is Format.MARKDOWN:
-        from spectrascope.reports.markdown import bench_markdown
-
-        return bench_markdown(bench)
-    from spectrascope.reports.table import bench_table
-
-    return bench_table(bench, width=width)
+    return _give(bench, format, width, bench_to_csv, build_bench)
 
 
 def render_inspection(inspection: Inspection, format: Format, *, width: int | None = None) -> RenderableType:
     """Give a dry run the form asked for."""
-    if format is Format.JSON:
-        from spectrascope.reports.json import record_to_json
-
-        return record_to_json(inspection)
-    if format is Format.CSV:
-        from spectrascope.reports.csv import inspection_to_csv
-
-        return inspection_to_csv(inspection)
+    from spectrascope.reports.csv import inspection_to_csv
     from spectrascope.reports.inspection_view import build_inspection
 
-    if format is Format.MARKDOWN:
-        from spectrascope.reports.markdown import document_markdown
-
-        return document_markdown(build_inspection(inspection))
-    from spectrascope.reports.table import document_table
-
-    return document_table(build_inspection(inspection), width=width)
+    return _give(inspection, format, width, inspection_to_csv, build_inspection)
 
 
 def render_verdict(
@@ -145,17 +126,10 @@ def render_verdict(
     Raises:
         NonFiniteError: JSON of a verdict with a number that is NaN or infinite.
     """
-    if format is Format.JSON:
-        from spectrascope.reports.json import record_to_json
-
-        return record_to_json(verdict)
-    if format is Format.CSV:
-        from spectrascope.reports.verdict_csv import verdict_to_csv
-
-        return verdict_to_csv(verdict)
+    from spectrascope.reports.verdict_csv import verdict_to_csv
     from spectrascope.reports.verdict_view import build_verdict
 
-    return _draw(build_verdict(verdict, every=every), format, width)
+    return _give(verdict, format, width, verdict_to_csv, partial(build_verdict, every=every))
 
 
 def render_comparison(comparison: Comparison, format: Format, *, width: int | None = None) -> RenderableType:
@@ -164,17 +138,10 @@ def render_comparison(comparison: Comparison, format: Format, *, width: int | No
     Raises:
         NonFiniteError: JSON of a comparison with a number that is NaN or infinite.
     """
-    if format is Format.JSON:
-        from spectrascope.reports.json import record_to_json
-
-        return record_to_json(comparison)
-    if format is Format.CSV:
-        from spectrascope.reports.verdict_csv import comparison_to_csv
-
-        return comparison_to_csv(comparison)
+    from spectrascope.reports.verdict_csv import comparison_to_csv
     from spectrascope.reports.verdict_view import build_comparison
 
-    return _draw(build_comparison(comparison), format, width)
+    return _give(comparison, format, width, comparison_to_csv, build_comparison)
 
 
 def render_trajectory(
@@ -189,15 +156,9 @@ def render_trajectory(
     Raises:
         NonFiniteError: JSON of a trajectory with a number that is NaN or infinite.
     """
-    if format is Format.JSON:
-        from spectrascope.reports.json import record_to_json
-
-        return record_to_json(trajectory)
     from spectrascope.reports.trajectory_view import build_trajectory_document, trajectory_to_csv
 
-    if format is Format.CSV:
-        return trajectory_to_csv(trajectory)
-    return _draw(build_trajectory_document(trajectory, number), format, width)
+    return _give(trajectory, format, width, trajectory_to_csv, partial(build_trajectory_document, number=number))
 
 
 def render_advice(advice: Advice, format: Format, *, width: int | None = None) -> RenderableType:
@@ -206,17 +167,10 @@ def render_advice(advice: Advice, format: Format, *, width: int | None = None) -
     Raises:
         NonFiniteError: JSON of an advice with a number that is NaN or infinite.
     """
-    if format is Format.JSON:
-        from spectrascope.reports.json import record_to_json
-
-        return record_to_json(advice)
-    if format is Format.CSV:
-        from spectrascope.reports.suggestion_csv import advice_to_csv
-
-        return advice_to_csv(advice)
+    from spectrascope.reports.suggestion_csv import advice_to_csv
     from spectrascope.reports.suggestion_view import build_advice
 
-    return _draw(build_advice(advice), format, width)
+    return _give(advice, format, width, advice_to_csv, build_advice)
 
 
 def render_weights(report: WeightsReport, format: Format, *, width: int | None = None) -> RenderableType:
@@ -225,15 +179,24 @@ def render_weights(report: WeightsReport, format: Format, *, width: int | None =
     Raises:
         NonFiniteError: JSON of a report with a number that is NaN or infinite.
     """
+    from spectrascope.reports.weights_view import build_weights, weights_to_csv
+
+    return _give(report, format, width, weights_to_csv, build_weights)
+
+
+def _give(
+    record: Answer,
+    format: Format,
+    width: int | None,
+    to_csv: Callable[[Answer], str],
+    build: Callable[[Answer], Document],
+) -> RenderableType:
+    """Answers that are no report, whose tables and Markdown are one document."""
     if format is Format.JSON:
         from spectrascope.reports.json import record_to_json
 
-        return record_to_json(report)
-    from spectrascope.reports.weights_view import build_weights, weights_to_csv
-
-    if format is Format.CSV:
-        return weights_to_csv(report)
-    return _draw(build_weights(report), format, width)
+        return record_to_json(record)
+    return to_csv(record) if format is Format.CSV else _draw(build(record), format, width)
 
 
 def _draw(document: Document, format: Format, width: int | None) -> RenderableType:

@@ -13,13 +13,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from spectrascope.bench_records import BenchReport
 from spectrascope.records import Report
 from spectrascope.reports.document import Document, Sheet, Tone
 from spectrascope.reports.order import Sort
-from spectrascope.reports.views import build_bench, build_probe, build_triangle
+from spectrascope.reports.views import build_probe, build_triangle
 
-__all__ = ["bench_table", "document_table", "report_table", "triangle_table"]
+__all__ = ["document_table", "report_table", "triangle_table"]
 
 _STYLES = {Tone.PLAIN: "", Tone.QUIET: "dim", Tone.WARNING: "yellow", Tone.ALARM: "bold red"}
 _GAP = 2  # blanks between columns
@@ -34,11 +33,6 @@ def report_table(report: Report, sort: Sort = Sort.ORDER, *, width: int | None =
 def triangle_table(report: Report, sort: Sort = Sort.ORDER, *, width: int | None = None) -> RenderableType:
     """The α triangle alone. ``width`` is the terminal's; ``None`` shows every column in full."""
     return document_table(build_triangle(report, sort), width=width)
-
-
-def bench_table(bench: BenchReport, *, width: int | None = None) -> RenderableType:
-    """A benchmark. ``width`` is the terminal's; ``None`` shows every column in full."""
-    return document_table(build_bench(bench), width=width)
 
 
 def document_table(document: Document, *, width: int | None = None) -> RenderableType:
