@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from spectrascope.decomposition import DecomposeOptions, Factors
-from spectrascope.errors import NonFiniteError, UnsupportedModelError
+from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.curvature.choice import EngineChoice
 from spectrascope.measure.curvature.engine import Curvature, Target
 from spectrascope.measure.factor_sweep import measure_with_curvature
-from spectrascope.measure.gradients import measure_gradients
 from spectrascope.measure.kronecker import measure_without_curvature
 from spectrascope.measure.layers import WeightLayer
-from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
+from spectrascope.measure.stages import (
+    Measured,
+    OnProgress,
+    StageClock,
+    find_targets,
+    forced_micro_batch,
+    measure_targets,
+    silent,
+)
 from spectrascope.measure.tape import UnsupportedOperationError
-from spectrascope.numerics.directions import spectral_norm, top_directions
 from spectrascope.records import EngineName, Missing, ProbeOptions
 from spectrascope.workload import Workload
 
@@ -69,59 +75,37 @@ class FactorStage:
         clock: StageClock,
         on_progress: OnProgress,
     ) -> Measured | None:
-        size = None if options.micro_batch == "auto" else int(options.micro_batch)
-        layers = [layer for layer, _ in items]
-        with clock.stage("gradient"):
-            gradient = measure_gradients(
-                workload, layers, micro_batch=size, progress=lambda done, total: on_progress("gradient", done, total)
-            )
-        failed = dict(gradient.missing)
-        targets: list[Target] = []
-        noise: dict[str, float] = {}
-        with clock.stage("directions"):
-            for layer in layers:
-                if layer.name in failed:
-                    continue
-                try:
-                    directions = top_directions(gradient.gradients[layer.name], options.top_k, workload.dtype)
-                except NonFiniteError as error:
-                    failed[layer.name] = str(error)
-                    continue
-                if directions.rank == 0:
-                    failed[layer.name] = "the gradient is exactly zero: the loss does not see this weight on this batch"
-                    continue
-                if gradient.half_difference is not None:
-                    noise[layer.name] = spectral_norm(gradient.half_difference[layer.name])
-                targets.append(Target(layer, directions))
+        found = find_targets(workload, [layer for layer, _ in items], options, clock, on_progress)
         curvatures: list[Curvature] = []
         with clock.stage("curvature"):
-            if targets:
+            if found.targets:
                 try:
                     curvatures, factors = measure_with_curvature(
                         workload,
-                        targets,
+                        found.targets,
                         self.decompose,
                         groups=options.groups,
-                        micro_batch=size,
+                        micro_batch=forced_micro_batch(options),
                         progress=lambda done, total: on_progress("curvature", done, total),
                     )
                 except (UnsupportedOperationError, UnsupportedModelError):
                     return None
-                self.factors |= {t.layer.name: f for t, f in zip(targets, factors, strict=True)}
+                self.factors |= {t.layer.name: f for t, f in zip(found.targets, factors, strict=True)}
         reasons = {layer.name: choice.reason for layer, choice in items}
-        return Measured(gradient, targets, curvatures, reasons, failed, noise, gradient.micro_batch)
+        return Measured(
+            found.gradient, found.targets, curvatures, reasons, found.failed, found.noise, found.gradient.micro_batch
+        )
 
     def _pass(
         self, workload: Workload, targets: Sequence[Target], options: ProbeOptions, on_progress: OnProgress
     ) -> None:
-        size = None if options.micro_batch == "auto" else int(options.micro_batch)
         try:
             found = measure_without_curvature(
                 workload,
                 targets,
                 self.decompose,
                 groups=options.groups,
-                micro_batch=size,
+                micro_batch=forced_micro_batch(options),
                 seed=options.seed,
                 progress=lambda done, total: on_progress("factors", done, total),
             )

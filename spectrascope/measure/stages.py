@@ -22,7 +22,16 @@ from spectrascope.numerics.directions import spectral_norm, top_directions
 from spectrascope.records import EngineName, ProbeOptions
 from spectrascope.workload import Workload
 
-__all__ = ["Measured", "OnProgress", "StageClock", "measure_targets", "silent"]
+__all__ = [
+    "FoundTargets",
+    "Measured",
+    "OnProgress",
+    "StageClock",
+    "find_targets",
+    "forced_micro_batch",
+    "measure_targets",
+    "silent",
+]
 
 OnProgress = Callable[[str, int, int], None]
 """(stage, done, total); stages: check, gradient, directions, curvature, self-check."""
@@ -68,29 +77,41 @@ class Measured:
         self.failed[name] = reason
 
 
-def measure_targets(
+@dataclass(frozen=True)
+class FoundTargets:
+    """Directions of every weight that has any, why the others have none, and the noise of each gradient."""
+
+    gradient: GradientPass
+    targets: list[Target]
+    failed: dict[str, str]
+    noise: dict[str, float]
+
+
+def forced_micro_batch(options: ProbeOptions) -> int | None:
+    """Samples per micro-batch, ``None`` where they are to be found."""
+    return None if options.micro_batch == "auto" else int(options.micro_batch)
+
+
+def find_targets(
     workload: Workload,
     layers: Sequence[WeightLayer],
-    choices: Sequence[EngineChoice],
     options: ProbeOptions,
     clock: StageClock,
     on_progress: OnProgress = silent,
-) -> Measured:
-    """Gradient, directions, curvature: the work that costs time. The model is already held still."""
-    size = None if options.micro_batch == "auto" else int(options.micro_batch)
+) -> FoundTargets:
+    """Gradients of all weights, and the directions along which each is to be measured."""
     with clock.stage("gradient"):
         gradient = measure_gradients(
             workload,
             layers,
-            micro_batch=size,
+            micro_batch=forced_micro_batch(options),
             progress=lambda done, total: on_progress("gradient", done, total),
         )
     failed = dict(gradient.missing)
     targets: list[Target] = []
-    engines: list[EngineChoice] = []
     noise: dict[str, float] = {}
     with clock.stage("directions"):
-        for i, (layer, choice) in enumerate(zip(layers, choices, strict=True)):
+        for i, layer in enumerate(layers):
             on_progress("directions", i, len(layers))
             if layer.name in failed:
                 continue
@@ -105,15 +126,35 @@ def measure_targets(
             if gradient.half_difference is not None:
                 noise[layer.name] = spectral_norm(gradient.half_difference[layer.name])
             targets.append(Target(layer, directions))
-            engines.append(choice)
         on_progress("directions", len(layers), len(layers))
+    return FoundTargets(gradient, targets, failed, noise)
+
+
+def measure_targets(
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    choices: Sequence[EngineChoice],
+    options: ProbeOptions,
+    clock: StageClock,
+    on_progress: OnProgress = silent,
+) -> Measured:
+    """Gradient, directions, curvature: the work that costs time. The model is already held still."""
+    found = find_targets(workload, layers, options, clock, on_progress)
+    choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
+    engines = [choice_of[t.layer.name] for t in found.targets]
     with clock.stage("curvature"):
-        found = _Curvatures(workload, targets, options, size, on_progress)
-        found.measure(engines)
-    reasons = {t.layer.name: c.reason for t, c in zip(targets, engines, strict=True)} | found.reasons
-    failed |= found.failed
-    keep = [(t, c) for t, c in zip(targets, found.curvatures, strict=True) if c is not None]
-    return Measured(gradient, [t for t, _ in keep], [c for _, c in keep], reasons, failed, noise, gradient.micro_batch)
+        curvatures = _Curvatures(workload, found.targets, options, forced_micro_batch(options), on_progress)
+        curvatures.measure(engines)
+    keep = [(t, c) for t, c in zip(found.targets, curvatures.curvatures, strict=True) if c is not None]
+    return Measured(
+        found.gradient,
+        [t for t, _ in keep],
+        [c for _, c in keep],
+        {t.layer.name: c.reason for t, c in zip(found.targets, engines, strict=True)} | curvatures.reasons,
+        found.failed | curvatures.failed,
+        found.noise,
+        found.gradient.micro_batch,
+    )
 
 
 _ORDER = (
