@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from spectrascope.loading.zoo.feed_forward import FeedForward
+
 __all__ = ["MiniGPT2ForSequenceClassification", "MiniGPT2LMHeadModel", "classifier_sizes", "context_size"]
 
 _WIDTH, _HEADS, _BLOCKS = 384, 6, 6
@@ -34,25 +36,13 @@ class CausalSelfAttention(nn.Module):
         return mixed
 
 
-class _Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(_WIDTH, 4 * _WIDTH)
-        self.down = nn.Linear(4 * _WIDTH, _WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (b, t, width) to the same."""
-        out: Tensor = self.down(F.gelu(self.up(x)))
-        return out
-
-
 class _Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(_WIDTH)
         self.attn = CausalSelfAttention()
         self.norm2 = nn.LayerNorm(_WIDTH)
-        self.mlp = _Mlp()
+        self.mlp = FeedForward(_WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, t, width) to the same."""

@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from spectrascope.loading.zoo.feed_forward import FeedForward
 
 __all__ = ["VitTiny"]
 
 _WIDTH, _HEADS, _BLOCKS = 192, 3, 12
 _IMAGE, _PATCH = 32, 4
-
-
-class _Mlp(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.up = nn.Linear(_WIDTH, 4 * _WIDTH)
-        self.down = nn.Linear(4 * _WIDTH, _WIDTH)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (b, t, width) to the same."""
-        out: Tensor = self.down(F.gelu(self.up(x)))
-        return out
 
 
 class _Block(nn.Module):
@@ -30,7 +19,7 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(_WIDTH)
         self.attn = nn.MultiheadAttention(_WIDTH, _HEADS, batch_first=True)
         self.norm2 = nn.LayerNorm(_WIDTH)
-        self.mlp = _Mlp()
+        self.mlp = FeedForward(_WIDTH)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (b, t, width) to the same."""
