@@ -37,6 +37,14 @@ def batch_norm_eps(node: Node) -> float:
     return float(node.args[7] if isinstance(node.args[5], bool) else node.args[6])
 
 
+def _centred(z: Tangents, p: Tensor, axis: int) -> Tensor:
+    """The tangent less its mean under p."""
+    (x,) = z
+    assert x is not None
+    x = dense(x).to(p.dtype)
+    return x - (p * x).sum(axis, keepdim=True)
+
+
 @dataclass(frozen=True, slots=True)
 class _Softmax:
     """p = softmax(x): p' = p (z − s), second-order <g, (z − s)²>, s = <p, z>, g = p (delta − <p, delta>)."""
@@ -46,10 +54,7 @@ class _Softmax:
     adjoint: Tensor | None
 
     def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
-        (x,) = z
-        assert x is not None
-        x = dense(x).to(self.p.dtype)
-        centred = x - (self.p * x).sum(self.axis, keepdim=True)
+        centred = _centred(z, self.p, self.axis)
         bent = None
         if bend and self.adjoint is not None:
             g = self.p * (self.adjoint - (self.p * self.adjoint).sum(self.axis, keepdim=True))
@@ -66,10 +71,7 @@ class _LogSoftmax:
     adjoint: Tensor | None
 
     def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
-        (x,) = z
-        assert x is not None
-        x = dense(x).to(self.p.dtype)
-        centred = x - (self.p * x).sum(self.axis, keepdim=True)
+        centred = _centred(z, self.p, self.axis)
         bent = None
         if bend and self.adjoint is not None:
             bent = -weighted_gram(centred, self.p * self.adjoint.sum(self.axis, keepdim=True))
