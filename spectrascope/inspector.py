@@ -79,12 +79,9 @@ def inspect_model(
         cost = _cost_without_passes(network, layers, source, options, size)
     else:
         workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
-        plan = _plan(workload, layers, options)
-        cost = _cost(workload, layers, plan, options, size)
-        if layers and isinstance(plan, Missing):
-            with _ShapesOnly():
-                plan = _plan(workload, layers, options)
-                cost = _cost(workload, layers, plan, options, size)
+        with _ShapesOnly():
+            plan = _plan(workload, layers, options)
+            cost = _cost(workload, layers, plan, options, size)
         inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))
     weights = _in_model_order(network, _rows(rows, plan, options), vectors)
     return Inspection(
@@ -227,7 +224,7 @@ def _cost(
         return _cost_without_passes(workload.model, layers, plan, options, size)
     measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     total = plan.gradient_passes + plan.sweep_passes + plan.tangent_passes + plan.product_passes + plan.estimate_passes
-    flops = _flops(workload)
+    flops, kept = _pass(workload, measured, twice=plan.product_passes > 0)
     return CostEstimate(
         gradient_passes=plan.gradient_passes,
         sweep_passes=plan.sweep_passes,
@@ -238,7 +235,7 @@ def _cost(
         flops_per_sample=flops,
         total_flops=flops if isinstance(flops, Missing) else total * flops * options.num_samples,
         fixed_bytes=_fixed_bytes(workload.model, layers, options, size),
-        bytes_per_sample=_bytes_per_sample(workload, measured, twice=plan.product_passes > 0),
+        bytes_per_sample=kept,
     )
 
 
@@ -255,19 +252,8 @@ def _fixed_bytes(network: nn.Module, layers: list[WeightLayer], options: ProbeOp
     return fixed + 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
 
 
-def _flops(workload: Workload) -> int | Missing:
-    inputs, _ = workload.fetch(0, 1)
-    try:
-        counts = FlopCounterMode(display=False, custom_mapping=_GROUPED_FLOPS)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counts as counter:
-            workload.forward(inputs)
-    except Exception as error:
-        return Missing(f"not counted: {_first_line(error)}")
-    return int(counter.get_total_flops())
-
-
-def _bytes_per_sample(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> int | Missing:
-    """What autograd keeps for one sample: of the forward pass, and for products of the gradient's graph as well."""
+def _pass(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> tuple[int | Missing, int | Missing]:
+    """One sample's forward pass: its FLOPs, and the bytes autograd keeps of it (and of the gradient's graph: twice)."""
     held = {_storage(t) for t in _tensors(workload.model)}
     kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
 
@@ -277,15 +263,17 @@ def _bytes_per_sample(workload: Workload, weights: list[nn.Parameter], *, twice:
         return tensor
 
     inputs, targets = workload.fetch(0, 1)
+    counter = FlopCounterMode(display=False, custom_mapping=_GROUPED_FLOPS)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     try:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), hooks:
-            loss = workload.loss(inputs, targets)
+            with counter:
+                loss = workload.loss(inputs, targets)
             if twice:
                 torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
     except Exception as error:
-        return Missing(f"not counted: {_first_line(error)}")
-    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        return (why := Missing(f"not counted: {_first_line(error)}")), why
+    return int(counter.get_total_flops()), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:

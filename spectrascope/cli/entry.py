@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -29,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    atexit.unregister(gc.freeze)
+    atexit.register(gc.freeze)  # the interpreter's last search for garbage takes a second where PyTorch is loaded
     try:
         code = _run(argv)
         sys.stdout.flush()

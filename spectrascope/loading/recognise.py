@@ -23,7 +23,7 @@ from spectrascope.loading.skeleton import (
 )
 from spectrascope.loading.zoo import ZOO, find_entry
 
-__all__ = ["Recognised", "recognise"]
+__all__ = ["Recognised", "is_listed", "recognise"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -119,6 +119,18 @@ def recognise(state_dict: Mapping[str, Tensor], *, hint: str = "", timm: bool = 
         f"the keys and shapes of the {len(state_dict)} tensors fit no known network{_nearest(state_dict)}; name the "
         f"architecture with --arch NAME, --arch timm:NAME, --arch package.module:factory or --arch file.py:factory"
     )
+
+
+def is_listed(state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether these tensors fit exactly one built-in network or one of torchvision's families listed here.
+
+    Cost:
+        A few hundredths of a second where no family's keys are there; torchvision is imported only where one's are.
+    """
+    try:
+        return _recognise_known(state_dict, _candidates) is not None
+    except LoadError:  # several of them
+        return False
 
 
 def _shapes(state_dict: Mapping[str, Tensor]) -> Shapes:

@@ -21,7 +21,7 @@ from spectrascope.loading.fitting import fill, fill_architecture, fill_factory
 from spectrascope.loading.hints import named_architecture
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.published_models import load_timm, load_torchvision
-from spectrascope.loading.recognise import Recognised, recognise
+from spectrascope.loading.recognise import Recognised, is_listed, recognise
 from spectrascope.loading.skeleton import build_skeleton
 from spectrascope.loading.zoo import ZOO
 
@@ -139,9 +139,10 @@ def _huggingface_part(spec: str, arch: str | None, base: str | None) -> str | No
         return "adapter"
     if arch is None and "::" not in spec and _is_file_spec(spec) and is_huggingface_directory(path.parent):
         try:
-            recognise(read_checkpoint(path, headers_only=True).state_dict, timm=False)
-        except LoadError:
-            return "model"
+            listed = is_listed(read_checkpoint(path, headers_only=True).state_dict)
+        except LoadError:  # the loader below says what is wrong with the file
+            listed = False
+        return None if listed else "model"
     return None
 
 
