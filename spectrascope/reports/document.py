@@ -11,12 +11,13 @@ from enum import Enum
 
 from spectrascope.records import Missing
 
-__all__ = ["DASH", "Column", "Document", "Footnotes", "Row", "Sheet", "Tone"]
+__all__ = ["DASH", "Column", "Document", "Footnotes", "Row", "Sheet", "Tone", "footnote_mark"]
 
 DASH = "–"
 """What a value that was not measured looks like."""
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+_MARK = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹]+$")
 _CAUSED_BY = re.compile(r"^(?:no (?:beta|alpha_g|alpha_h|PR_h): )+")
 
 
@@ -92,3 +93,13 @@ class Footnotes:
         return tuple(
             f"{str(number).translate(_SUPERSCRIPT)} {reason}" for number, reason in enumerate(self.reasons, start=1)
         )
+
+
+def footnote_mark(cell: str) -> str:
+    """Return the superscript that a cell ends in, or nothing.
+
+    >>> footnote_mark("skipped¹²"), footnote_mark("ok")
+    ('¹²', '')
+    """
+    found = _MARK.search(cell)
+    return found[0] if found else ""

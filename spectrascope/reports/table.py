@@ -1,20 +1,21 @@
 """Documents drawn for a terminal with rich.
 
-Every cell and sentence is a :class:`rich.text.Text`, so a layer called ``a[red]`` is shown as it is called.
+Nothing in a document is read as rich's markup, so a layer called ``a[red]`` is shown as it is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from rich import box
-from rich.cells import cell_len
-from rich.console import Group, RenderableType
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.segment import Segment
+from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
 from spectrascope.records import Report
-from spectrascope.reports.document import Document, Sheet, Tone
+from spectrascope.reports.document import Document, Sheet, Tone, footnote_mark
 from spectrascope.reports.order import Sort
 from spectrascope.reports.views import build_probe, build_triangle
 
@@ -46,7 +47,6 @@ def document_table(document: Document, *, width: int | None = None) -> Renderabl
     parts: list[RenderableType] = [Text(_printable(document.title), style="bold"), _facts(document)]
     for sheet in document.sheets:
         parts += [Text(), Text(_printable(sheet.title), style="bold"), *_draw_sheet(sheet, width)]
-        parts += [Text(_printable(line), style="dim") for line in sheet.footnotes]
     if document.closing:
         parts.append(Text())
         parts += [Text(_printable(line), style=_STYLES[tone]) for line, tone in document.closing]
@@ -64,36 +64,68 @@ def _facts(document: Document) -> Table:
 
 def _draw_sheet(sheet: Sheet, width: int | None) -> list[RenderableType]:
     texts = [[_printable(cell) for cell in row.cells] for row in sheet.rows]
-    widths = [
-        max([cell_len(column.title), *(cell_len(line[index]) for line in texts)])
-        for index, column in enumerate(sheet.columns)
-    ]
+    titles = [column.title for column in sheet.columns]
+    widths = [max(map(cell_len, column)) for column in zip(titles, *texts, strict=True)]
     shown = list(range(len(sheet.columns)))
-    notes: list[RenderableType] = []
+    notes: list[str] = []
     if width is not None:
         shown, name_width = _fit(sheet, widths, width)
-        hidden = [column.title for index, column in enumerate(sheet.columns) if index not in shown]
         for line in texts:
             line[0] = _shorten(line[0], name_width)
-        if hidden:
-            notes.append(
-                Text(
-                    f"not shown at {width} columns: {', '.join(hidden)} (a wider terminal or --format markdown)",
-                    style="dim",
-                )
-            )
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for index in shown:
-        column = sheet.columns[index]
-        table.add_column(
-            Text(column.title),
-            justify="right" if column.right else "left",
-            no_wrap=True,
-            style="bold" if column.strong else "",
-        )
-    for row, line in zip(sheet.rows, texts, strict=True):
-        table.add_row(*(Text(line[index]) for index in shown), style=_STYLES[row.tone])
-    return [table, *notes]
+        widths[0] = max(cell_len(titles[0]), *(cell_len(line[0]) for line in texts)) if texts else widths[0]
+        widths = _squeeze(widths, shown, width)
+        if hidden := [title for index, title in enumerate(titles) if index not in shown]:
+            notes.append(f"not shown at {width} columns: {', '.join(hidden)} (a wider terminal or --format markdown)")
+    notes += _footnotes_of(sheet, [line[index] for line in texts for index in shown])
+    return [_Grid(sheet, texts, shown, widths), *(Text(_printable(note), style="dim") for note in notes)]
+
+
+class _Grid:
+    """The lines of a sheet, laid out here: of hundreds of rows, rich's own table takes a second to do it."""
+
+    def __init__(self, sheet: Sheet, texts: list[list[str]], shown: list[int], widths: list[int]) -> None:
+        self._sheet, self._texts, self._shown, self._widths = sheet, texts, shown, widths
+
+    def __rich_console__(self, console: Console, _: ConsoleOptions) -> RenderResult:
+        styles = {tone: console.get_style(name) for tone, name in _STYLES.items()}
+        bold = console.get_style("bold")
+        total = sum(self._widths[index] + _GAP for index in self._shown) - _GAP
+        yield from self._line([column.title for column in self._sheet.columns], bold, bold)
+        yield from (Segment("─" * total), Segment.line())
+        for row, texts in zip(self._sheet.rows, self._texts, strict=True):
+            yield from self._line(texts, styles[row.tone], styles[row.tone] + bold)
+
+    def _line(self, texts: Sequence[str], style: Style, strong: Style) -> Iterator[Segment]:
+        for place, index in enumerate(self._shown):
+            column, width = self._sheet.columns[index], self._widths[index]
+            text = _pad(texts[index], width, right=column.right)
+            yield Segment(" " * _GAP * (place > 0) + text, strong if column.strong else style)
+        yield Segment.line()
+
+
+def _pad(text: str, width: int, *, right: bool) -> str:
+    text = text.rstrip()
+    room = width - cell_len(text)
+    if room < 0:
+        return set_cell_size(text, width - 1) + "…"
+    return " " * room + text if right else text + " " * room
+
+
+def _squeeze(widths: list[int], shown: Sequence[int], width: int) -> list[int]:
+    """Where not even the columns that stay fit, take from the widest until they do; their cells are cut."""
+    widths = list(widths)
+    while sum(widths[index] + _GAP for index in shown) - _GAP > width:
+        widest = max(shown, key=lambda index: widths[index])
+        if widths[widest] <= 1:
+            break
+        widths[widest] -= 1
+    return widths
+
+
+def _footnotes_of(sheet: Sheet, cells: Sequence[str]) -> list[str]:
+    """The footnotes that a shown cell refers to, and those that no mark begins."""
+    marks = {mark for cell in cells if (mark := footnote_mark(cell))}
+    return [line for line in sheet.footnotes if (own := line.partition(" ")[0]) in marks or not footnote_mark(own)]
 
 
 def _fit(sheet: Sheet, widths: Sequence[int], width: int) -> tuple[list[int], int]:

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
 from spectrascope.bench_records import BenchReport
+from spectrascope.comparison import Change, Comparison
 from spectrascope.records import (
     NOT_SELECTED,
     EngineName,
@@ -26,6 +27,7 @@ from spectrascope.records import (
 )
 from spectrascope.reports import Format, View, render, render_bench
 from spectrascope.reports.in_words import say_in_words
+from spectrascope.reports.render import render_comparison
 from spectrascope.reports.views import build_probe
 from spectrascope.reports.words import warn
 
@@ -226,3 +228,47 @@ def test_weights_the_user_did_not_select_are_counted_not_listed() -> None:
     assert "conv1.weight" in text
     assert "elsewhere.weight" not in text
     assert f"1 of 2 weights {NOT_SELECTED} are not listed." in text
+
+
+def _comparison(*names: str) -> Comparison:
+    numbers = [Change(name, "alpha_g", 1.25, 1.5, 0.25, 3.0) for name in names]
+    return Comparison("a.json", "b.json", (), tuple(numbers), len(names), 0, paired=True)
+
+
+def test_in_a_very_narrow_terminal_the_widest_columns_give_way_and_numbers_stay_whole() -> None:
+    lines = draw(
+        render_comparison(_comparison("a.very.long.name.of.a.weight"), Format.TABLE, width=45), 45
+    ).splitlines()
+    assert max(cell_len(line) for line in lines) <= 45
+    header, row = next((i, lines[n + 2]) for n, i in enumerate(lines) if i.startswith("layer"))
+    assert header.split()[1:] == ["number", "before", "after", "change"]
+    assert row.split()[1:] == ["alpha_g", "1.25", "1.5", "+0.25"]
+    assert "…" in row.split()[0]
+    tiny = draw(render_comparison(_comparison("a.weight"), Format.TABLE, width=20), 20).splitlines()
+    assert max(cell_len(line) for line in tiny) <= 20
+
+
+def test_wide_characters_keep_columns_in_line() -> None:
+    text = draw(render_comparison(_comparison("重み", "weight"), Format.TABLE))
+    ends = {cell_len(line) for line in text.splitlines() if "alpha_g" in line}
+    assert len(ends) == 1
+
+
+def test_a_footnote_goes_with_its_column() -> None:
+    narrow = draw(render(decomposed_report(), Format.TABLE, view=View.DECOMPOSITION, width=100), 100)
+    full = draw(render(decomposed_report(), Format.TABLE, view=View.DECOMPOSITION))
+    assert "² the weight has rank 1" in full
+    assert "s_weight" not in narrow.rsplit("not shown at", 1)[0]
+    assert "the weight has rank 1" not in narrow
+    assert "³ its factors are not finite" in narrow  # the mark of a column that stays
+
+
+def test_colours_and_weights_of_lines(report: Report) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, width=200, color_system="standard", force_terminal=True, legacy_windows=False)
+    console.print(render(report, Format.TABLE, width=200))
+    lines = stream.getvalue().splitlines()
+    assert any(line.startswith("\x1b[1mlayer") for line in lines)
+    assert any(line.startswith("\x1b[1;31mdead.weight") for line in lines)
+    assert any(line.startswith("\x1b[2mhead.bias") for line in lines)
+    assert any(line.startswith("conv1.weight") and "\x1b[1m" in line for line in lines)  # β alone is bold
