@@ -18,6 +18,7 @@ from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import prepare_workload, with_fastest_format
 from spectrascope.measure.stages import OnProgress, silent
 from spectrascope.numerics.directions import Directions, top_directions
+from spectrascope.numerics.fits import too_few
 from spectrascope.numerics.transfer import QuadraticModel, Step, make_quadratic_model, transfer
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, LayerReport, Missing, ModelInfo, PowerFit, ProbeOptions, Report
@@ -313,7 +314,7 @@ def correlate(x: Sequence[float], y: Sequence[float]) -> float | Missing:
     Missing(reason='2 points, a correlation needs at least 3')
     """
     if len(x) < 3:
-        return Missing(f"{len(x)} points, a correlation needs at least 3")
+        return too_few(len(x), "point", "a correlation", 3)
     a, b = np.asarray(x) - np.mean(x), np.asarray(y) - np.mean(y)
     scale = float(np.linalg.norm(a) * np.linalg.norm(b))
     return Missing("all values are equal") if scale == 0 else round(float(a @ b) / scale, 12)

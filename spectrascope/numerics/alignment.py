@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from spectrascope.decomposition import Alignment, FactorReading, Factors
 from spectrascope.errors import SelfCheckError
-from spectrascope.numerics.fits import SampleGroups, Vector, fit_log_log, jackknife
+from spectrascope.numerics.fits import SampleGroups, Table, Vector, fit_log_log, jackknife, log_slopes, too_few
 from spectrascope.numerics.mechanisms import read_mechanisms, suits_kronecker
 from spectrascope.numerics.rank_models import compare_rank_models
 from spectrascope.records import Measurement, Missing, PowerFit, RankComparison, RankModel
@@ -137,7 +137,7 @@ def _with_jackknife(
     sizes = measurement.group_sizes
     sigma, h = (np.asarray(rows)[:, chosen][:, usable] for rows in (measurement.group_sigma, measurement.group_h))
     one = SampleGroups(sizes, _rows(sigma), _rows(h))
-    beta = replace(beta, jackknife_ci95=jackknife(beta.value, one, fit_log_log))
+    beta = replace(beta, jackknife_ci95=jackknife(beta.value, one, fit_log_log, log_slopes))
     if len(factors.group_rayleigh_delta) != len(sizes):
         return beta, replace(beta_chi, jackknife_ci95=Missing("the factors have no sample groups"))
     delta, a = (
@@ -150,7 +150,11 @@ def _with_jackknife(
         h, delta, a = np.split(stacked, 3)
         return fit_log_log(sigma[: h.size], h / (delta * a))
 
-    return beta, replace(beta_chi, jackknife_ci95=jackknife(beta_chi.value, joint, refit))
+    def refits(sigma: Table, stacked: Table) -> Vector:
+        h, delta, a = np.split(stacked, 3, axis=1)
+        return log_slopes(sigma[:, : h.shape[1]], h / (delta * a))
+
+    return beta, replace(beta_chi, jackknife_ci95=jackknife(beta_chi.value, joint, refit, refits))
 
 
 def _rows(table: NDArray[np.float64]) -> tuple[tuple[float, ...], ...]:
@@ -169,7 +173,7 @@ def correlate_logs(x: ArrayLike, y: ArrayLike) -> float | Missing:
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     usable = (x > 0) & (y > 0) & np.isfinite(x) & np.isfinite(y)
     if usable.sum() < 4:
-        return Missing(f"{int(usable.sum())} usable points, a correlation needs at least 4")
+        return too_few(int(usable.sum()), "usable point", "a correlation", 4)
     a, b = np.log(x[usable]), np.log(y[usable])
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a @ a) * (b @ b)))
@@ -229,7 +233,7 @@ def _profile(factors: Factors, sigma: Vector, chosen: slice) -> tuple[float | Mi
     n = min(predicted.size, sigma.size)
     usable = (predicted[:n] > 0) & (sigma[:n] > 0)
     if usable.sum() < 4:
-        missing = Missing(f"{int(usable.sum())} predicted singular values, a comparison needs at least 4")
+        missing = too_few(int(usable.sum()), "predicted singular value", "a comparison", 4)
         return missing, missing
     gap = np.log(sigma[:n][usable]) - np.log(predicted[:n][usable])
     return float(gap.std()), float(np.exp(gap.mean()))

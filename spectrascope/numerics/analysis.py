@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrascope.errors import OptionError
-from spectrascope.numerics.fits import SampleGroups, fit_alpha_g, fit_alpha_h, fit_beta
+from spectrascope.numerics.fits import SampleGroups, fit_alpha_g, fit_alpha_h, fit_beta, too_few
 from spectrascope.numerics.participation import effective_rank, participation_ratio, zeta_bound
 from spectrascope.numerics.rank_models import compare_rank_models
 from spectrascope.records import (
@@ -169,7 +169,7 @@ def _fit_quartiles(
     sigma: tuple[float, ...], h: tuple[float, ...], groups: SampleGroups, first: int
 ) -> tuple[BetaQuartile, ...] | Missing:
     if len(sigma) < MIN_QUARTILE_WINDOW:
-        return Missing(f"{len(sigma)} directions, beta by quarter needs at least {MIN_QUARTILE_WINDOW}")
+        return too_few(len(sigma), "direction", "beta by quarter", MIN_QUARTILE_WINDOW)
     quartiles = []
     # array_split: where four does not divide the window, the top quarters are one direction longer.
     for name, members in zip(_QUARTER_NAMES, np.array_split(np.arange(len(sigma)), 4), strict=True):

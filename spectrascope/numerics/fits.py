@@ -7,7 +7,7 @@ refitted without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,10 +29,14 @@ __all__ = [
     "fit_log_log",
     "is_constant",
     "jackknife",
+    "log_slopes",
+    "too_few",
 ]
 
 Vector = NDArray[np.float64]
+Table = NDArray[np.float64]
 Refit = Callable[[Vector, Vector], PowerFit | Missing]
+Refits = Callable[[Table, Table], Vector]
 
 MIN_POINTS = 4
 """Fewest points of a fit: two parameters and two degrees of freedom left to judge them by."""
@@ -79,19 +83,17 @@ class SampleGroups:
         window = slice(first - 1, last)
         return SampleGroups(self.sizes, tuple(row[window] for row in self.sigma), tuple(row[window] for row in self.h))
 
-    def leave_one_out(self) -> Iterator[tuple[Vector, Vector]]:
-        """Yield, for each group in turn, the size-weighted means (sigma, h) of all the others.
+    def leave_one_out(self) -> tuple[Table, Table]:
+        """Return, for each group in turn, the size-weighted means of all the others: sigma and h, each (G, k).
 
-        >>> [(float(s[0]), float(h[0])) for s, h in
-        ...  SampleGroups((1, 3), ((1.0,), (5.0,)), ((2.0,), (4.0,))).leave_one_out()]
-        [(5.0, 4.0), (1.0, 2.0)]
+        >>> sigma, h = SampleGroups((1, 3), ((1.0,), (5.0,)), ((2.0,), (4.0,))).leave_one_out()
+        >>> sigma.tolist(), h.tolist()
+        ([[5.0], [1.0]], [[4.0], [2.0]])
         """
         sizes = np.asarray(self.sizes, dtype=np.float64)
-        sigma, h = np.asarray(self.sigma, dtype=np.float64), np.asarray(self.h, dtype=np.float64)
-        for left_out in range(len(sizes)):
-            others = np.delete(np.arange(len(sizes)), left_out)
-            weights = sizes[others] / sizes[others].sum()
-            yield weights @ sigma[others], weights @ h[others]
+        weights = (1.0 - np.eye(sizes.size)) * sizes
+        weights /= weights.sum(axis=1, keepdims=True)
+        return weights @ np.asarray(self.sigma, dtype=np.float64), weights @ np.asarray(self.h, dtype=np.float64)
 
 
 def as_vector(values: ArrayLike, name: str) -> Vector:
@@ -115,6 +117,16 @@ def find_nonfinite(*vectors: Vector) -> Missing | None:
     finite = np.logical_and.reduce([np.isfinite(vector) for vector in vectors])
     n_bad = int(np.count_nonzero(~finite))
     return Missing(f"NaN or infinity in {n_bad} of {finite.size} points") if n_bad else None
+
+
+def too_few(n: int, noun: str, purpose: str, least: int, *, of: int | None = None) -> Missing:
+    """Return why there is nothing to report: fewer things than it takes.
+
+    >>> too_few(1, "usable point", "a fit", 4, of=6)
+    Missing(reason='1 usable point of 6, a fit needs at least 4')
+    """
+    things = noun if n == 1 else f"{noun}s"
+    return Missing(f"{n} {things}{'' if of is None else f' of {of}'}, {purpose} needs at least {least}")
 
 
 def is_constant(values: Vector) -> bool:
@@ -182,7 +194,7 @@ def fit_log_log(x: ArrayLike, y: ArrayLike, *, sign: int = 1, n_dropped: int = 0
     usable = (x > 0) & (y > 0)
     n, n_all = int(usable.sum()), x.size + n_dropped
     if n < MIN_POINTS:
-        return Missing(f"{n} usable points of {n_all}, a fit needs at least {MIN_POINTS}")
+        return too_few(n, "usable point", "a fit", MIN_POINTS, of=n_all)
     log_x, log_y = np.log(x[usable]), np.log(y[usable])
     if is_constant(log_x):
         return Missing(f"all {n} abscissae are equal, a slope is not defined")
@@ -208,6 +220,36 @@ def fit_log_log(x: ArrayLike, y: ArrayLike, *, sign: int = 1, n_dropped: int = 0
     )
 
 
+def log_slopes(x: Table, y: Table) -> Vector:
+    """Return what :func:`fit_log_log` gives as slope, for many small sets of points at once.
+
+    Args:
+        x: abscissae, shape (G, n).
+        y: ordinates, shape (G, n).
+
+    Returns:
+        Slopes of shape (G,); NaN where a set has no fit.
+
+    Cost: O(G · n) in a dozen array operations, a fiftieth of the time of 16 fits.
+
+    >>> log_slopes(np.array([[1.0, 2.0, 4.0, 8.0]] * 2), np.array([[1.0, 4.0, 16.0, 64.0], [1.0, 0.5, 0.25, -1.0]]))
+    array([ 2., nan])
+    """
+    finite = np.isfinite(x) & np.isfinite(y)
+    usable = finite & (x > 0) & (y > 0)
+    n = usable.sum(axis=1)
+    log_x, log_y = np.log(np.where(usable, x, 1.0)), np.log(np.where(usable, y, 1.0))
+    mean = log_x.sum(axis=1) / np.maximum(n, 1)
+    centred = np.where(usable, log_x - mean[:, None], 0.0)
+    largest = np.abs(log_x).max(axis=1, initial=0.0)
+    spread = centred.max(axis=1, initial=0.0) - centred.min(axis=1, initial=0.0)
+    fitted = finite.all(axis=1) & (n >= MIN_POINTS) & (spread > 8 * _EPS * np.maximum(1.0, largest))
+    slopes = np.full(len(x), np.nan)
+    # The centred x add up to 0 over the usable points, so y need not be centred.
+    np.divide((centred * log_y).sum(axis=1), (centred**2).sum(axis=1), out=slopes, where=fitted)
+    return slopes
+
+
 def fit_beta(sigma: ArrayLike, h: ArrayLike, *, groups: SampleGroups | None = None) -> PowerFit | Missing:
     """Fit the curvature exponent beta, h_k ∝ sigma_k^beta, over the directions with h_k > 0.
 
@@ -229,7 +271,8 @@ def fit_beta(sigma: ArrayLike, h: ArrayLike, *, groups: SampleGroups | None = No
     >>> round(fit_beta([8, 4, 2, 1], [16, 8, 4, 2]).value, 12)
     1.0
     """
-    return _add_jackknife(fit_log_log(sigma, h), groups, len(as_vector(sigma, "sigma")), fit_log_log)
+    fit = fit_log_log(sigma, h)
+    return _add_jackknife(fit, groups, len(as_vector(sigma, "sigma")), fit_log_log, log_slopes)
 
 
 def fit_alpha_g(sigma: ArrayLike, first_rank: int = 1, *, groups: SampleGroups | None = None) -> PowerFit | Missing:
@@ -256,7 +299,13 @@ def fit_alpha_g(sigma: ArrayLike, first_rank: int = 1, *, groups: SampleGroups |
     sigma = as_vector(sigma, "sigma")
     fit = fit_log_log(_ranks(sigma.size, first_rank), sigma, sign=-1)
     # A replicate's sigma need not be in order: its k stays that of the direction, which is held fixed.
-    return _add_jackknife(fit, groups, sigma.size, lambda s, _: fit_alpha_g(s, first_rank))
+    return _add_jackknife(
+        fit,
+        groups,
+        sigma.size,
+        lambda s, _: fit_alpha_g(s, first_rank),
+        lambda s, _: -log_slopes(np.broadcast_to(_ranks(sigma.size, first_rank), s.shape), s),
+    )
 
 
 def fit_alpha_h(h: ArrayLike, first_rank: int = 1, *, groups: SampleGroups | None = None) -> PowerFit | Missing:
@@ -290,10 +339,19 @@ def fit_alpha_h(h: ArrayLike, first_rank: int = 1, *, groups: SampleGroups | Non
         return nonfinite
     ordered = np.sort(h[h > 0])[::-1]
     fit = fit_log_log(_ranks(ordered.size, first_rank), ordered, sign=-1, n_dropped=h.size - ordered.size)
-    return _add_jackknife(fit, groups, h.size, lambda _, h_without: fit_alpha_h(h_without, first_rank))
+    return _add_jackknife(
+        fit,
+        groups,
+        h.size,
+        lambda _, h_without: fit_alpha_h(h_without, first_rank),
+        # In falling order the positive ones, which alone enter, come first.
+        lambda _, h_without: (
+            -log_slopes(np.broadcast_to(_ranks(h.size, first_rank), h_without.shape), -np.sort(-h_without))
+        ),
+    )
 
 
-def jackknife(value: float, groups: SampleGroups, refit: Refit) -> Interval | Missing:
+def jackknife(value: float, groups: SampleGroups, refit: Refit, refits: Refits | None = None) -> Interval | Missing:
     """Return the 95 % interval of an exponent under leaving out one sample group at a time.
 
     For each group g the exponent θ_g is refitted to sigma^(-g) and h^(-g), the size-weighted means over the
@@ -307,20 +365,23 @@ def jackknife(value: float, groups: SampleGroups, refit: Refit) -> Interval | Mi
         value: the exponent on all samples; the interval is centred there.
         groups: sigma and h by sample group over the fit's window.
         refit: (sigma, h), each of shape (k,), to a fit.
+        refits: the same for all replicates at once, (G, k) each to exponents of shape (G,); those it leaves NaN are
+            refitted one by one.
 
     Returns:
         The interval, or why there is none: fewer than 4 groups, or a replicate that cannot be fitted.
 
-    Cost: one refit per group.
+    Cost: one refit per group, or one of all at once.
 
     Reference: MEASUREMENT section 2.
     """
     n = len(groups.sizes)
     if n < MIN_GROUPS:
-        return Missing(f"{n} sample groups, a jackknife needs at least {MIN_GROUPS}")
-    replicates = np.empty(n)
-    for g, (sigma, h) in enumerate(groups.leave_one_out()):
-        fit = refit(sigma, h)
+        return too_few(n, "sample group", "a jackknife", MIN_GROUPS)
+    sigma, h = groups.leave_one_out()
+    replicates = np.full(n, np.nan) if refits is None else refits(sigma, h)
+    for g in np.flatnonzero(np.isnan(replicates)):
+        fit = refit(sigma[g], h[g])
         if isinstance(fit, Missing):
             return Missing(f"without sample group {g + 1}: {fit.reason}")
         replicates[g] = fit.value
@@ -341,10 +402,10 @@ def _interval_about(value: float, stderr: float, *, dof: int) -> Interval:
 
 
 def _add_jackknife(
-    fit: PowerFit | Missing, groups: SampleGroups | None, n_directions: int, refit: Refit
+    fit: PowerFit | Missing, groups: SampleGroups | None, n_directions: int, refit: Refit, refits: Refits
 ) -> PowerFit | Missing:
     if isinstance(fit, Missing) or groups is None:
         return fit
     if groups.sigma and len(groups.sigma[0]) != n_directions:
         raise ValueError(f"sample groups over {len(groups.sigma[0])} directions, the fit is over {n_directions}")
-    return replace(fit, jackknife_ci95=jackknife(fit.value, groups, refit))
+    return replace(fit, jackknife_ci95=jackknife(fit.value, groups, refit, refits))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spectrascope.numerics.fits import MIN_POINTS, Vector, as_vector, compute_r2, find_nonfinite
+from spectrascope.numerics.fits import MIN_POINTS, Vector, as_vector, compute_r2, find_nonfinite, too_few
 from spectrascope.records import Missing, RankComparison, RankModel, RankModelFit
 
 __all__ = ["TIE_BELOW", "compare_rank_models"]
@@ -55,7 +55,7 @@ def compare_rank_models(sigma: ArrayLike, first_rank: int = 1) -> RankComparison
     usable = sigma > 0
     n = int(usable.sum())
     if n < MIN_POINTS:
-        return Missing(f"{n} usable points of {sigma.size}, comparing rank models needs at least {MIN_POINTS}")
+        return too_few(n, "usable point", "comparing rank models", MIN_POINTS, of=sigma.size)
     k = np.arange(first_rank, first_rank + sigma.size, dtype=np.float64)[usable]
     y = np.log(sigma[usable])
     fits = (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from spectrascope.numerics.fits import MIN_GROUPS, MIN_POINTS, SampleGroups
+from spectrascope.numerics.fits import MIN_GROUPS, SampleGroups, log_slopes, too_few
 from spectrascope.records import LayerReport, Missing
 
 __all__ = ["Replicates", "jackknife_stderr", "replicate_numbers"]
@@ -61,24 +61,22 @@ def replicate_numbers(row: LayerReport) -> Replicates | Missing:
     measurement, (first, last) = row.measurement, row.analysis.window
     n = len(measurement.group_sizes)
     if n < MIN_GROUPS:
-        return Missing(f"{n} sample groups, a jackknife needs at least {MIN_GROUPS}")
+        return too_few(n, "sample group", "a jackknife", MIN_GROUPS)
     if last < first:
         return Missing("the window holds no direction")
     groups = SampleGroups(measurement.group_sizes, measurement.group_sigma, measurement.group_h).restrict(first, last)
-    sigma, h = _leave_one_out(groups)
-    k = np.log(np.arange(first, last + 1, dtype=np.float64))
+    sigma, h = groups.leave_one_out()
+    k = np.broadcast_to(np.arange(first, last + 1, dtype=np.float64), sigma.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
-        log_sigma, log_h = np.log(sigma), np.log(h)
-        falling = np.log(-np.sort(-h, axis=1))  # the positive ones first; they alone have a logarithm
         weights = np.where(h > 0, h, 0.0)
         shares = weights / weights.sum(axis=1, keepdims=True)
         entropy = -np.sum(shares * np.where(shares > 0, np.log(shares), 0.0), axis=1)
         return Replicates(
             sigma=sigma,
             h=h,
-            beta=_slopes(log_sigma, log_h),
-            alpha_g=-_slopes(np.broadcast_to(k, sigma.shape), log_sigma),
-            alpha_h=-_slopes(np.broadcast_to(k, h.shape), falling),
+            beta=log_slopes(sigma, h),
+            alpha_g=-log_slopes(k, sigma),
+            alpha_h=-log_slopes(k, -np.sort(-h)),  # the positive ones, which alone enter, come first
             pr_h=1.0 / np.sum(shares**2, axis=1),
             effective_rank_h=np.exp(entropy),
         )
@@ -102,24 +100,3 @@ def jackknife_stderr(replicates: Vector) -> float | Missing:
         return Missing("it cannot be worked out without one of the sample groups")
     n = replicates.size
     return float(np.sqrt((n - 1) / n * np.sum((replicates - replicates.mean()) ** 2)))
-
-
-def _leave_one_out(groups: SampleGroups) -> tuple[Vector, Vector]:
-    """Size-weighted means over all groups but one, (G, k) each."""
-    sizes = np.asarray(groups.sizes, dtype=np.float64)
-    keep = (1.0 - np.eye(sizes.size)) * sizes
-    keep /= keep.sum(axis=1, keepdims=True)
-    sigma: Vector = keep @ np.asarray(groups.sigma, dtype=np.float64)
-    h: Vector = keep @ np.asarray(groups.h, dtype=np.float64)
-    return sigma, h
-
-
-def _slopes(x: Vector, y: Vector) -> Vector:
-    """Least-squares slopes of rows (G, k) over the points where both are finite; NaN below four such points."""
-    usable = np.isfinite(x) & np.isfinite(y)
-    n = usable.sum(axis=1, keepdims=True)
-    x, y = np.where(usable, x, 0.0), np.where(usable, y, 0.0)
-    centred = np.where(usable, x - x.sum(axis=1, keepdims=True) / np.maximum(n, 1), 0.0)
-    spread = np.sum(centred**2, axis=1)
-    slopes: Vector = np.sum(centred * y, axis=1) / np.where(spread > 0, spread, np.nan)
-    return np.where(n[:, 0] >= MIN_POINTS, slopes, np.nan)

@@ -22,7 +22,7 @@ ONE, OTHER = network(1), network(2)
 
 def _leave_one_out(row: LayerReport) -> list:
     m = row.measurement
-    return list(SampleGroups(m.group_sizes, m.group_sigma, m.group_h).leave_one_out())
+    return list(zip(*SampleGroups(m.group_sizes, m.group_sigma, m.group_h).leave_one_out(), strict=True))
 
 
 def _jackknife(values: list[float]) -> float:

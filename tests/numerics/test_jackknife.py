@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 from numerics_cases import power_law
 from scipy import stats
 
-from spectrascope.numerics.fits import SampleGroups, fit_alpha_g, fit_alpha_h, fit_beta, jackknife
+from spectrascope.numerics.fits import (
+    SampleGroups,
+    fit_alpha_g,
+    fit_alpha_h,
+    fit_beta,
+    fit_log_log,
+    jackknife,
+    log_slopes,
+)
 from spectrascope.records import Interval, Missing, PowerFit
 
 
@@ -42,6 +50,10 @@ def oracle_interval(value: float, replicates: list[float]) -> tuple[float, float
     stderr = math.sqrt((n - 1) / n * math.fsum((theta - mean) ** 2 for theta in replicates))
     half_width = float(stats.t.ppf(0.975, n - 1)) * stderr
     return value - half_width, value + half_width
+
+
+coordinates = st.sampled_from([-1.0, 0.0, math.nan, math.inf]) | st.floats(1e-6, 1e6) | st.just(3.0)
+"""Those that have no logarithm, are not finite, or are likely to be all the same, among others."""
 
 
 def fake_fit(value: float) -> PowerFit:
@@ -165,7 +177,9 @@ def test_fewer_than_four_groups_are_missing(n_groups: int) -> None:
     rows = np.tile(sigma, (n_groups, 1))
     fit = fit_alpha_g(sigma, groups=pack((2,) * n_groups, rows, rows))
     assert isinstance(fit, PowerFit)
-    assert fit.jackknife_ci95 == Missing(f"{n_groups} sample groups, a jackknife needs at least 4")
+    assert fit.jackknife_ci95 == Missing(
+        f"{n_groups} sample group{'' if n_groups == 1 else 's'}, a jackknife needs at least 4"
+    )
 
 
 def test_restrict_keeps_the_window_of_every_group() -> None:
@@ -183,3 +197,33 @@ def test_malformed_groups_are_refused() -> None:
         SampleGroups((0, 1), ((1.0,), (1.0,)), ((1.0,), (1.0,)))
     with pytest.raises(ValueError, match="sample groups over 12 directions, the fit is over 6"):
         fit_alpha_g(power_law(1.2, 6), groups=make_groups(0)[2])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.tuples(coordinates, coordinates), min_size=6, max_size=6),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_slopes_of_many_are_the_slopes_of_each(sets: list[list[tuple[float, float]]]) -> None:
+    x, y = (np.array([[point[axis] for point in points] for points in sets]) for axis in (0, 1))
+    for found, *points in zip(log_slopes(x, y), x, y, strict=True):
+        fit = fit_log_log(*points)
+        if isinstance(fit, Missing):
+            assert math.isnan(found), fit
+        else:
+            assert found == pytest.approx(fit.value, rel=1e-9, abs=1e-9)
+
+
+def test_replicates_that_the_quick_way_leaves_open_are_refitted() -> None:
+    groups = pack((3,) * 5, np.array([[1.0], [2.0], [3.0], [4.0], [5.0]]), np.zeros((5, 1)))
+
+    def refit(sigma: np.ndarray, _: np.ndarray) -> PowerFit:
+        return fake_fit(float(sigma[0]))
+
+    def all_but_two(sigma: np.ndarray, _: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(5) % 3 == 1, np.nan, sigma[:, 0])
+
+    assert jackknife(3.0, groups, refit, all_but_two) == jackknife(3.0, groups, refit)

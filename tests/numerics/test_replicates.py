@@ -39,7 +39,7 @@ def test_against_one_fit_after_the_other(options: dict) -> None:
     m = row.measurement
     found = replicate_numbers(row)
     groups = SampleGroups(m.group_sizes, m.group_sigma, m.group_h).restrict(first, last)
-    for g, (sigma, h) in enumerate(groups.leave_one_out()):
+    for g, (sigma, h) in enumerate(zip(*groups.leave_one_out(), strict=True)):
         assert found.sigma[g] == pytest.approx(sigma, rel=1e-13)
         assert found.h[g] == pytest.approx(h, rel=1e-13)
         assert found.beta[g] == pytest.approx(fit_beta(sigma, h).value, rel=1e-10)
