@@ -13,8 +13,8 @@ import types
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from functools import cache
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from functools import cache, partial
+from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from spectrascope.errors import NonFiniteError, ReportFormatError
 from spectrascope.records import Interval, Missing, PowerFit, RankComparison, RankModel, RankModelFit
@@ -36,6 +36,9 @@ RANK_TABLES = ("bic", "aic", "rss", "r2", "params")
 
 _RANK_SCALARS = ("best", "runner_up", "delta_bic", "tie", "best_aic", "n")
 _FIT_ORDER = ("value", "stderr", "ci95", "jackknife_ci95", "r2", "n", "n_dropped", "intercept")
+Decoder: TypeAlias = Callable[[Any, str], Any]
+"""From a JSON value and its place in the document to what it stands for."""
+
 _JSON_NAMES = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
 
 
@@ -108,35 +111,60 @@ def decode(hint: Any, value: Any, path: str = "") -> Any:
     Raises:
         ReportFormatError: a missing key, a wrong type or a record that contradicts itself, with its place.
     """
+    return _decoder(hint)(value, path)
+
+
+@cache
+def _decoder(hint: Any) -> Decoder:
+    """What decodes values of one hint, chosen once: a report holds the same few kinds tens of thousands of times."""
     if hint is Any:
-        return value
+        return lambda value, _: value
     if hint is Missing:
-        reason = require_key(require_object(value, path), "missing", path)
-        return _build(lambda: Missing(decode(str, reason, child(path, "missing"))), path)
+        return _decode_missing
     if hint is Interval:
-        low, high = decode(tuple[float, float], value, path)
-        return _build(lambda: Interval(low, high), path)
+        return _decode_interval
     if hint is RankComparison:
-        return _decode_rank_comparison(value, path)
+        return _decode_rank_comparison
     if is_union(hint):
-        return _decode_union(hint, value, path)
+        return _union_decoder(get_args(hint))
     if get_origin(hint) is tuple:
-        return _decode_tuple(get_args(hint), value, path)
+        return _tuple_decoder(get_args(hint))
     if get_origin(hint) is dict:
-        item = get_args(hint)[1]
-        return {key: decode(item, inner, child(path, key)) for key, inner in require_object(value, path).items()}
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return _decode_enum(hint, value, path)
-    if is_dataclass(hint) and isinstance(hint, type):
-        record = require_object(value, path)
-        optional = added_later(hint)
-        arguments = {
-            name: decode(inner, require_key(record, name, path), child(path, name))
-            for name, inner in hints_of(hint).items()
-            if name in record or name not in optional
+        item = _decoder(get_args(hint)[1])
+        return lambda value, path: {
+            key: item(inner, child(path, key)) for key, inner in require_object(value, path).items()
         }
-        return _build(lambda: hint(**arguments), path)
-    return _decode_scalar(hint, value, path)
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return partial(_decode_enum, hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        return _record_decoder(hint)
+    return partial(_decode_scalar, hint)
+
+
+def _decode_missing(value: Any, path: str) -> Any:
+    reason = require_key(require_object(value, path), "missing", path)
+    return _build(Missing, {"reason": _decode_scalar(str, reason, child(path, "missing"))}, path)
+
+
+def _decode_interval(value: Any, path: str) -> Any:
+    low, high = decode(tuple[float, float], value, path)
+    return _build(Interval, {"low": low, "high": high}, path)
+
+
+def _record_decoder(record_type: type) -> Decoder:
+    optional = added_later(record_type)
+    parts = [(name, _decoder(hint), name in optional) for name, hint in hints_of(record_type).items()]
+
+    def decode_record(value: Any, path: str) -> Any:
+        record = require_object(value, path)
+        arguments = {
+            name: decode_part(require_key(record, name, path), child(path, name))
+            for name, decode_part, may_lack in parts
+            if not (may_lack and name not in record)
+        }
+        return _build(record_type, arguments, path)
+
+    return decode_record
 
 
 def added_later(record: Any) -> set[str]:
@@ -171,9 +199,9 @@ def require_key(record: dict[str, Any], key: str, path: str) -> Any:
     return record[key]
 
 
-def _build(make: Callable[[], Any], path: str) -> Any:
+def _build(record_type: Callable[..., Any], arguments: dict[str, Any], path: str) -> Any:
     try:
-        return make()
+        return record_type(**arguments)
     except ValueError as error:  # the records' own invariants
         raise ReportFormatError(f"{path or 'report'} contradicts itself: {error}") from error
 
@@ -200,29 +228,44 @@ def _decode_enum(hint: type[Enum], value: Any, path: str) -> Enum:
         raise ReportFormatError(f"{path} must be one of {known}, found {_shorten(value)}") from None
 
 
-def _decode_tuple(arguments: tuple[Any, ...], value: Any, path: str) -> tuple[Any, ...]:
+def _tuple_decoder(arguments: tuple[Any, ...]) -> Decoder:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return partial(_decode_list, arguments[0], _decoder(arguments[0]))
+    members = [_decoder(argument) for argument in arguments]
+
+    def decode_members(value: Any, path: str) -> Any:
+        if not isinstance(value, list):
+            raise _wrong_type("a list", value, path)
+        if len(value) != len(members):
+            raise ReportFormatError(f"{path} must hold {len(members)} values, found {len(value)}")
+        pairs = zip(members, value, strict=True)
+        return tuple(decode_member(item, child(path, index)) for index, (decode_member, item) in enumerate(pairs))
+
+    return decode_members
+
+
+def _decode_list(hint: Any, decode_item: Decoder, value: Any, path: str) -> Any:
     if not isinstance(value, list):
         raise _wrong_type("a list", value, path)
-    if len(arguments) == 2 and arguments[1] is Ellipsis:
-        # Most of a report is plain lists of numbers; one by one they take most of the time of reading it.
-        if arguments[0] is float and all(type(item) is float for item in value) and all(map(math.isfinite, value)):
-            return tuple(value)
-        return tuple(decode(arguments[0], item, child(path, index)) for index, item in enumerate(value))
-    if len(value) != len(arguments):
-        raise ReportFormatError(f"{path} must hold {len(arguments)} values, found {len(value)}")
-    pairs = zip(arguments, value, strict=True)
-    return tuple(decode(hint, item, child(path, index)) for index, (hint, item) in enumerate(pairs))
+    # Most of a report is plain lists of numbers; one by one they take most of the time of reading it.
+    if hint is float and set(map(type, value)) <= {float} and all(map(math.isfinite, value)):
+        return tuple(value)
+    return tuple(decode_item(item, child(path, index)) for index, item in enumerate(value))
 
 
-def _decode_union(hint: Any, value: Any, path: str) -> Any:
-    members = get_args(hint)
-    if Missing in members and isinstance(value, dict) and set(value) == {"missing"}:
-        return decode(Missing, value, path)
-    others = [member for member in members if member is not Missing]
-    for member in others:
-        if isinstance(member, type) and isinstance(value, member) and not isinstance(value, bool):
-            return decode(member, value, path)
-    return decode(others[0], value, path)
+def _union_decoder(members: tuple[Any, ...]) -> Decoder:
+    may_miss = Missing in members
+    others = [(member, _decoder(member)) for member in members if member is not Missing]
+
+    def decode_member(value: Any, path: str) -> Any:
+        if may_miss and isinstance(value, dict) and len(value) == 1 and "missing" in value:
+            return _decode_missing(value, path)
+        for member, decode_as in others:
+            if isinstance(member, type) and isinstance(value, member) and not isinstance(value, bool):
+                return decode_as(value, path)
+        return others[0][1](value, path)
+
+    return decode_member
 
 
 def _decode_rank_comparison(value: Any, path: str) -> RankComparison:
