@@ -26,6 +26,7 @@ _MARKS = {Mark.CIRCLE: "o", Mark.SQUARE: "s", Mark.TRIANGLE: "^", Mark.DIAMOND: 
 _ALONE, _PANEL, _QUARTER = (6.6, 4.2), (2.4, 2.0), (5.4, 3.4)  # inches of one pair of axes
 _LEFT, _RIGHT, _ABOVE, _HEAD = 0.75, 0.15, 0.3, 0.25  # inches around them
 _LEGEND_ROW = 0.19
+_QUICKLY: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 3}}}  # half the time of 6, a tenth more bytes
 
 
 def require_matplotlib() -> None:
@@ -55,7 +56,7 @@ def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = 
     with _style(dark) as paper:
         figure = _draw(picture, paper)
         stream = io.BytesIO()
-        figure.savefig(stream, format=suffix, dpi=dpi, metadata=_without_date(suffix))
+        figure.savefig(stream, format=suffix, dpi=dpi, metadata=_without_date(suffix), **_QUICKLY.get(suffix, {}))
         return stream.getvalue()
 
 
