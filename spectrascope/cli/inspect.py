@@ -6,7 +6,7 @@ import typer
 
 from spectrascope.cli import groups
 from spectrascope.cli.compose import composed
-from spectrascope.cli.look import look_at
+from spectrascope.cli.look import look_at, no_collections
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.records import ProbeOptions
@@ -22,5 +22,6 @@ def inspect(context: typer.Context, target: groups.Target, options: ProbeOptions
     Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample is taken to
     be what the network says it reads; where it says nothing, as --dataset has it.
     """
-    found = look_at(target, options, command=spell_command(context.obj or ()), quiet=result.quiet)
-    emit(lambda width: render_inspection(found, result.format, width=width), result.output)
+    with no_collections():
+        found = look_at(target, options, command=spell_command(context.obj or ()), quiet=result.quiet)
+        emit(lambda width: render_inspection(found, result.format, width=width), result.output)

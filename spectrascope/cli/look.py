@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import LossFunction, SampleSource
 
-__all__ = ["look_at"]
+__all__ = ["look_at", "no_collections"]
 
 
 def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:
@@ -28,7 +28,7 @@ def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
     Raises:
         SpectrascopeError: something cannot be read.
     """
-    with follow_progress(quiet=quiet) as on_progress, _no_collections():
+    with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
         from spectrascope.inspector import inspect_headers, inspect_model
 
@@ -85,7 +85,7 @@ def _shapes(
 
 
 @contextmanager
-def _no_collections() -> Iterator[None]:
+def no_collections() -> Iterator[None]:
     """Do not look for garbage: imports make none, shapes little, and looking takes a tenth of the time."""
     enabled = gc.isenabled()
     gc.disable()
