@@ -10,9 +10,9 @@ from typing import Any
 
 from spectrascope.errors import LoadError
 from spectrascope.loading.hf_quiet import brief, quietly
-from spectrascope.loading.hf_weights import find_weight_files
+from spectrascope.loading.hf_weights import SAFETENSORS, TensorHeader, WeightFiles, find_weight_files
 
-__all__ = ["HubSpec", "fetch_snapshot", "parse_hub_spec"]
+__all__ = ["HubSpec", "fetch_headers", "fetch_snapshot", "parse_hub_spec"]
 
 _SMALL = ["*.json", "*.txt", "*.model", "*.jinja"]
 _TIMEOUT = 10.0  # seconds until a Hub that does not answer is given up
@@ -24,6 +24,11 @@ class HubSpec:
 
     repo: str
     revision: str
+
+    @property
+    def name(self) -> str:
+        """As the user writes it."""
+        return f"hf:{self.repo}" + (f"@{self.revision}" if self.revision != "main" else "")
 
     def place(self) -> str:
         """Where its files may be put by hand."""
@@ -56,7 +61,8 @@ def parse_hub_spec(spec: str) -> HubSpec:
 def fetch_snapshot(spec: HubSpec, *, allow_download: bool, trust_remote_code: bool, headers_only: bool) -> Path:
     """Folder with the repository's files, downloaded where the cache does not hold them and ``allow_download`` is set.
 
-    Only what a network needs is downloaded; with ``headers_only`` shards are not.
+    Only what a network needs is downloaded; with ``headers_only`` safetensors files are not, see
+    :func:`fetch_headers`.
 
     Raises:
         LoadError: the files are neither in the cache nor to be had.
@@ -67,7 +73,7 @@ def fetch_snapshot(spec: HubSpec, *, allow_download: bool, trust_remote_code: bo
     cached = _cached(spec, headers_only=headers_only)
     if cached is not None:
         return cached
-    name = f"hf:{spec.repo}" + (f"@{spec.revision}" if spec.revision != "main" else "")
+    name = spec.name
     if not allow_download:
         raise LoadError(f"{name} is not in the cache and downloads are off; {spec.place()}")
     if constants.HF_HUB_OFFLINE:
@@ -85,6 +91,34 @@ def fetch_snapshot(spec: HubSpec, *, allow_download: bool, trust_remote_code: bo
             )
     except Exception as error:  # offline, not found, gated, a full disk, an interrupted transfer
         raise LoadError(f"{name} {_explain(error)}; {spec.place()}") from None
+
+
+def fetch_headers(spec: HubSpec, folder: Path) -> WeightFiles:
+    """Names and shapes of a repository's one safetensors file, of which only the beginning is downloaded.
+
+    Args:
+        spec: the repository.
+        folder: what :func:`fetch_snapshot` returned for it.
+
+    Raises:
+        LoadError: there is none, or it cannot be had.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        with quietly():
+            metadata = huggingface_hub.HfApi().parse_safetensors_file_metadata(
+                spec.repo, SAFETENSORS, revision=folder.name, timeout=_TIMEOUT
+            )
+    except errors.EntryNotFoundError:
+        metadata = None
+    except Exception as error:
+        raise LoadError(f"{spec.name} {_explain(error)}; {spec.place()}") from None
+    if metadata is None:
+        return find_weight_files(folder)  # which says what is there instead
+    headers = {key: TensorHeader.of_safetensors(info.shape, info.dtype) for key, info in metadata.tensors.items()}
+    return WeightFiles((folder / SAFETENSORS,), elsewhere=headers)
 
 
 def _cached(spec: HubSpec, *, headers_only: bool) -> Path | None:
@@ -119,8 +153,9 @@ def _wanted(files: list[str], *, trust_remote_code: bool, headers_only: bool) ->
     safetensors = [file for file in top if file.endswith(".safetensors")]
     standard = [file for file in safetensors if re.fullmatch(r"(adapter_)?model(-\d+-of-\d+)?\.safetensors", file)]
     weights = standard or [f for f in top if re.fullmatch(r"(pytorch|adapter)_model(-\d+-of-\d+)?\.bin", f)]
-    if headers_only and any(file.endswith(".index.json") for file in wanted):
-        weights = []  # the index names the tensors, and shards are large
+    if headers_only and (SAFETENSORS in weights or any(file.endswith(".index.json") for file in wanted)):
+        # Its header says what it holds, an index names the tensors; both without what is large.
+        weights = [file for file in weights if file.startswith("adapter_")]
     return wanted + weights
 
 

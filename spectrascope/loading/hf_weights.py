@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
@@ -16,9 +17,12 @@ from spectrascope.loading.checkpoint import file_sha256, read_checkpoint, requir
 from spectrascope.loading.hf_config import read_json
 from spectrascope.loading.hf_quiet import brief
 
-__all__ = ["TensorHeader", "WeightFiles", "find_weight_files", "has_weights", "is_mask"]
+__all__ = ["SAFETENSORS", "TensorHeader", "WeightFiles", "find_weight_files", "has_weights", "is_mask"]
 
-_SINGLE = ("model.safetensors", "pytorch_model.bin")
+SAFETENSORS = "model.safetensors"
+"""The one weight file of most checkpoints."""
+
+_SINGLE = (SAFETENSORS, "pytorch_model.bin")
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
 _OTHERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
@@ -34,6 +38,11 @@ class TensorHeader:
     shape: tuple[int, ...]
     dtype: str
 
+    @classmethod
+    def of_safetensors(cls, shape: Sequence[int], code: str) -> TensorHeader:
+        """With the dtype by torch's name; ``code`` is the format's own."""
+        return cls(tuple(shape), _FLOATS.get(code) or _OTHERS.get(code) or code)
+
 
 def is_mask(key: str, shape: tuple[int, ...]) -> bool:
     """Whether a stored tensor is an attention layer's causal mask, which newer networks make themselves."""
@@ -44,13 +53,15 @@ def is_mask(key: str, shape: tuple[int, ...]) -> bool:
 class WeightFiles:
     """The files that hold a network's weights; ``weight_map`` is an index's, tensor name to file name.
 
-    ``absent`` means that an index is here without any of its files: names are known, shapes are not.
+    ``absent`` means that an index is here without any of its files: names are known, shapes are not. ``elsewhere``
+    are the headers of a file that is not here at all.
     """
 
     files: tuple[Path, ...]
     index: Path | None = None
     weight_map: dict[str, str] | None = None
     absent: bool = False
+    elsewhere: dict[str, TensorHeader] | None = None
 
     @property
     def path(self) -> Path:
@@ -65,7 +76,7 @@ class WeightFiles:
         """
         found: dict[str, TensorHeader] = {}
         for file in self.files:
-            for key, header in _read_headers(file).items():
+            for key, header in (self.elsewhere or _read_headers(file)).items():
                 if key in found:
                     raise LoadError(f"{file} holds {key!r}, which another shard holds too; expected each tensor once")
                 _require_plain(key, header, file)
@@ -179,8 +190,7 @@ def _read_headers(file: Path) -> dict[str, TensorHeader]:
             with safetensors.safe_open(str(file), framework="pt", device="cpu") as opened:
                 for key in opened.keys():  # noqa: SIM118
                     part = opened.get_slice(key)
-                    code = str(part.get_dtype())
-                    found[key] = TensorHeader(tuple(part.get_shape()), _FLOATS.get(code) or _OTHERS.get(code) or code)
+                    found[key] = TensorHeader.of_safetensors(part.get_shape(), str(part.get_dtype()))
             return found
         content = _load_pickle(file, "meta")
     except LoadError:

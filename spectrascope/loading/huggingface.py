@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from spectrascope.errors import LoadError
 from spectrascope.loading.checkpoint import strip_wrappers
 from spectrascope.loading.hf_config import HFClass, find_class, read_json, require_plain_config, require_possible_depth
-from spectrascope.loading.hf_hub import fetch_snapshot, parse_hub_spec
+from spectrascope.loading.hf_hub import fetch_headers, fetch_snapshot, parse_hub_spec
 from spectrascope.loading.hf_images import image_preprocessing
 from spectrascope.loading.hf_initial import without_initial_weights, without_storage
 from spectrascope.loading.hf_quiet import brief, quietly, transformers
@@ -60,10 +60,11 @@ def load_huggingface(
         LoadError: files that are missing, damaged, quantised or do not fit the config; an unsupported task.
         NonFiniteError: a weight is NaN or infinite.
     """
-    revision = None
+    revision = repository = None
     if spec.startswith("hf:"):
+        repository = parse_hub_spec(spec)
         folder = fetch_snapshot(
-            parse_hub_spec(spec),
+            repository,
             allow_download=allow_download,
             trust_remote_code=trust_remote_code,
             headers_only=headers_only,
@@ -90,7 +91,10 @@ def load_huggingface(
     require_plain_config(raw, str(folder / "config.json"))
     chosen = find_class(folder, raw, trust_remote_code=trust_remote_code, allow_download=allow_download)
     _require_classes(spec, chosen, num_classes)
-    weights = find_weight_files(folder, named, headers_only=headers_only)
+    if repository is not None and headers_only and not has_weights(folder):
+        weights = fetch_headers(repository, folder)
+    else:
+        weights = find_weight_files(folder, named, headers_only=headers_only)
     headers = {} if weights.absent else weights.headers()
     require_possible_depth(raw, len(headers) or len(weights.weight_map or {}), str(folder))
     network, left_out = _fit(weights, headers, chosen)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -122,7 +123,10 @@ def edit_config(folder: Path, **changes: Any) -> None:
 
 @dataclass
 class Hub:
-    """A Hub with one repository; ``instead`` (status, headers) is its answer to everything, after ``delay`` seconds."""
+    """A Hub with one repository; ``instead`` (status, headers) is its answer to everything, after ``delay`` seconds.
+
+    ``sent`` counts the bytes of each file that left it.
+    """
 
     folder: Path
     sha: str
@@ -130,10 +134,11 @@ class Hub:
     instead: tuple[int, dict[str, str]] | None = None
     delay: float = 0.0
     requests: list[str] = field(default_factory=list)
+    sent: Counter[str] = field(default_factory=Counter)
     closing: threading.Event = field(default_factory=threading.Event)
 
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body for a path."""
+    def answer(self, path: str, wanted: str = "") -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body for a path and a range of bytes."""
         self.closing.wait(self.delay)
         if self.instead is not None:
             return *self.instead, b"<html>"
@@ -147,9 +152,13 @@ class Hub:
             return 200, {"Content-Type": "application/json"}, json.dumps(about).encode()
         file = self.folder / path.rpartition("/")[2]
         if not path.startswith(f"/org/name/resolve/{self.sha}/") or not file.is_file():
-            return 404, {}, b""
+            return 404, {"X-Error-Code": "EntryNotFound"}, b""
         content = file.read_bytes()
-        return 200, {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.sha}, content
+        headers = {"ETag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Repo-Commit": self.sha}
+        if wanted:
+            first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            return 206, headers, content[first : last + 1]
+        return 200, headers, content
 
 
 @contextmanager
@@ -161,12 +170,13 @@ def serve(folder: Path, sha: str) -> Iterator[Hub]:
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             hub.requests.append(path)
-            status, headers, content = hub.answer(path)
+            status, headers, content = hub.answer(path, self.headers.get("Range", ""))
             self.send_response(status)
             for name, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "GET":
+                hub.sent[path.rpartition("/")[2]] += len(content)
                 self.wfile.write(content)
 
         do_HEAD = do_GET

@@ -750,6 +750,23 @@ def test_download(hub: networks.Hub, cache: Path, capfd: pytest.CaptureFixture[s
     assert capfd.readouterr() == ("", "")
 
 
+def test_of_one_file_only_the_header_is_downloaded(hub: networks.Hub, cache: Path, tmp_path: Path) -> None:
+    wide = transformers.GPT2Config(n_embd=64, n_layer=2, n_head=2, vocab_size=500, bos_token_id=0, eos_token_id=0)
+    network = transformers.GPT2LMHeadModel(wide)
+    hub.folder = networks.save(network, tmp_path / "whole")
+    stored = (hub.folder / "model.safetensors").stat().st_size
+    found = load_huggingface("hf:org/name", headers_only=True)
+    assert not list((cache / "models--org--name").rglob("*.safetensors"))
+    assert stored > 100_001 == hub.sent["model.safetensors"]
+    names = {name: (p.shape, p.is_meta) for name, p in found.model.named_parameters()}
+    assert names == {name: (p.shape, True) for name, p in network.named_parameters()}
+    assert found.info.weights == f"hub (revision {SHA[:12]})"
+    assert not any(p.is_meta for p in load_huggingface("hf:org/name").model.parameters())  # then all of it
+    (hub.folder / "model.safetensors").unlink()
+    shutil.rmtree(cache)
+    refusal("hf:org/name", "no weights beside config.json", headers_only=True)
+
+
 @pytest.mark.parametrize(
     ("answer", "match"),
     [
