@@ -150,8 +150,8 @@ def _draw(group: list[Target], rng: np.random.Generator) -> list[Target]:
 
 
 def _engine_values(engine: CurvatureEngine, head: Workload, target: Target, picks: list[int]) -> Tensor:
-    (curvature,) = engine.measure(head, [target], groups=1)
-    return curvature.h[picks]
+    (curvature,) = engine.measure(head, [replace(target, directions=target.directions.pick(picks))], groups=1)
+    return curvature.h
 
 
 def _reference_values(head: Workload, target: Target, picks: list[int]) -> Tensor:

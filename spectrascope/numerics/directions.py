@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +38,11 @@ class Directions:
     def k(self) -> int:
         """Number of directions held."""
         return len(self.sigma)
+
+    def pick(self, places: Sequence[int]) -> Directions:
+        """Some of them, by place from 0."""
+        chosen = list(places)
+        return replace(self, sigma=self.sigma[chosen], left=self.left[:, chosen], right=self.right[:, chosen])
 
 
 def top_directions(matrix: Tensor, k: int, dtype: torch.dtype = torch.float32) -> Directions:

@@ -140,3 +140,15 @@ def test_spectral_norm(monkeypatch, dense_max, scale):
 def test_spectral_norm_of_zero(monkeypatch, dense_max):
     monkeypatch.setattr(module, "_DENSE_MAX", dense_max)
     assert spectral_norm(torch.zeros(12, 10)) == 0.0
+
+
+def test_some_directions_are_those_columns() -> None:
+    found = top_directions(_matrix(7, 5), 4, torch.float64)
+    some = found.pick([0, 2])
+    assert some.k == 2
+    torch.testing.assert_close(some.sigma, found.sigma[[0, 2]])
+    torch.testing.assert_close(
+        some.left @ torch.diag(some.sigma) @ some.right.T,
+        sum(found.sigma[i] * torch.outer(found.left[:, i], found.right[:, i]) for i in (0, 2)),
+    )
+    assert (some.rank, some.spectrum is found.spectrum) == (found.rank, True)
