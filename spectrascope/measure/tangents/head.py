@@ -25,6 +25,7 @@ __all__ = ["HeadStep", "row_order", "token_forms"]
 
 _BLOCK_BYTES = {"cpu": 2 << 20}
 _BLOCK_BYTES_DEVICE = 256 << 20
+_WORTH_FORMS = 0.6  # directions per width; measured even at 0.54 for d = 768, V = 50 257 on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,7 @@ def token_forms(right: Tensor, p: Tensor, weights: Tensor, directions: int, memo
         memory: bytes they may take.
     """
     width, rows = right.shape[0], len(p)
-    if directions < 0.75 * width or rows * width**2 * p.element_size() > memory:
+    if directions < _WORTH_FORMS * width or rows * width**2 * p.element_size() > memory:
         return None
     spread = float((weights * (1 - p.square().sum(-1, keepdim=True))).sum() / weights.sum())
     if not spread > 1e5 * torch.finfo(p.dtype).eps:
