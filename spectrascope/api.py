@@ -42,7 +42,7 @@ def probe(
     groups: int = 16,
     self_check: bool = True,
     split_fused: bool = True,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Callable[[str, float, int], None] | None = None,
 ) -> Report:
     """Measure how the loss curves along each weight's gradient singular directions.
 
@@ -68,7 +68,7 @@ def probe(
         groups: sample groups of the jackknife.
         self_check: compare a few (weight, k) pairs with a reference; off saves a little time.
         split_fused: measure the q, k and v of a fused weight as three rows, where its layout is known.
-        on_progress: called with (stage, done, total).
+        on_progress: called with (stage, done, total); ``done`` may be a fraction.
 
     Returns:
         A :class:`spectrascope.records.Report`; ``spectrascope.reports`` turns it into JSON, CSV, tables.
@@ -109,7 +109,7 @@ def decompose(
     groups: int = 16,
     self_check: bool = True,
     split_fused: bool = True,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Callable[[str, float, int], None] | None = None,
 ) -> Report:
     """Measure as :func:`probe` does, and say why each weight's beta is what it is.
 
@@ -138,7 +138,7 @@ def decompose(
         groups: sample groups of the jackknife.
         self_check: compare a few pairs with a reference.
         split_fused: q, k and v of a fused weight as three rows.
-        on_progress: called with (stage, done, total).
+        on_progress: called with (stage, done, total); ``done`` may be a fraction.
 
     Returns:
         A :class:`spectrascope.records.Report`.
@@ -172,7 +172,7 @@ def _measure(
     loss_fn: LossFunction | str | None,
     num_samples: int | None,
     engine: EngineName,
-    on_progress: Callable[[str, int, int], None] | None,
+    on_progress: Callable[[str, float, int], None] | None,
     *,
     dtype: str | None,
     **chosen: Any,

@@ -23,7 +23,7 @@ SECONDS_BETWEEN_LINES = 30.0
 class OnProgress(Protocol):
     """Called as a stage advances: its name, what is done and what there is to do (0: not known)."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: int) -> None:
         """Note progress."""
 
 
@@ -58,7 +58,7 @@ def follow_progress(*, quiet: bool) -> Iterator[OnProgress]:
         yield _Lines()
 
 
-def _say_nothing(stage: str, done: int, total: int) -> None:
+def _say_nothing(stage: str, done: float, total: int) -> None:
     pass
 
 
@@ -69,7 +69,7 @@ class _Bars:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: int) -> None:
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total or None)
         self._progress.update(self._tasks[stage], completed=done, total=total or None)
@@ -83,7 +83,7 @@ class _Lines:
         self._began: dict[str, float] = {}
         self._said = 0.0
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: int) -> None:
         now = self._clock()
         if stage not in self._began:
             self._began[stage] = self._said = now
@@ -92,7 +92,7 @@ class _Lines:
             self._said = now
             left = (now - self._began[stage]) * (total - done) / done
             print(
-                f"spectrascope: {stage}, {done} of {total}, about {format_seconds(left)} left",
+                f"spectrascope: {stage}, {int(done)} of {total}, about {format_seconds(left)} left",
                 file=sys.stderr,
                 flush=True,
             )

@@ -42,7 +42,7 @@ class Deadline:
         self._stage_began = 0.0
         self._stage = ""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: int) -> None:
         """Note progress.
 
         Raises:

@@ -201,7 +201,7 @@ def random_state_kept() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _nobody(stage: str, done: int, total: int) -> None:
+def _nobody(stage: str, done: float, total: int) -> None:
     """There is no deadline."""
 
 

@@ -40,7 +40,7 @@ def measure_gradients(
     layers: Sequence[WeightLayer],
     *,
     micro_batch: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[float, int], None] | None = None,
 ) -> GradientPass:
     """One forward and one backward pass over the batch.
 

@@ -59,7 +59,7 @@ class Schedule:
     synchronize: Callable[[], None] = lambda: None
     chosen: int = field(default=0, init=False)
 
-    def run(self, work: Callable[[int, int], None], progress: Callable[[int, int], None] | None = None) -> None:
+    def run(self, work: Callable[[int, int], None], progress: Callable[[float, int], None] | None = None) -> None:
         """Call ``work(start, stop)`` over all samples in order.
 
         ``work`` must add its result only once it is complete: a slice that runs out of memory is repeated in

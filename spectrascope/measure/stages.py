@@ -33,11 +33,11 @@ __all__ = [
     "silent",
 ]
 
-OnProgress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, float, int], None]
 """(stage, done, total); stages: check, gradient, directions, curvature, self-check."""
 
 
-def silent(stage: str, done: int, total: int) -> None:
+def silent(stage: str, done: float, total: int) -> None:
     """Progress that nobody watches."""
 
 

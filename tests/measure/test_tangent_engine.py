@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrascope
 from spectrascope.losses import CausalLM
+from spectrascope.measure.curvature.engines import make_engine
 from spectrascope.measure.curvature.tangent import Tangents
 from spectrascope.measure.tangents.plan import make_plan, record_loss
 from spectrascope.records import EngineName, Missing
@@ -258,3 +259,14 @@ def test_the_report_of_a_language_model_names_engine_and_check():
     check = report.provenance.self_check
     assert not isinstance(check, Missing)
     assert check.residual <= check.tolerance
+
+
+@pytest.mark.parametrize("name", [EngineName.TANGENT, EngineName.DOUBLE_BACKPROP, EngineName.FINITE_DIFFERENCE])
+def test_progress_within_one_sample_goes_by_weights(name):
+    x, y = torch.randn(1, 5), torch.tensor([1])
+    model = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 3))
+    workload = Workload(model, TensorSource(x, y), nn.CrossEntropyLoss(), torch.device("cpu"), torch.float32)
+    seen: list[float] = []
+    targets = targets_of(workload, layers_of(workload), 2)
+    make_engine(name, 1).measure(workload, targets, groups=1, progress=lambda done, total: seen.append(done / total))
+    assert sorted(set(seen)) == pytest.approx([1 / 3, 2 / 3, 1])

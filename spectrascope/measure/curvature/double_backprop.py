@@ -62,7 +62,7 @@ class DoubleBackprop:
             for i, (target, gradient, target_sums) in enumerate(zip(targets, gradients, sums, strict=True)):
                 found.append(self._one(target, gradient, target_sums.dtype))
                 if progress is not None:
-                    progress(start + weight * (i + 1) // len(targets), n)
+                    progress(start + weight * (i + 1) / len(targets), n)
             for total, (slope, matrix) in zip(sums, found, strict=True):
                 total.add(group, slope, matrix, weight)
 

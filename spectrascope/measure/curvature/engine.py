@@ -17,8 +17,8 @@ from spectrascope.workload import Workload
 
 __all__ = ["Curvature", "CurvatureEngine", "CurvatureSums", "Progress", "Target", "target_slopes"]
 
-Progress = Callable[[int, int], None]
-"""(done, total), in samples or in products: whatever the stage counts."""
+Progress = Callable[[float, int], None]
+"""(done, total), in samples or in products: whatever the stage counts; a fraction where one is long."""
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class FiniteDifference:
             for i, target in enumerate(targets):
                 found.append(self._one(workload, target, inputs, labels, sums[i].dtype))
                 if progress is not None:
-                    progress(start + (stop - start) * (i + 1) // len(targets), n)
+                    progress(start + (stop - start) * (i + 1) / len(targets), n)
             for i, (slope, matrix, error) in enumerate(found):
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
                 gaps[i] += error * (stop - start)

@@ -90,7 +90,7 @@ class Tangents:
                     except UnsupportedOperationError as error:
                         failed[i] = str(error)
                 if progress is not None:
-                    progress(start + (stop - start) * (i + 1) // len(targets), n)
+                    progress(start + (stop - start) * (i + 1) / len(targets), n)
             for i, (slope, matrix) in found.items():
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
 
