@@ -103,7 +103,7 @@ class Tangents:
         """Samples per micro-batch, and directions per sweep, that stay within memory."""
         budget = self.memory or _free_memory(sweeps.workload.device)
         try:
-            need = sweeps.plan(0, 1).footprint
+            need = sweeps.plan(0, 1, prepared=False).footprint
         except UnsupportedOperationError:
             return 1, self.directions or sweeps.k
         together = self.directions or sweeps.k
@@ -137,12 +137,12 @@ class _Sweeps:
         self.bits = [bits[id(t.layer.parameter)] for t in targets]
         self.k = max(t.directions.k for t in targets)
 
-    def plan(self, start: int, stop: int) -> Plan:
-        """Record one micro-batch."""
+    def plan(self, start: int, stop: int, *, prepared: bool = True) -> Plan:
+        """Record one micro-batch; ``prepared`` for all the sweeps, which may take as long as several of them."""
         inputs, labels = self.workload.fetch(start, stop)
         try:
             recording, loss = record_loss(self.weights, lambda: self.workload.loss(inputs, labels))
-            return make_plan(recording, self.weights, loss, sum(t.directions.k for t in self.targets))
+            return make_plan(recording, self.weights, loss, sum(t.directions.k for t in self.targets) if prepared else 0)
         except RuntimeError as error:
             if is_out_of_memory(error) or isinstance(error, UnsupportedOperationError):
                 raise
