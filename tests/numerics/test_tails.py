@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from spectrascope.numerics.spectra import gram_eigenvalues
 from spectrascope.numerics.tails import fit_tail
-from spectrascope.records import Missing
-from spectrascope.weight_records import TailFit
+from spectrascope.records import LayerInfo, LayerKind, LayerRole, Missing
+from spectrascope.weight_records import TailFit, WeightOptions
+from spectrascope.weight_tails import measure_weight
 
 
 def slow_tail(values: np.ndarray) -> tuple[float, float, float, int]:
@@ -107,12 +108,39 @@ def test_gram_eigenvalues_are_squared_singular_values(shape: tuple[int, int], sc
     assert np.abs(values.numpy() - truth).max() <= error <= 1e-11 * truth[0]
 
 
-def test_single_precision_stays_within_its_bound() -> None:
-    matrix = torch.randn(1100, 1300, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("spectrum", ["noise", "equal", "power", "exponential", "spike"])
+def test_single_precision_is_off_by_no_more_than_it_says(spectrum: str) -> None:
+    noise = torch.randn(1100, 1300, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    left, _, right = torch.linalg.svd(noise, full_matrices=False)
+    k = torch.arange(1.0, 1101.0, dtype=torch.float64)
+    sigma = {"equal": k**0, "power": 1 / k, "exponential": torch.exp(-k / 120)}.get(spectrum, 0 * k)
+    matrix = ((left * sigma) @ right).float() if sigma.any() else noise.float()
+    if spectrum == "spike":
+        matrix += 1000 * torch.outer(left[:, 0], right[0]).float()
     values, error = gram_eigenvalues(matrix, precise=False)
     truth, _ = gram_eigenvalues(matrix)
-    off = float((values - truth).abs().max())
-    assert 0 < off <= error <= 1e-4 * float(truth[0])
+    assert 0 < float((values - truth).abs().max()) <= error <= 1e-4 * float(truth[0])
+
+
+@pytest.mark.parametrize(("tail", "routes"), [(0.3, [False]), (2.5, [False, True])])
+def test_double_precision_is_for_tails_that_reach_too_low(
+    tail: float, routes: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Single precision settles alpha where x_min is near the largest eigenvalue, and does not where it is far below."""
+    left, _, right = torch.linalg.svd(torch.randn(1100, 1100, generator=torch.Generator().manual_seed(0)))
+    matrix = (left * torch.arange(1.0, 1101.0) ** -tail) @ right
+    seen = []
+
+    def noted(matrix: torch.Tensor, *, precise: bool) -> tuple[torch.Tensor, float]:
+        seen.append(precise)
+        return gram_eigenvalues(matrix, precise=precise)
+
+    monkeypatch.setattr("spectrascope.weight_tails.gram_eigenvalues", noted)
+    info = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (1100, 1100), (1100, 1100))
+    row = measure_weight(info, matrix, WeightOptions())
+    assert seen == routes
+    truth = fit_tail(gram_eigenvalues(matrix)[0].numpy()[: row.matrix_rank])
+    assert (row.tail.alpha, row.tail.xmin) == pytest.approx((truth.alpha, truth.xmin), rel=1e-3)
 
 
 def test_zero_matrix_has_zero_eigenvalues() -> None:

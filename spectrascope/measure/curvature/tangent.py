@@ -140,9 +140,10 @@ class _Sweeps:
     def plan(self, start: int, stop: int, *, prepared: bool = True) -> Plan:
         """Record one micro-batch; ``prepared`` for all the sweeps, which may take as long as several of them."""
         inputs, labels = self.workload.fetch(start, stop)
+        directions = sum(t.directions.k for t in self.targets) if prepared else 0
         try:
             recording, loss = record_loss(self.weights, lambda: self.workload.loss(inputs, labels))
-            return make_plan(recording, self.weights, loss, sum(t.directions.k for t in self.targets) if prepared else 0)
+            return make_plan(recording, self.weights, loss, directions)
         except RuntimeError as error:
             if is_out_of_memory(error) or isinstance(error, UnsupportedOperationError):
                 raise
