@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from spectrascope.cli.garbage import no_collections
 from spectrascope.errors import OptionError
 from spectrascope.records import Report
 from spectrascope.reports.charts.chart import Picture
@@ -88,7 +89,9 @@ def write_pictures(
         raise OptionError(f"cannot make the folder {to.path}: {error.strerror or error}") from error
     for name, picture in found:
         path = to.path / f"{name}.{to.format}"
-        write_bytes_atomically(path, draw_picture(picture, to.format, dpi=to.dpi, dark=to.dark))
+        with no_collections():  # one picture at a time: each leaves a figure behind, in circles
+            data = draw_picture(picture, to.format, dpi=to.dpi, dark=to.dark)
+        write_bytes_atomically(path, data)
         yield path
 
 

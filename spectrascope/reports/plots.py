@@ -1,4 +1,4 @@
-"""Pictures drawn with matplotlib: PNG, SVG or PDF bytes. The only module that imports it, and only when it draws."""
+"""Pictures drawn with matplotlib: PNG, SVG or PDF bytes. It is imported only when something is drawn."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from spectrascope.errors import OptionError
-from spectrascope.reports.charts.axes import Axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Mark, Part, Picture, Points
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
 from spectrascope.reports.charts.names import printable, short_name
+from spectrascope.reports.plot_axes import draw_axes, room_below, room_beside
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ PICTURE_FORMATS = ("png", "svg", "pdf")
 
 _MARKS = {Mark.CIRCLE: "o", Mark.SQUARE: "s", Mark.TRIANGLE: "^", Mark.DIAMOND: "D", Mark.CROSS: "P"}
 _ALONE, _PANEL, _QUARTER = (6.6, 4.2), (2.4, 2.0), (5.4, 3.4)  # inches of one pair of axes
-_LEFT, _RIGHT, _ABOVE, _HEAD = 0.75, 0.15, 0.3, 0.25  # inches around them
+_RIGHT, _ABOVE, _HEAD = 0.15, 0.3, 0.25  # inches around them
 _LEGEND_ROW = 0.19
 _QUICKLY: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 3}}}  # half the time of 6, a tenth more bytes
 
@@ -124,7 +124,9 @@ def _draw(picture: Picture, paper: Paper) -> Figure:
     rows, small = -(-n // picture.columns), picture.columns > 2
     wide, high = _ALONE if n == 1 else _PANEL if small else _QUARTER
     legend = 0.0 if small else _LEGEND_ROW * max((_legend_rows(chart) for chart in picture.charts), default=0)
-    cell = (wide + _LEFT + _RIGHT, high + _ABOVE + legend + _below(picture))
+    beside = max((room_beside(chart.y) for chart in picture.charts), default=0.0)
+    below = max((room_below(chart.x) for chart in picture.charts), default=0.0)
+    cell = (beside + wide + _RIGHT, high + _ABOVE + legend + below)
     size = (cell[0] * picture.columns, cell[1] * rows + _HEAD)
     figure = Figure(figsize=size)
     figure.suptitle(printable(picture.title), fontsize=11, color=paper.text, y=1 - 0.12 / size[1])
@@ -133,8 +135,8 @@ def _draw(picture: Picture, paper: Paper) -> Figure:
     for index, chart in enumerate(picture.charts):
         row, column = divmod(index, picture.columns)
         # In inches from the lower left; letting matplotlib fit a page of panels by trial takes seconds.
-        left = cell[0] * column + _LEFT
-        bottom = cell[1] * (rows - 1 - row) + _below(picture)
+        left = cell[0] * column + beside
+        bottom = cell[1] * (rows - 1 - row) + below
         axes = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
         titled = n > 1 or chart.title not in picture.title
         outer = (index + picture.columns >= n, column == 0)
@@ -142,22 +144,11 @@ def _draw(picture: Picture, paper: Paper) -> Figure:
     return figure
 
 
-def _below(picture: Picture) -> float:
-    """Inches below an axis: slanted names need as much as the longest of them."""
-    slanted = [len(text) for chart in picture.charts if chart.x.slanted for _, text in chart.x.ticks]
-    return 0.5 + 0.047 * max(slanted, default=0)
-
-
 def _draw_chart(axes: Axes, chart: Chart, paper: Paper, *, small: bool, titled: bool, outer: tuple[bool, bool]) -> None:
     if titled:
         pad = 6.0 if small else 6.0 + _LEGEND_ROW * 72 * _legend_rows(chart)
-        axes.set_title(short_name(chart.title, 34 if small else 60), color=paper.text, pad=pad)
-    _set_axis(axes, "x", chart.x, labelled=outer[0] or not small)
-    _set_axis(axes, "y", chart.y, labelled=outer[1] or not small)
-    axes.grid(color=paper.grid, linewidth=0.6)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+        axes.set_title(short_name(chart.title, 34 if small else 60), color=paper.text, pad=pad, y=1.0)
+    draw_axes(axes, chart.x, chart.y, paper, labelled=outer if small else (True, True))
     for part in chart.parts:
         _draw_part(axes, part, paper, small=small)
     if chart.note:
@@ -205,22 +196,6 @@ def _legend_columns(chart: Chart) -> int:
 
 def _legend_rows(chart: Chart) -> int:
     return -(-sum(bool(part.label) for part in chart.parts) // _legend_columns(chart))
-
-
-def _set_axis(axes: Axes, which: str, axis: Axis, *, labelled: bool) -> None:
-    if axis.log:
-        getattr(axes, f"set_{which}scale")("log")
-    getattr(axes, f"set_{which}lim")(axis.low, axis.high)
-    slanted = {"rotation": 50, "ha": "right", "rotation_mode": "anchor"} if axis.slanted else {}
-    getattr(axes, f"set_{which}ticks")(
-        [value for value, _ in axis.ticks],
-        [text for _, text in axis.ticks],
-        fontsize=7 if axis.slanted else 8,
-        **slanted,
-    )
-    getattr(axes, f"set_{which}ticks")([], minor=True)
-    if labelled:
-        getattr(axes, f"set_{which}label")(axis.label)
 
 
 def _draw_part(axes: Axes, part: Part, paper: Paper, *, small: bool) -> None:
