@@ -10,6 +10,7 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli import report_options as r
+from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.pictures import Destination, write_pictures
 from spectrascope.reports.charts.pictures import PictureKind
 from spectrascope.reports.select import read_selected
@@ -76,10 +77,9 @@ def plot(
     Several reports of one training run are drawn over training too. Nothing is measured and torch is not needed; the
     names of the files written go to stdout.
     """
-    to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK)
-    found = [
-        read_selected(path, layers=tuple(layers or ()), exclude=tuple(exclude or ()), top_k=top_k, min_rank=min_rank)
-        for path in reports
-    ]
+    kept, left_out = tuple(layers or ()), tuple(exclude or ())
+    with no_collections():
+        to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK)
+        found = [read_selected(path, layers=kept, exclude=left_out, top_k=top_k, min_rank=min_rank) for path in reports]
     for path in write_pictures(list(zip(reports, found, strict=True)), to, picture, all_layers=all_layers):
         typer.echo(str(path))
