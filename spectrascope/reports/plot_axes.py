@@ -8,13 +8,14 @@ which took half of the time of a page of panels.
 from __future__ import annotations
 
 from math import nan
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from spectrascope.reports.charts.axes import Axis
 from spectrascope.reports.charts.inks import Paper
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["draw_axes", "room_below", "room_beside"]
 
@@ -75,8 +76,8 @@ def _draw_ticks(axes: Axes, axis: Axis, paper: Paper, *, upright: bool) -> None:
     style: dict[str, Any] = {"linestyle": "none", "marker": marker, "markersize": _MARK, "markeredgewidth": 0.8}
     axes.add_artist(Line2D(*marks, color=paper.quiet, transform=frame, clip_on=False, **style))
     across, down = turned(0.0, -_GAP)
-    beside = offset_copy(frame, axes.figure, across, down, units="points")
-    aligned = {"ha": "right", "va": "center_baseline"} if upright else {"ha": "center", "va": "top"}
+    beside = offset_copy(frame, _figure_of(axes), across, down, units="points")
+    aligned: dict[str, Any] = {"ha": "right", "va": "center_baseline"} if upright else {"ha": "center", "va": "top"}
     if axis.slanted:
         aligned |= {"ha": "right", "rotation": 50, "rotation_mode": "anchor", "fontsize": 7}
     for value, text in axis.ticks:
@@ -88,8 +89,12 @@ def _write(axes: Axes, at: tuple[float, float], off: tuple[float, float], text: 
     """Centre a text at a place of the axes, some inches off."""
     from matplotlib.transforms import offset_copy
 
-    place = offset_copy(axes.transAxes, axes.figure, *off, units="inches")
+    place = offset_copy(axes.transAxes, _figure_of(axes), off[0], off[1], units="inches")
     axes.figure.text(*at, text, transform=place, ha="center", va="center", fontsize=9, **style)
+
+
+def _figure_of(axes: Axes) -> Figure:
+    return cast("Figure", axes.figure)  # get_figure(root=True) came with matplotlib 3.10
 
 
 def _to_label(axis: Axis) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from spectrascope.errors import OptionError
@@ -60,7 +60,7 @@ def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = 
         return stream.getvalue()
 
 
-def draw_pages(pictures: Sequence[Picture], *, dark: bool = False) -> bytes:
+def draw_pages(pictures: Iterable[Picture], *, dark: bool = False) -> bytes:
     """Draw pictures as one PDF, a page each."""
     from matplotlib.backends.backend_pdf import PdfPages
 
