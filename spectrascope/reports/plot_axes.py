@@ -23,7 +23,7 @@ _T = TypeVar("_T")
 
 _MARK, _GAP = 3.5, 7.0  # points: length of a tick mark, and from the axis to a tick's text
 _LABEL = 0.17  # inches from the label's middle to the end of its room
-_WIDE, _SLANTED = 0.068, 0.047  # inches, width and slanted height of a character of a tick's text
+_WIDE, _SLANTED = 0.068, 0.047  # inches, width of a character of a tick's text, and height of a slanted one
 
 
 def room_below(axis: Axis) -> float:
@@ -31,9 +31,10 @@ def room_below(axis: Axis) -> float:
     return 0.5 + _SLANTED * (_longest(axis) if axis.slanted else 0)
 
 
-def room_beside(axis: Axis) -> float:
-    """Inches to the left of a vertical axis, for the longest text of a tick and the label."""
-    return max(0.75, _to_label(axis) + _LABEL)
+def room_beside(x: Axis, y: Axis, wide: float) -> float:
+    """Inches to the left of axes so many inches wide: for the label and ticks of y, and for slanted names below."""
+    names = [_SLANTED * len(text) - wide * x.place(value) for value, text in x.ticks if x.slanted]
+    return max(0.75, _to_label(y) + _LABEL, *names)
 
 
 def draw_axes(axes: Axes, x: Axis, y: Axis, paper: Paper, *, labelled: tuple[bool, bool]) -> None:

@@ -124,7 +124,7 @@ def _draw(picture: Picture, paper: Paper) -> Figure:
     rows, small = -(-n // picture.columns), picture.columns > 2
     wide, high = _ALONE if n == 1 else _PANEL if small else _QUARTER
     legend = 0.0 if small else _LEGEND_ROW * max((_legend_rows(chart) for chart in picture.charts), default=0)
-    beside = max((room_beside(chart.y) for chart in picture.charts), default=0.0)
+    beside = max((room_beside(chart.x, chart.y, wide) for chart in picture.charts), default=0.75)
     below = max((room_below(chart.x) for chart in picture.charts), default=0.0)
     cell = (beside + wide + _RIGHT, high + _ABOVE + legend + below)
     size = (cell[0] * picture.columns, cell[1] * rows + _HEAD)

@@ -12,7 +12,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 WIDE, HIGH = 4.0, 3.0
-NAMES = ["conv1", "backbone.stage.2.bottleneck_1.w", "model.MMM_Attention.W_mm", "fc"]
+LONG = ["model.MMM_Attention.W_mm", "backbone.stage.2.bottleneck_1.w", "conv1"]
+NAMES = [*LONG, *[f"blocks.{i}.mlp.up" for i in range(30)]]
 PLAIN = linear_axis("predicted, β·α_G", [0, 2.7])
 VERTICAL = [
     linear_axis("curvature exponent, β", [0, 2.4]),
@@ -25,7 +26,7 @@ VERTICAL = [
 
 def figure_with(x: Axis, y: Axis) -> Figure:
     """Axes of 4 × 3 inches in a figure that has just the room said to be needed."""
-    beside, below = room_beside(y), room_below(x)
+    beside, below = room_beside(x, y, WIDE), room_below(x)
     size = (beside + WIDE + 0.3, below + HIGH + 0.3)
     figure = Figure(figsize=size)
     FigureCanvasAgg(figure)
@@ -51,6 +52,7 @@ def test_texts_keep_off_each_other_and_within_the_figure(x: Axis, y: Axis) -> No
         for text, other in boxes.items():
             assert text == label or not box.overlaps(other), f"{label} lies over {text}"
     for text, box in boxes.items():
+        assert box.x0 >= 0, f"{text} is cut off"
         assert not box.overlaps(frame), f"{text} lies over what is drawn"
 
 

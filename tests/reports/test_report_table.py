@@ -139,6 +139,8 @@ def test_warnings(report: Report) -> None:
     assert "Accuracy 11.0 % is at chance level (10.0 %): check the preprocessing" in _lines(chance)
     low = replace(report, provenance=replace(run, accuracy=0.4))
     assert "Accuracy 40.0 % is low: check" in _lines(low)
+    tokens = replace(low, provenance=replace(low.provenance, loss_name="causal-lm"))
+    assert "Accuracy" not in _lines(tokens)  # four tokens of ten are many
     random = replace(low, provenance=replace(low.provenance, model=replace(run.model, weights="random (seed 0)")))
     assert "Accuracy" not in _lines(random)
     noise = replace(report, provenance=replace(run, data=replace(run.data, synthetic=True), accuracy=Missing("noise")))
