@@ -122,6 +122,16 @@ def test_a_terminal_table_fits_its_width(report: Report, width: int) -> None:
         assert any(line.startswith("backbo") and "…" in line for line in lines)
 
 
+def test_a_report_without_a_decomposition_has_no_empty_sheets(report: Report) -> None:
+    for form in (Format.TABLE, Format.MARKDOWN):
+        text = draw(render(report, form, view=View.DECOMPOSITION))
+        assert "Where β comes from" in text
+        assert "not asked for: see" in text
+        assert "Read-out" not in text
+        assert "Curvature and its factors" not in text
+        assert "Read-out" in draw(render(decomposed_report(), form, view=View.DECOMPOSITION))
+
+
 def test_every_word_of_a_fact_is_shown(report: Report) -> None:
     text = draw(render(report, Format.TABLE))
     for part in ("accuracy 80.3 %", "loss 0.7123", "2,048 of 10,000 samples", "cpu, float32", "gauss-newton on 3"):

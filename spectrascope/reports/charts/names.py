@@ -64,8 +64,7 @@ def _initials(name: str, width: int) -> str:
             break
         if not part.isdigit():
             parts[place] = part[:1]
-    shortened = ".".join(parts)
-    return shortened if len(shortened) <= width else short_name(name, width)
+    return short_name(".".join(parts), width)
 
 
 def _n_common(parts: Sequence[Sequence[str]], most: int) -> int:
