@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from spectrascope.errors import OptionError
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Mark, Part, Picture, Points
@@ -26,7 +26,6 @@ _MARKS = {Mark.CIRCLE: "o", Mark.SQUARE: "s", Mark.TRIANGLE: "^", Mark.DIAMOND: 
 _ALONE, _PANEL, _QUARTER = (6.6, 4.2), (2.4, 2.0), (5.4, 3.4)  # inches of one pair of axes
 _RIGHT, _ABOVE, _HEAD = 0.15, 0.3, 0.25  # inches around them
 _LEGEND_ROW = 0.19
-_QUICKLY: dict[str, Any] = {"png": {"pil_kwargs": {"compress_level": 3}}}  # half the time of 6, a tenth more bytes
 
 
 def require_matplotlib() -> None:
@@ -56,7 +55,10 @@ def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = 
     with _style(dark) as paper:
         figure = _draw(picture, paper)
         stream = io.BytesIO()
-        figure.savefig(stream, format=suffix, dpi=dpi, metadata=_without_date(suffix), **_QUICKLY.get(suffix, {}))
+        if suffix == "png":
+            _save_png(figure, stream, dpi)
+        else:
+            figure.savefig(stream, format=suffix, metadata=_without_date(suffix))
         return stream.getvalue()
 
 
@@ -113,8 +115,21 @@ class _style:
         self._settings.__exit__(None, None, None)
 
 
+def _save_png(figure: Figure, stream: IO[bytes], dpi: int) -> None:
+    """Save what is all opaque without saying so pixel by pixel, and compress little: a third of the time of savefig."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = canvas.buffer_rgba()  # type: ignore[no-untyped-call]
+    image = Image.frombuffer("RGBA", canvas.get_width_height(), pixels, "raw", "RGBA", 0, 1)
+    image.convert("RGB").save(stream, "png", compress_level=3, dpi=(dpi, dpi))
+
+
 def _without_date(suffix: str) -> dict[str, Any]:
-    return {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
+    return {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
 
 
 def _draw(picture: Picture, paper: Paper) -> Figure:
@@ -158,34 +173,36 @@ def _draw_chart(axes: Axes, chart: Chart, paper: Paper, *, small: bool, titled: 
 
 
 def _add_legend(axes: Axes, chart: Chart, paper: Paper, *, small: bool) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    if not small:  # above the axes, where it hides nothing
-        axes.legend(
-            handles,
-            labels,
-            loc="lower left",
-            bbox_to_anchor=(-0.02, 1.0),
-            borderaxespad=0.2,
-            ncols=_legend_columns(chart),
-            frameon=False,
-            columnspacing=1.2,
-        )
+    if small:
+        _add_small_legend(axes, chart, paper)
         return
-    # What every panel shows goes without saying; the fit's numbers do not.
-    kept = [
-        (handle, label.replace(", lowest BIC", ""))
-        for handle, label in zip(handles, labels, strict=True)
-        if label.startswith("β =") or "lowest BIC" in label
-    ]
-    if kept:
-        axes.legend(
-            [handle for handle, _ in kept],
-            [label for _, label in kept],
-            loc="upper left" if chart.rises else "lower left",
+    axes.legend(  # above the axes, where it hides nothing
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        borderaxespad=0.2,
+        ncols=_legend_columns(chart),
+        frameon=False,
+        columnspacing=1.2,
+    )
+
+
+def _add_small_legend(axes: Axes, chart: Chart, paper: Paper) -> None:
+    """Say the fit's numbers in a corner of a panel; what every panel shows goes without saying."""
+    from matplotlib.lines import Line2D
+
+    kept = [part for part in chart.parts if part.label.startswith("β =") or "lowest BIC" in part.label]
+    for i, part in enumerate(kept):
+        y = 0.93 - 0.08 * i if chart.rises else 0.07 + 0.08 * i
+        line = Line2D((0.04, 0.14), (y, y), color=paper.inks[part.ink], linewidth=1.4, transform=axes.transAxes)
+        axes.add_artist(line)
+        axes.text(
+            0.17,
+            y,
+            part.label.replace(", lowest BIC", ""),
+            va="center",
             fontsize=7,
-            facecolor=paper.background,
-            edgecolor="none",
-            framealpha=0.8,
+            transform=axes.transAxes,
+            bbox={"facecolor": paper.background, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
         )
 
 
