@@ -125,6 +125,7 @@ def test_a_layer_opens_and_closes_by_mouse(browser: Browser, pages: dict[str, Pa
     assert len(browser.texts("dialog details tbody tr")) == 20
     browser.find(".next").click()
     assert browser.find("#layer-title").text == LONG_NAME
+    assert len(browser.all("#layer-title wbr")) == LONG_NAME.count(".") + LONG_NAME.count("_")
     browser.find(".close").click()
     assert not browser.run("return document.getElementById('layer').open")
     assert browser.complaints() == []
