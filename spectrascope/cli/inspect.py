@@ -6,7 +6,8 @@ import typer
 
 from spectrascope.cli import groups
 from spectrascope.cli.compose import composed
-from spectrascope.cli.look import look_at, no_collections
+from spectrascope.cli.garbage import no_collections
+from spectrascope.cli.look import look_at
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.records import ProbeOptions

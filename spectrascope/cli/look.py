@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +16,7 @@ if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import LossFunction, SampleSource
 
-__all__ = ["look_at", "no_collections"]
+__all__ = ["look_at"]
 
 
 def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:
@@ -82,15 +79,3 @@ def _shapes(
             return Missing(str(error)), loss_fn, ()
         data = load_data(replace(target, balanced=False), few, loaded)
     return data.source, loss_fn, () if data.info.synthetic else data.notes
-
-
-@contextmanager
-def no_collections() -> Iterator[None]:
-    """Do not look for garbage: imports make none, shapes little, and looking takes a tenth of the time."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
+from spectrascope.cli.garbage import no_collections
+from spectrascope.cli.progress import OnProgress
 from spectrascope.errors import OptionError
 from spectrascope.records import Report
 from spectrascope.reports.charts.chart import Picture
@@ -16,6 +19,8 @@ from spectrascope.reports.write import check_writable, write_bytes_atomically
 from spectrascope.trajectory import Checkpoint, build_trajectory
 
 __all__ = ["Destination", "write_pictures"]
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +52,7 @@ def write_pictures(
     kinds: Sequence[PictureKind] | None,
     *,
     all_layers: bool = False,
+    on_progress: OnProgress,
 ) -> Iterator[Path]:
     """Draw reports and yield each file as it is written.
 
@@ -55,6 +61,7 @@ def write_pictures(
         to: where.
         kinds: which pictures; ``None`` for all, or for the overview in a single PNG or SVG.
         all_layers: every layer, instead of some where there are many.
+        on_progress: called before each of several pictures.
 
     Raises:
         OptionError: several pictures for one PNG or SVG, or a place that cannot be written.
@@ -64,7 +71,7 @@ def write_pictures(
     if kinds is None:
         kinds = [PictureKind.OVERVIEW] if single else list(PictureKind)
         if single and over_training:
-            yield _write(to, over_training[:1])
+            yield _write(to, iter(over_training[:1]))
             return
     found = [
         (f"{name}-{picture.name}", picture)
@@ -80,26 +87,36 @@ def write_pictures(
             raise OptionError(
                 f"{len(found)} pictures do not fit into {to.path}: choose one with --picture, name a folder, or a .pdf"
             )
-        yield _write(to, [picture for _, picture in found])
+        yield _write(to, _followed([picture for _, picture in found], on_progress))
         return
     try:
         to.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OptionError(f"cannot make the folder {to.path}: {error.strerror or error}") from error
-    for name, picture in found:
+    for name, picture in _followed(found, on_progress):
         path = to.path / f"{name}.{to.format}"
-        write_bytes_atomically(path, draw_picture(picture, to.format, dpi=to.dpi, dark=to.dark))
+        with no_collections():  # one picture at a time: each leaves a figure behind, in circles
+            data = draw_picture(picture, to.format, dpi=to.dpi, dark=to.dark)
+        write_bytes_atomically(path, data)
         yield path
 
 
-def _write(to: Destination, pictures: Sequence[Picture]) -> Path:
+def _write(to: Destination, pictures: Iterator[Picture]) -> Path:
     suffix = to.path.suffix.lower().removeprefix(".")
     if suffix == "pdf":
         data = draw_pages(pictures, dark=to.dark)
     else:
-        data = draw_picture(pictures[0], suffix, dpi=to.dpi, dark=to.dark)
+        data = draw_picture(next(pictures), suffix, dpi=to.dpi, dark=to.dark)
     write_bytes_atomically(to.path, data)
     return to.path
+
+
+def _followed(items: Sequence[_T], on_progress: OnProgress) -> Iterator[_T]:
+    """Yield items, and say how far it is where there are several."""
+    for done, item in enumerate(items):
+        if len(items) > 1:
+            on_progress("draw", done, len(items))
+        yield item
 
 
 def _over_training(reports: Sequence[tuple[Path, Report]], kinds: Sequence[PictureKind] | None) -> list[Picture]:

@@ -10,7 +10,9 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli import report_options as r
+from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.pictures import Destination, write_pictures
+from spectrascope.cli.progress import follow_progress
 from spectrascope.reports.charts.pictures import PictureKind
 from spectrascope.reports.select import read_selected
 
@@ -70,16 +72,23 @@ def plot(
     exclude: o.Exclude = None,
     top_k: r.RefitTopK = None,
     min_rank: r.RefitMinRank = None,
+    quiet: o.Quiet = False,
 ) -> None:
     """Draw saved reports: h against σ, rank profiles, the α triangle, β along depth, participation ratios, rank models.
 
     Several reports of one training run are drawn over training too. Nothing is measured and torch is not needed; the
     names of the files written go to stdout.
     """
-    to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK)
-    found = [
-        read_selected(path, layers=tuple(layers or ()), exclude=tuple(exclude or ()), top_k=top_k, min_rank=min_rank)
-        for path in reports
-    ]
-    for path in write_pictures(list(zip(reports, found, strict=True)), to, picture, all_layers=all_layers):
-        typer.echo(str(path))
+    kept, left_out = tuple(layers or ()), tuple(exclude or ())
+    with no_collections():
+        to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK)
+        found = [read_selected(path, layers=kept, exclude=left_out, top_k=top_k, min_rank=min_rank) for path in reports]
+    written: list[Path] = []
+    try:
+        with follow_progress(quiet=quiet) as on_progress:
+            drawn = list(zip(reports, found, strict=True))
+            for path in write_pictures(drawn, to, picture, all_layers=all_layers, on_progress=on_progress):
+                written.append(path)
+    finally:  # not in between: a terminal shows the bar there; and also what an interrupted run has written
+        for path in written:
+            typer.echo(str(path))

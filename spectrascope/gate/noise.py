@@ -12,15 +12,19 @@ is taken for an exponent of one batch, and errors of numbers of h alone are wide
 
 Single ``sigma[k]`` and ``h[k]`` vary in proportion to their size, so their errors are those of the logarithm: a
 curvature that grew tenfold is not excused by the tenfold noise it brought along.
+
+Where an engine only estimates h, its own error comes on top (:mod:`spectrascope.gate.estimates`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from spectrascope.gate.estimates import engine_error, engine_error_of_median
 from spectrascope.records import LayerReport, Missing, PowerFit, Report
 
 if TYPE_CHECKING:
@@ -125,19 +129,23 @@ class NoiseMeter:
             return one
         if isinstance(other, Missing):
             return other
-        logarithm = _ENTRY.fullmatch(number) is not None and bool((one > 0).all() and (other > 0).all())
+        entry = _ENTRY.fullmatch(number)
+        logarithm = entry is not None and bool((one > 0).all() and (other > 0).all())
+        name, rank = (number, None) if entry is None else (entry[1], int(entry[2]))
+        engines = [engine_error(row, name, rank, of_logarithm=logarithm) for row in (before, after)]
         if logarithm:
             import numpy as np
 
             one, other = np.log(one), np.log(other)
         if self.paired and before.measurement.group_sizes == after.measurement.group_sizes:
-            return _stderr(number, other - one, logarithm)
-        return _of_both(
+            return _widened(_stderr(number, other - one, logarithm), engines)
+        both = _of_both(
             *(
                 _at_least(_stderr("" if number in _EXPONENTS else number, values, logarithm), row, number)
                 for row, values in ((before, one), (after, other))
             )
         )
+        return _widened(both, engines)
 
     def of_report(self, number: str) -> StandardError | Missing:
         """Return the standard error of a number of the whole report, or why it is not known."""
@@ -145,10 +153,13 @@ class NoiseMeter:
         if median is None:
             return _unknown(number)
         kind = None if median[1] in (None, "overall") else median[1]
-        medians = [self._median(report, kind) for report in self._reports]
+        rows = [_rows_of(report, kind) for report in self._reports]
+        medians = [self._median(found) for found in rows]
         if self.paired:
-            return _of_difference("beta", *medians)
-        return _of_both(*(_stderr("beta", values) for values in medians))
+            error = _of_difference("beta", *medians)
+        else:
+            error = _of_both(*(_stderr("beta", values) for values in medians))
+        return _widened(error, [engine_error_of_median(found) for found in rows])
 
     def _of(self, row: LayerReport, number: str) -> NDArray[np.float64] | Missing:
         """A number without each sample group, shape (G,)."""
@@ -169,17 +180,20 @@ class NoiseMeter:
             return Missing(f"{number} lies outside the window")
         return table[:, column]
 
-    def _median(self, report: Report, kind: str | None) -> NDArray[np.float64] | Missing:
+    def _median(self, rows: Sequence[LayerReport]) -> NDArray[np.float64] | Missing:
         """Median beta without each sample group, the same group left out of every layer."""
         import numpy as np
 
-        rows = [row for row in report.layers if isinstance(row, LayerReport) and kind in (None, row.info.kind.value)]
         columns = [self._of(row, "beta") for row in rows if isinstance(row.analysis.beta, PowerFit)]
         found = [column for column in columns if not isinstance(column, Missing)]
         if not found or len(found) < len(columns) or len({column.size for column in found}) > 1:
             return Missing("the layers do not share their sample groups")
         medians: NDArray[np.float64] = np.median(np.stack(found), axis=0)
         return medians
+
+
+def _rows_of(report: Report, kind: str | None) -> list[LayerReport]:
+    return [row for row in report.layers if isinstance(row, LayerReport) and kind in (None, row.info.kind.value)]
 
 
 def _replicate(row: LayerReport) -> Replicates | Missing:
@@ -201,6 +215,16 @@ def _stderr(number: str, replicates: NDArray[np.float64] | Missing, logarithm: b
     if isinstance(value, Missing):
         return value
     return StandardError(value * FIXED_DIRECTIONS.get(number.partition("[")[0], 1.0), replicates.size - 1, logarithm)
+
+
+def _widened(error: StandardError | Missing, engines: Sequence[float]) -> StandardError | Missing:
+    """With the errors of the engines of both reports, where they only estimate h."""
+    if isinstance(error, Missing) or not any(engines):
+        return error
+    value = math.hypot(error.value, *engines)
+    if not math.isfinite(value):
+        return Missing("it cannot be worked out within the engine's error of h")
+    return replace(error, value=value)
 
 
 def _at_least(error: StandardError | Missing, row: LayerReport, number: str) -> StandardError | Missing:

@@ -16,8 +16,8 @@ def find_differences(before: Report, after: Report) -> tuple[Difference, ...]:
 
     Other samples, another precision, window of ranks or loss, and an estimate on one side (or another estimate on
     the other) forbid it: the numbers would differ on the same network. Another device, release or exact engine is
-    noted only, and so are layers estimated alike on both sides, as no rule knows the errors of an engine. Names of
-    networks are not compared: a gate is there to compare two networks.
+    noted only, and so are layers estimated alike on both sides, whose engine's errors add to those of the samples.
+    Names of networks are not compared: a gate is there to compare two networks.
 
     Args:
         before: the baseline.

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from spectrascope.numerics.fits import MIN_GROUPS, SampleGroups, log_slopes, too_few
 from spectrascope.records import LayerReport, Missing
 
-__all__ = ["Replicates", "jackknife_stderr", "replicate_numbers"]
+__all__ = ["Replicates", "jackknife_stderr", "perturb_curvatures", "replicate_numbers"]
 
 Vector = NDArray[np.float64]
 
@@ -65,8 +65,37 @@ def replicate_numbers(row: LayerReport) -> Replicates | Missing:
     if last < first:
         return Missing("the window holds no direction")
     groups = SampleGroups(measurement.group_sizes, measurement.group_sigma, measurement.group_h).restrict(first, last)
-    sigma, h = groups.leave_one_out()
-    k = np.broadcast_to(np.arange(first, last + 1, dtype=np.float64), sigma.shape)
+    return _numbers_of(*groups.leave_one_out(), first)
+
+
+def perturb_curvatures(row: LayerReport) -> tuple[Replicates, Replicates] | Missing:
+    """Work out the layer's numbers as they are, and with each h of the window raised by its standard error in turn.
+
+    Args:
+        row: a layer whose h an engine estimated.
+
+    Returns:
+        The numbers, arrays of shape (1,), and those of the perturbed h, shape (k,); or why there are none: the engine
+        states no error, or the window is empty.
+
+    Cost: O(k² log k).
+
+    Reference: MEASUREMENT section 5.
+    """
+    measurement, (first, last) = row.measurement, row.analysis.window
+    if isinstance(measurement.h_stderr, Missing):
+        return measurement.h_stderr
+    if last < first:
+        return Missing("the window holds no direction")
+    window = slice(first - 1, last)
+    sigma, h = np.array(measurement.sigma[window]), np.array(measurement.h[window])
+    raised = h + np.diag(measurement.h_stderr[window])
+    return _numbers_of(sigma[None], h[None], first), _numbers_of(np.broadcast_to(sigma, raised.shape), raised, first)
+
+
+def _numbers_of(sigma: Vector, h: Vector, first: int) -> Replicates:
+    """Numbers of sigma and h, both (rows, k) with the first column at rank ``first``, row by row."""
+    k = np.broadcast_to(np.arange(first, first + sigma.shape[1], dtype=np.float64), sigma.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         weights = np.where(h > 0, h, 0.0)
         shares = weights / weights.sum(axis=1, keepdims=True)

@@ -29,7 +29,7 @@ Cell = Callable[[Decomposition], "str | Missing"]
 
 
 def build_decomposition(report: Report, sort: Sort = Sort.ORDER) -> Document:
-    """Three sheets per layer (slopes, factors, words) and how to read them."""
+    """Three sheets per layer (slopes, factors, words) and how to read them; the first alone where none has factors."""
     rows = [row for row in sort_layers(report, sort) if isinstance(row, LayerReport) or row.reason != NOT_SELECTED]
     found = [d for _, d in _pairs(rows)]
     return Document(
@@ -37,8 +37,7 @@ def build_decomposition(report: Report, sort: Sort = Sort.ORDER) -> Document:
         facts=(*describe_run(report.provenance), *_describe_factors(found)),
         sheets=(
             _sheet("Where β comes from", rows, _SLOPES),
-            _sheet("Curvature and its factors", rows, _FACTORS),
-            _words_sheet(rows),
+            *([_sheet("Curvature and its factors", rows, _FACTORS), _words_sheet(rows)] if found else []),
         ),
         closing=(*((line, Tone.PLAIN) for line in _closing(report, found)), *warn(report)),
     )

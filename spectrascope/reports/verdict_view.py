@@ -154,13 +154,17 @@ def _change_cells(change: Change, notes: Footnotes) -> tuple[str, ...]:
     values = [notes.missing(v) if isinstance(v, Missing) else format_value(v) for v in (change.before, change.after)]
     relative = DASH
     if not isinstance(change.change, Missing) and isinstance(change.before, (int, float)) and change.before:
-        relative = f"{100 * change.change / abs(change.before):+.1f}"
-    stderrs = DASH if isinstance(change.stderrs, Missing) else f"{change.stderrs:+.1f}"
+        relative = _signed(100 * change.change / abs(change.before), ".1f")
+    stderrs = _signed(change.stderrs, ".1f")
     return change.layer or _WHOLE, change.number, *values, _signed(change.change), relative, stderrs
 
 
-def _signed(value: float | Missing) -> str:
-    return DASH if isinstance(value, Missing) else f"{value:+.4g}"
+def _signed(value: float | Missing, form: str = ".4g") -> str:
+    """Write a change with its sign, unless nothing is left of it: ``0.0``, not ``-0.0``."""
+    if isinstance(value, Missing):
+        return DASH
+    text = format(value, f"+{form}")
+    return text if float(text) else text[1:]
 
 
 def _differences_sheet(differences: Sequence[Difference], before: str, after: str) -> Sheet:

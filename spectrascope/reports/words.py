@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from spectrascope.records import LayerReport, LayerRow, LayerStatus, Missing, PowerFit, RankComparison, Report
+from spectrascope.records import (
+    LayerReport,
+    LayerRow,
+    LayerStatus,
+    LossName,
+    Missing,
+    PowerFit,
+    RankComparison,
+    Report,
+)
 from spectrascope.reports.document import Tone
 from spectrascope.reports.figures import format_count, format_percent
 
@@ -10,6 +19,8 @@ __all__ = ["describe_triangle", "explain", "warn"]
 
 LOW_ACCURACY = 0.5
 """Below this accuracy a trained network's preprocessing or label order deserves a look."""
+
+_OF_TOKENS = {LossName.CAUSAL_LM.value, LossName.MASKED_LM.value}  # a good language model misses most tokens
 
 Line = tuple[str, Tone]
 
@@ -109,7 +120,7 @@ def _warn_accuracy(report: Report) -> list[str]:
     if isinstance(classes, int) and classes > 1 and run.accuracy <= 1.5 / classes:
         chance = format_percent(1 / classes)
         return [f"Accuracy {format_percent(run.accuracy)} is at chance level ({chance}): {advice}."]
-    if run.accuracy < LOW_ACCURACY:
+    if run.accuracy < LOW_ACCURACY and run.loss_name not in _OF_TOKENS:
         return [f"Accuracy {format_percent(run.accuracy)} is low: {advice}."]
     return []
 

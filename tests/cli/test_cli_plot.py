@@ -17,6 +17,7 @@ from made_up_reports import big_report
 from spectrascope.cli import main
 from spectrascope.records import Report
 from spectrascope.reports import report_to_json
+from spectrascope.reports.charts.chart import Picture
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 
@@ -30,6 +31,36 @@ def test_a_folder_of_pictures(saved: Path, tmp_path: Path, capsys) -> None:
     files = [folder / f"saved-{name}.svg" for name in NAMES]
     assert capsys.readouterr().out.splitlines() == [str(path) for path in files]
     assert sorted(os.listdir(folder)) == sorted(path.name for path in files)
+
+
+@pytest.mark.parametrize("target", ["pictures", "pages.pdf"])
+def test_progress_of_several_pictures_goes_to_stderr_unless_quiet(saved: Path, tmp_path: Path, capsys, target) -> None:
+    given = ["plot", str(saved), "-o", str(tmp_path / target), "--format", "svg"]
+    assert main([*given, "--picture", "depth", "--picture", "triangle"]) == 0
+    assert capsys.readouterr().err == "spectrascope: draw\n"
+    assert main([*given, "--picture", "depth"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main([*given, "-q"]) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert len(said.out.splitlines()) == (1 if target.endswith(".pdf") else len(NAMES))
+
+
+def test_an_interrupted_run_names_what_it_has_written(saved: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    drawn = []
+
+    def draw(picture: Picture, *_: object, **__: object) -> bytes:
+        drawn.append(picture.name)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return b"drawn"
+
+    monkeypatch.setattr("spectrascope.cli.pictures.draw_picture", draw)
+    assert main(["plot", str(saved), "-o", str(tmp_path)]) == 130
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [str(tmp_path / f"saved-{name}.png") for name in NAMES[:2]]
+    assert said.err.splitlines()[-1] == "error: interrupted"
+    assert sorted(os.listdir(tmp_path)) == ["saved-curvature.png", "saved-overview.png", "saved.json"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg", "pdf"])
@@ -138,6 +169,7 @@ def test_three_hundred_layers_without_torch_and_in_time(tmp_path: Path) -> None:
     for arguments in (
         ["show", str(source), "--html", str(tmp_path / "x.html"), "-o", str(tmp_path / "x.txt")],
         ["plot", str(source), "-o", str(tmp_path / "x.png")],
+        ["plot", str(source), "-o", str(tmp_path / "pictures")],
         ["trajectory", str(source), str(source), "-o", str(tmp_path / "t.txt")],
     ):
         done = subprocess.run(

@@ -9,7 +9,7 @@ from numerics_cases import make_measurement
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.fits import SampleGroups, fit_alpha_g, fit_alpha_h, fit_beta
 from spectrascope.numerics.participation import effective_rank, participation_ratio
-from spectrascope.numerics.replicates import jackknife_stderr, replicate_numbers
+from spectrascope.numerics.replicates import jackknife_stderr, perturb_curvatures, replicate_numbers
 from spectrascope.records import LayerInfo, LayerKind, LayerReport, LayerRole, Missing
 
 INFO = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (40, 50), (40, 50))
@@ -65,3 +65,31 @@ def test_what_cannot_be_replicated() -> None:
     assert np.isnan(few.beta).all()
     assert jackknife_stderr(few.beta) == Missing("it cannot be worked out without one of the sample groups")
     assert np.isfinite(few.alpha_g).all()
+
+
+@pytest.mark.parametrize("min_rank", [1, 3])
+def test_each_curvature_is_raised_by_its_own_error_in_turn(min_rank: int) -> None:
+    row = layer(n_negative=2, min_rank=min_rank)
+    m, (first, last) = row.measurement, row.analysis.window
+    errors = tuple(0.1 * abs(h) for h in m.h)
+    row = replace(row, measurement=replace(m, exact=False, h_stderr=errors))
+    as_measured, raised = perturb_curvatures(row)
+    sigma, h = np.array(m.sigma[first - 1 : last]), np.array(m.h[first - 1 : last])
+    assert as_measured.beta == pytest.approx([fit_beta(sigma, h).value], rel=1e-10)
+    assert as_measured.alpha_h == pytest.approx([fit_alpha_h(h, first).value], rel=1e-10)
+    assert raised.h.shape == (len(h), len(h))
+    for k in range(len(h)):
+        moved = h.copy()
+        moved[k] += errors[first - 1 + k]
+        assert raised.h[k] == pytest.approx(moved, rel=1e-15)
+        assert raised.beta[k] == pytest.approx(fit_beta(sigma, moved).value, rel=1e-10)
+        assert raised.alpha_g[k] == pytest.approx(fit_alpha_g(sigma, first).value, rel=1e-10)
+        assert raised.pr_h[k] == pytest.approx(participation_ratio(moved), rel=1e-12)
+
+
+def test_what_cannot_be_perturbed() -> None:
+    assert perturb_curvatures(layer()) == Missing("the engine is exact")
+    row = layer()
+    m = replace(row.measurement, exact=False, h_stderr=(0.1,) * len(row.measurement.h))
+    empty = replace(row, measurement=m, analysis=replace(row.analysis, window=(5, 4)))
+    assert perturb_curvatures(empty) == Missing("the window holds no direction")

@@ -28,6 +28,13 @@ def hostile_report() -> Report:
     return make_report((*rows, failed))
 
 
+def blocks_report() -> Report:
+    """The weights of four blocks, whose names begin alike and are long from the first on."""
+    measured = make_layer(make_info("x"), make_measurement())
+    names = [f"blocks.{i}.attention.c_{name}.weight" for i in range(4) for name in ("attn_with_a_mask", "proj")]
+    return make_report(tuple(replace(measured, info=make_info(name)) for name in (*names, "lm_head.weight")))
+
+
 def one_layer_report() -> Report:
     """A single layer."""
     return make_report((make_layer(make_info("only.weight", LayerKind.LINEAR), make_measurement(k=6)),))

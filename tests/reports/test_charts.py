@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 from chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, one_layer_report, skipped_report
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from made_up_reports import make_info, make_layer, make_measurement, make_report
 from report_fixtures import big_report, report  # noqa: F401
@@ -52,6 +52,7 @@ def test_examples_in_docstrings(module) -> None:
     assert not results.failed
 
 
+@example([3.0])
 @given(st.lists(st.floats(-1e12, 1e12), min_size=1, max_size=20))
 def test_a_linear_axis_holds_its_values_and_ticks(values: list[float]) -> None:
     axis = linear_axis("x", values)
@@ -100,6 +101,8 @@ def test_impossible_charts_are_refused() -> None:
 def test_names_keep_what_tells_them_apart() -> None:
     found = short_names([f"transformer.h.{i}.attention.output_projection.weight" for i in range(300)], 20)
     assert found == [str(i) for i in range(300)]
+    gpt2 = [f"blocks.{i}.{name}" for i in range(12) for name in ("attn.c_attn.weight[q]", "mlp.up.weight")]
+    assert len(set(short_names([*gpt2, "lm_head.weight"], 20))) == 24 + 1
     assert short_names(["a.weight", "a.weight"], 20) == ["a", "a"]
     assert short_names(["a", "a.b"], 20) == ["a", "a.b"]
     assert all(len(name) <= 20 for name in short_names([name * 9 for name in HOSTILE_NAMES], 20))

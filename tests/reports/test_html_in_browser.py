@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 from browser import Browser, chromium
-from chart_cases import HOSTILE_NAMES, hostile_report, one_layer_report, skipped_report, training_checkpoints
+from chart_cases import (
+    HOSTILE_NAMES,
+    blocks_report,
+    hostile_report,
+    one_layer_report,
+    skipped_report,
+    training_checkpoints,
+)
 from made_up_reports import LONG_NAME, big_report, mixed_report
 
 from spectrascope.reports.charts.inks import DARK, LIGHT
@@ -26,6 +33,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "one": report_html(one_layer_report()),
         "skipped": report_html(skipped_report()),
         "hostile": report_html(hostile_report()),
+        "blocks": report_html(blocks_report()),
         "trajectory": trajectory_html(build_trajectory(training_checkpoints())),
     }
     for name, text in found.items():
@@ -117,6 +125,7 @@ def test_a_layer_opens_and_closes_by_mouse(browser: Browser, pages: dict[str, Pa
     assert len(browser.texts("dialog details tbody tr")) == 20
     browser.find(".next").click()
     assert browser.find("#layer-title").text == LONG_NAME
+    assert len(browser.all("#layer-title wbr")) == LONG_NAME.count(".") + LONG_NAME.count("_")
     browser.find(".close").click()
     assert not browser.run("return document.getElementById('layer').open")
     assert browser.complaints() == []
@@ -187,6 +196,34 @@ def test_a_phone_shows_cards_to_sort_by_a_choice(browser: Browser, pages: dict[s
     dialog = browser.find("dialog")
     assert (dialog.size["width"], dialog.size["height"]) == (390, 844)
     assert browser.run("return document.querySelector('dialog').scrollWidth") <= 390
+
+
+@pytest.mark.parametrize("name", ["mixed", "one", "trajectory"])
+@pytest.mark.parametrize("width", [390, 320])
+def test_the_button_that_turns_the_order_stands_beside_its_choice(
+    browser: Browser, pages: dict[str, Path], name: str, width: int
+) -> None:
+    browser.open(pages[name], width=width, height=844)
+    choice, button = browser.find(".sort").rect, browser.find(".turn").rect
+    assert choice["y"] <= button["y"] + button["height"] / 2 <= choice["y"] + choice["height"]
+    assert button["x"] >= choice["x"] + choice["width"]
+    assert button["x"] + button["width"] <= width
+
+
+@pytest.mark.parametrize("name", ["mixed", "big", "blocks", "trajectory"])
+def test_no_text_of_a_chart_is_cut_off(browser: Browser, pages: dict[str, Path], name: str) -> None:
+    browser.open(pages[name])
+    outside = browser.run(
+        "const out = [];"
+        "for (const chart of document.querySelectorAll('main .chart')) {"
+        " const frame = chart.getBoundingClientRect();"
+        " for (const text of chart.querySelectorAll('text')) { const box = text.getBoundingClientRect();"
+        "  if (box.left < frame.left || box.right > frame.right || box.bottom > frame.bottom || box.top < frame.top)"
+        "   out.push(text.textContent); } }"
+        "return out"
+    )
+    assert browser.all("main .chart text")
+    assert outside == []
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -1,6 +1,7 @@
 """Files drawn with matplotlib: the kind they claim to be, the same bytes each time, hostile names harmless."""
 # ruff: noqa: F811 (fixtures are imported by name)
 
+import io
 import re
 import sys
 import time
@@ -8,7 +9,7 @@ import warnings
 import xml.etree.ElementTree as ET
 
 import pytest
-from chart_cases import HOSTILE_NAMES, hostile_report, one_layer_report, skipped_report
+from chart_cases import HOSTILE_NAMES, blocks_report, hostile_report, one_layer_report, skipped_report
 from report_fixtures import big_report, report  # noqa: F401
 
 from spectrascope.errors import OptionError
@@ -70,3 +71,27 @@ def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, report: Report) -> 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(OptionError, match=r"pictures need matplotlib: pip install 'spectrascope\[plot\]'"):
         draw_picture(report_pictures(report, [PictureKind.DEPTH])[0], "png")
+
+
+def test_a_png_is_opaque_and_as_large_as_asked_for(report: Report) -> None:
+    image = pytest.importorskip("PIL.Image", reason="comes with matplotlib")
+    (picture,) = report_pictures(report, [PictureKind.DEPTH])
+    small, large = (image.open(io.BytesIO(draw_picture(picture, "png", dpi=dpi))) for dpi in (50, 100))
+    assert small.mode == large.mode == "RGB"
+    assert large.size == pytest.approx([2 * size for size in small.size], abs=2)
+    assert large.info["dpi"] == pytest.approx((100, 100), rel=1e-3)
+    assert small.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("kind", [PictureKind.CURVATURE, PictureKind.RANKS])
+def test_a_panel_says_its_fit_and_nothing_that_every_panel_shows(kind: PictureKind) -> None:
+    (picture,) = report_pictures(blocks_report(), [kind])
+    assert picture.columns > 2
+    root = ET.fromstring(draw_picture(picture, "svg"))
+    texts = ["".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    labels = [part.label for chart in picture.charts for part in chart.parts if part.label]
+    said = [text for text in labels if text.startswith("β =") or "lowest BIC" in text]
+    assert said
+    for text in said:
+        assert text.replace(", lowest BIC", "") in texts
+    assert not {text for text in labels if text not in said} & set(texts)

@@ -122,6 +122,16 @@ def test_a_terminal_table_fits_its_width(report: Report, width: int) -> None:
         assert any(line.startswith("backbo") and "…" in line for line in lines)
 
 
+def test_a_report_without_a_decomposition_has_no_empty_sheets(report: Report) -> None:
+    for form in (Format.TABLE, Format.MARKDOWN):
+        text = draw(render(report, form, view=View.DECOMPOSITION))
+        assert "Where β comes from" in text
+        assert "not asked for: see" in text
+        assert "Read-out" not in text
+        assert "Curvature and its factors" not in text
+        assert "Read-out" in draw(render(decomposed_report(), form, view=View.DECOMPOSITION))
+
+
 def test_every_word_of_a_fact_is_shown(report: Report) -> None:
     text = draw(render(report, Format.TABLE))
     for part in ("accuracy 80.3 %", "loss 0.7123", "2,048 of 10,000 samples", "cpu, float32", "gauss-newton on 3"):
@@ -139,6 +149,8 @@ def test_warnings(report: Report) -> None:
     assert "Accuracy 11.0 % is at chance level (10.0 %): check the preprocessing" in _lines(chance)
     low = replace(report, provenance=replace(run, accuracy=0.4))
     assert "Accuracy 40.0 % is low: check" in _lines(low)
+    tokens = replace(low, provenance=replace(low.provenance, loss_name="causal-lm"))
+    assert "Accuracy" not in _lines(tokens)  # four tokens of ten are many
     random = replace(low, provenance=replace(low.provenance, model=replace(run.model, weights="random (seed 0)")))
     assert "Accuracy" not in _lines(random)
     noise = replace(report, provenance=replace(run, data=replace(run.data, synthetic=True), accuracy=Missing("noise")))

@@ -98,7 +98,7 @@ def _linear_ticks(low: float, high: float, n: int) -> tuple[tuple[float, str], .
     step = min((m * power for m in (1, 2, 5, 10)), key=lambda s: abs(s - raw))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    values = [i * step for i in range(first, last + 1)]
+    values = [min(max(i * step, low), high) for i in range(first, last + 1)]  # at an end, rounding leads astray
     return tuple((value, _plain(value, step)) for value in values)
 
 

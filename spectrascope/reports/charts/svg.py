@@ -18,7 +18,7 @@ __all__ = ["chart_svg"]
 _RADIUS, _SMALL_RADIUS, _MANY_POINTS = 3.4, 2.2, 80
 _LEGEND_LINE = 18.0
 _SLANTED_WIDTH = 15  # between slanted names
-_CHAR, _SLANTED_CHAR = 6.2, 4.4  # room for a letter of the legend, and of a slanted name
+_CHAR, _SLANTED_CHAR = 6.2, 4.7  # room for a letter of the legend, and of a slanted name
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,8 @@ def chart_svg(chart: Chart, identity: str, *, width: int = 420, height: int = 30
     rows = _legend_rows(chart, width - 20)
     longest = max((len(text) for _, text in chart.x.ticks), default=0) if chart.x.slanted else 0
     bottom = 42 + round(_SLANTED_CHAR * longest) if longest else 44
-    frame = _Frame(58, 14 + _LEGEND_LINE * len(rows), width - 14, height - bottom, chart.x, chart.y)
+    left, right = _left(chart.x, width - 14), width - 14
+    frame = _Frame(left, 14 + _LEGEND_LINE * len(rows), right, height - bottom, chart.x, chart.y)
     identity = escape(identity, quote=True)
     inside = "".join(_draw(part, frame) for part in chart.parts)
     title, summary = escape(printable(chart.title)), escape(printable(chart.summary or chart.title))
@@ -70,6 +71,12 @@ def chart_svg(chart: Chart, identity: str, *, width: int = 420, height: int = 30
         f'<g clip-path="url(#{identity}-c)">{inside}</g>'
         f"{_legend(rows)}</svg>"
     )
+
+
+def _left(x: Axis, right: float) -> float:
+    """Where the axes begin: beside the ticks and the label of y, and no slanted name is cut off."""
+    places = [(x.place(value), _SLANTED_CHAR * len(text)) for value, text in x.ticks if x.slanted]
+    return max([58.0, *((needed - right * place) / (1 - place) for place, needed in places if place < 0.5)])
 
 
 def _axes(chart: Chart, frame: _Frame, floor: float) -> str:

@@ -59,7 +59,8 @@
       current = row;
       const body = dialog.querySelector(".body");
       body.replaceChildren(document.getElementById(`detail-${row.dataset.detail}`).content.cloneNode(true));
-      dialog.querySelector("h2").textContent = row.dataset.name;
+      // As in the table, where a long name may break after its dots.
+      dialog.querySelector("h2").replaceChildren(...row.querySelector(".open").cloneNode(true).childNodes);
       const [place, list] = [rows().indexOf(row), rows()];
       dialog.querySelector(".previous").disabled = place <= 0;
       dialog.querySelector(".next").disabled = place < 0 || place >= list.length - 1;
