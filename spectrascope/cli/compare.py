@@ -66,7 +66,7 @@ def compare(
 
     Nothing is measured or judged, and torch is not needed.
     """
-    form = o.choose_format(format, json)
+    form = o.choose_format(format, json, output)
     if output is not None:
         check_writable(output)
     one, other = (refit(read_report(path), top_k=top_k, min_rank=min_rank) for path in (before, after))

@@ -132,7 +132,7 @@ def result(
     Raises:
         OptionError: the file cannot be written, or ``--json`` contradicts ``--format``.
     """
-    form = o.choose_format(format, json)
+    form = o.choose_format(format, json, output)
     if output is not None:
         check_writable(output)
     return Result(form, output, quiet)

@@ -88,8 +88,11 @@ def parse_micro_batch(text: str) -> str:
     return text
 
 
-def choose_format(format: Format | None, json: bool) -> Format:
-    """Settle ``--format`` and its shortcut ``--json``; a table when neither is given.
+_BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
+
+
+def choose_format(format: Format | None, json: bool, output: Path | None) -> Format:
+    """Settle ``--format`` and its shortcut ``--json``; where neither is given the file's ending, else a table.
 
     Raises:
         OptionError: they contradict each other.
@@ -98,7 +101,8 @@ def choose_format(format: Format | None, json: bool) -> Format:
         raise OptionError(f"--json contradicts --format {format.value}: give one of them")
     if json:
         return Format.JSON
-    return Format.TABLE if format is None else format
+    by_ending = Format.TABLE if output is None else _BY_ENDING.get(output.suffix.lower(), Format.TABLE)
+    return by_ending if format is None else format
 
 
 Model = Annotated[
@@ -265,7 +269,7 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         show_default=False,
-        help="Write the result here, not to stdout.",
+        help="Write the result here, not to stdout; .json, .csv and .md say the form where --format does not.",
         rich_help_panel=RESULT,
     ),
 ]

@@ -36,7 +36,7 @@ def show(
 
     Nothing is measured and torch is not needed.
     """
-    form = o.choose_format(format, json)
+    form = o.choose_format(format, json, output)
     if output is not None:
         check_writable(output)
     r.check_page(html)

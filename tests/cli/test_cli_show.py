@@ -155,3 +155,14 @@ def test_a_narrow_encoding_gets_substitutes(saved: Path, run_command) -> None:
     done = run_command("show", str(saved), env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert "a[red]b|c" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.json", "json"), ("a.CSV", "csv"), ("a.md", "markdown"), ("a.txt", "table"), ("a", "table")]
+)
+def test_the_ending_of_a_file_says_its_form(saved: Path, tmp_path: Path, capsys, name: str, form: str) -> None:
+    path = tmp_path / name
+    assert _show(capsys, str(saved), "-o", str(path)) == ""
+    assert path.read_text(encoding="utf-8") == _show(capsys, str(saved), "--format", form)
+    _show(capsys, str(saved), "--format", "markdown", "-o", str(path))  # what is asked for comes first
+    assert path.read_text(encoding="utf-8") == _show(capsys, str(saved), "--format", "markdown")
