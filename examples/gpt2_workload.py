@@ -1,6 +1,7 @@
 """A GPT-2 of any size with random weights and tokens, as a factory: network, loss and data at once.
 
 spectrascope bench examples/gpt2_workload.py:base --layers '*.h.[05].*.weight*' --rounds 2    # 12 layers, width 768
+spectrascope bench examples/gpt2_workload.py:short --rounds 1    # all its weights; a quarter of an hour on one thread
 spectrascope probe examples/gpt2_workload.py:small
 """
 
@@ -28,6 +29,11 @@ def gpt2(layers: int, width: int, heads: int, vocabulary: int, sequences: int, l
 def base() -> Workload:
     """GPT-2 as published, 124 million parameters; two sequences of 128 tokens."""
     return gpt2(12, 768, 12, 50_257, 2, 128)
+
+
+def short() -> Workload:
+    """The same with one sequence of 128 tokens."""
+    return gpt2(12, 768, 12, 50_257, 1, 128)
 
 
 def small() -> Workload:
