@@ -18,8 +18,8 @@ from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.measure.preparation import prepare_workload, with_fastest_format
 from spectrascope.measure.stages import OnProgress, silent
 from spectrascope.numerics.directions import Directions, top_directions
-from spectrascope.numerics.fits import too_few
 from spectrascope.numerics.transfer import QuadraticModel, Step, make_quadratic_model, transfer
+from spectrascope.numerics.vectors import too_few
 from spectrascope.pipeline import run_probe
 from spectrascope.records import DataInfo, LayerReport, Missing, ModelInfo, PowerFit, ProbeOptions, Report
 from spectrascope.suggestion import Advice, ValidatedStep, ValidateOn, Validation

@@ -207,7 +207,7 @@ def _unknown(number: str) -> Missing:
 
 
 def _stderr(number: str, replicates: NDArray[np.float64] | Missing, logarithm: bool = False) -> StandardError | Missing:
-    from spectrascope.numerics.replicates import jackknife_stderr
+    from spectrascope.numerics.sample_groups import jackknife_stderr
 
     if isinstance(replicates, Missing):
         return replicates

@@ -22,16 +22,10 @@ Only modules that need no torch are re-exported here, so a saved report can be r
 from __future__ import annotations
 
 from spectrascope.numerics.analysis import analyse, compare_triangle, find_window
-from spectrascope.numerics.fits import (
-    SampleGroups,
-    fit_alpha_g,
-    fit_alpha_h,
-    fit_beta,
-    fit_log_log,
-    jackknife,
-)
+from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta, fit_log_log
 from spectrascope.numerics.participation import effective_rank, participation_ratio, zeta_bound
 from spectrascope.numerics.rank_models import compare_rank_models
+from spectrascope.numerics.sample_groups import SampleGroups, jackknife
 from spectrascope.numerics.summary import summarise
 
 __all__ = [

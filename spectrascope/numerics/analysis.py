@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrascope.errors import OptionError
-from spectrascope.numerics.fits import SampleGroups, fit_alpha_g, fit_alpha_h, fit_beta, too_few
+from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta
 from spectrascope.numerics.participation import effective_rank, participation_ratio, zeta_bound
 from spectrascope.numerics.rank_models import compare_rank_models
+from spectrascope.numerics.sample_groups import SampleGroups
+from spectrascope.numerics.vectors import too_few
 from spectrascope.records import (
     Analysis,
     BetaQuartile,

@@ -7,132 +7,29 @@ refitted without torch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from scipy import special
+from numpy.typing import ArrayLike
 
-from spectrascope.records import Interval, Missing, PowerFit
+from spectrascope.numerics.sample_groups import Refit, Refits, SampleGroups, jackknife
+from spectrascope.numerics.vectors import (
+    Table,
+    Vector,
+    as_vector,
+    find_nonfinite,
+    interval_about,
+    is_constant,
+    too_few,
+)
+from spectrascope.records import Missing, PowerFit
 
-__all__ = [
-    "MIN_GROUPS",
-    "MIN_POINTS",
-    "SampleGroups",
-    "as_vector",
-    "compute_r2",
-    "find_nonfinite",
-    "fit_alpha_g",
-    "fit_alpha_h",
-    "fit_beta",
-    "fit_log_log",
-    "is_constant",
-    "jackknife",
-    "log_slopes",
-    "too_few",
-]
-
-Vector = NDArray[np.float64]
-Table = NDArray[np.float64]
-Refit = Callable[[Vector, Vector], PowerFit | Missing]
-Refits = Callable[[Table, Table], Vector]
+__all__ = ["MIN_POINTS", "compute_r2", "fit_alpha_g", "fit_alpha_h", "fit_beta", "fit_log_log", "log_slopes"]
 
 MIN_POINTS = 4
 """Fewest points of a fit: two parameters and two degrees of freedom left to judge them by."""
 
-MIN_GROUPS = 4
-"""Fewest sample groups of a jackknife: with three, Student's factor alone is 4.3."""
-
 _EPS = float(np.finfo(np.float64).eps)
-
-
-@dataclass(frozen=True, slots=True)
-class SampleGroups:
-    """The measurement split by sample group, over the directions of one window.
-
-    The directions u_k, v_k are those of the whole batch, the same for every group.
-
-    Attributes:
-        sizes: samples per group, all positive.
-        sigma: ``sigma[g][k]`` = u_kᵀ G_g v_k with G_g the mean gradient of group g.
-        h: ``h[g][k]`` = the curvature of group g's mean loss along direction k.
-
-    Raises:
-        ValueError: tables of unequal shape, or an empty group.
-    """
-
-    sizes: tuple[int, ...]
-    sigma: tuple[tuple[float, ...], ...]
-    h: tuple[tuple[float, ...], ...]
-
-    def __post_init__(self) -> None:
-        if not len(self.sizes) == len(self.sigma) == len(self.h):
-            raise ValueError(f"{len(self.sizes)} group sizes, {len(self.sigma)} rows of sigma, {len(self.h)} rows of h")
-        if len({len(row) for row in (*self.sigma, *self.h)}) > 1:
-            raise ValueError("sample groups measured along different numbers of directions")
-        if any(size < 1 for size in self.sizes):
-            raise ValueError(f"every sample group needs at least one sample, sizes are {self.sizes}")
-
-    def restrict(self, first: int, last: int) -> SampleGroups:
-        """Return the same groups over directions ``first`` … ``last`` (1-based, inclusive).
-
-        >>> SampleGroups((1,), ((3.0, 2.0, 1.0),), ((9.0, 4.0, 1.0),)).restrict(2, 3).h
-        ((4.0, 1.0),)
-        """
-        window = slice(first - 1, last)
-        return SampleGroups(self.sizes, tuple(row[window] for row in self.sigma), tuple(row[window] for row in self.h))
-
-    def leave_one_out(self) -> tuple[Table, Table]:
-        """Return, for each group in turn, the size-weighted means of all the others: sigma and h, each (G, k).
-
-        >>> sigma, h = SampleGroups((1, 3), ((1.0,), (5.0,)), ((2.0,), (4.0,))).leave_one_out()
-        >>> sigma.tolist(), h.tolist()
-        ([[5.0], [1.0]], [[4.0], [2.0]])
-        """
-        sizes = np.asarray(self.sizes, dtype=np.float64)
-        weights = (1.0 - np.eye(sizes.size)) * sizes
-        weights /= weights.sum(axis=1, keepdims=True)
-        return weights @ np.asarray(self.sigma, dtype=np.float64), weights @ np.asarray(self.h, dtype=np.float64)
-
-
-def as_vector(values: ArrayLike, name: str) -> Vector:
-    """Return ``values`` as a float64 vector.
-
-    Raises:
-        ValueError: not one-dimensional.
-    """
-    vector = np.asarray(values, dtype=np.float64)
-    if vector.ndim != 1:
-        raise ValueError(f"{name} must be one-dimensional, got shape {vector.shape}")
-    return vector
-
-
-def find_nonfinite(*vectors: Vector) -> Missing | None:
-    """Return why points with these coordinates cannot be used if any is NaN or infinite, else ``None``.
-
-    >>> find_nonfinite(np.array([1.0, 2.0]), np.array([np.nan, 1.0]))
-    Missing(reason='NaN or infinity in 1 of 2 points')
-    """
-    finite = np.logical_and.reduce([np.isfinite(vector) for vector in vectors])
-    n_bad = int(np.count_nonzero(~finite))
-    return Missing(f"NaN or infinity in {n_bad} of {finite.size} points") if n_bad else None
-
-
-def too_few(n: int, noun: str, purpose: str, least: int, *, of: int | None = None) -> Missing:
-    """Return why there is nothing to report: fewer things than it takes.
-
-    >>> too_few(1, "usable point", "a fit", 4, of=6)
-    Missing(reason='1 usable point of 6, a fit needs at least 4')
-    """
-    things = noun if n == 1 else f"{noun}s"
-    return Missing(f"{n} {things}{'' if of is None else f' of {of}'}, {purpose} needs at least {least}")
-
-
-def is_constant(values: Vector) -> bool:
-    """Say whether values differ by no more than the rounding of their own computation (a few ulp)."""
-    spread = float(values.max() - values.min())
-    return spread <= 8 * _EPS * max(1.0, float(np.abs(values).max()))
 
 
 def compute_r2(rss: float, y: Vector) -> float:
@@ -212,7 +109,7 @@ def fit_log_log(x: ArrayLike, y: ArrayLike, *, sign: int = 1, n_dropped: int = 0
         value=value,
         intercept=intercept,
         stderr=stderr,
-        ci95=_interval_about(value, stderr, dof=n - 2),
+        ci95=interval_about(value, stderr, dof=n - 2),
         jackknife_ci95=Missing("no sample groups were given"),
         r2=compute_r2(rss, log_y),
         n=n,
@@ -351,54 +248,10 @@ def fit_alpha_h(h: ArrayLike, first_rank: int = 1, *, groups: SampleGroups | Non
     )
 
 
-def jackknife(value: float, groups: SampleGroups, refit: Refit, refits: Refits | None = None) -> Interval | Missing:
-    """Return the 95 % interval of an exponent under leaving out one sample group at a time.
-
-    For each group g the exponent θ_g is refitted to sigma^(-g) and h^(-g), the size-weighted means over the
-    other groups; SE² = (n - 1)/n Σ (θ_g - mean θ)², and the interval is value ± t(n - 1, 0.975)·SE. The
-    directions u_k, v_k are held fixed: u_kᵀ G^(-g) v_k is the k-th singular value of G^(-g) to first order,
-    so the interval leaves out how the directions themselves turn from batch to batch. Groups are treated as
-    of equal weight, which is exact when their sizes are equal. A sigma^(-g) or h^(-g) that is not positive
-    drops out of that one replicate.
-
-    Args:
-        value: the exponent on all samples; the interval is centred there.
-        groups: sigma and h by sample group over the fit's window.
-        refit: (sigma, h), each of shape (k,), to a fit.
-        refits: the same for all replicates at once, (G, k) each to exponents of shape (G,); those it leaves NaN are
-            refitted one by one.
-
-    Returns:
-        The interval, or why there is none: fewer than 4 groups, or a replicate that cannot be fitted.
-
-    Cost: one refit per group, or one of all at once.
-
-    Reference: MEASUREMENT section 2.
-    """
-    n = len(groups.sizes)
-    if n < MIN_GROUPS:
-        return too_few(n, "sample group", "a jackknife", MIN_GROUPS)
-    sigma, h = groups.leave_one_out()
-    replicates = np.full(n, np.nan) if refits is None else refits(sigma, h)
-    for g in np.flatnonzero(np.isnan(replicates)):
-        fit = refit(sigma[g], h[g])
-        if isinstance(fit, Missing):
-            return Missing(f"without sample group {g + 1}: {fit.reason}")
-        replicates[g] = fit.value
-    stderr = float(np.sqrt((n - 1) / n * np.sum((replicates - replicates.mean()) ** 2)))
-    return _interval_about(value, stderr, dof=n - 1)
-
-
 def _ranks(count: int, first_rank: int) -> Vector:
     if first_rank < 1:
         raise ValueError(f"ranks start at 1, got first_rank = {first_rank}")
     return np.arange(first_rank, first_rank + count, dtype=np.float64)
-
-
-def _interval_about(value: float, stderr: float, *, dof: int) -> Interval:
-    # stdtrit is scipy.stats.t.ppf without the second that importing scipy.stats takes.
-    half_width = float(special.stdtrit(dof, 0.975)) * stderr
-    return Interval(value - half_width, value + half_width)
 
 
 def _add_jackknife(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spectrascope.decomposition import Alignment, Mechanism, Verdict
-from spectrascope.numerics.fits import Vector
+from spectrascope.numerics.vectors import Vector
 from spectrascope.records import Interval, Missing, PowerFit
 
 __all__ = ["FLAT_WITHIN", "read_mechanisms", "suits_kronecker", "wider_interval"]

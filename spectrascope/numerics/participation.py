@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import special
 
-from spectrascope.numerics.fits import Vector, as_vector, find_nonfinite
+from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite
 from spectrascope.records import Missing, ZetaBound
 
 __all__ = ["BOUND_TOLERANCE", "effective_rank", "participation_ratio", "zeta_bound"]

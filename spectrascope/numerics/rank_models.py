@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spectrascope.numerics.fits import MIN_POINTS, Vector, as_vector, compute_r2, find_nonfinite, too_few
+from spectrascope.numerics.fits import MIN_POINTS, compute_r2
+from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite, too_few
 from spectrascope.records import Missing, RankComparison, RankModel, RankModelFit
 
 __all__ = ["TIE_BELOW", "compare_rank_models"]

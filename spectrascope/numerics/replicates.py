@@ -1,7 +1,7 @@
 """The jackknife's replicates of every number that sample groups determine, all groups at once.
 
-:func:`spectrascope.numerics.fits.jackknife` gives one interval of one exponent. Comparing two measurements needs
-more: differences of replicates, where both saw the same samples, and replicates of several layers side by side.
+:func:`spectrascope.numerics.sample_groups.jackknife` gives one interval of one exponent. Comparing two measurements
+needs more: differences of replicates, where both saw the same samples, and replicates of several layers side by side.
 """
 
 from __future__ import annotations
@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from spectrascope.numerics.fits import MIN_GROUPS, SampleGroups, log_slopes, too_few
+from spectrascope.numerics.fits import log_slopes
+from spectrascope.numerics.sample_groups import MIN_GROUPS, SampleGroups
+from spectrascope.numerics.vectors import Vector, too_few
 from spectrascope.records import LayerReport, Missing
 
-__all__ = ["Replicates", "jackknife_stderr", "perturb_curvatures", "replicate_numbers"]
-
-Vector = NDArray[np.float64]
+__all__ = ["Replicates", "perturb_curvatures", "replicate_numbers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,23 +108,3 @@ def _numbers_of(sigma: Vector, h: Vector, first: int) -> Replicates:
             pr_h=1.0 / np.sum(shares**2, axis=1),
             effective_rank_h=np.exp(entropy),
         )
-
-
-def jackknife_stderr(replicates: Vector) -> float | Missing:
-    """Return the jackknife's standard error of a number: SE² = (G - 1)/G Σ (θ_g - mean θ)².
-
-    Args:
-        replicates: the number without each group, shape (G,).
-
-    Returns:
-        The standard error, in the number's unit; or why there is none.
-
-    Reference: MEASUREMENT section 2.
-
-    >>> jackknife_stderr(np.array([1.0, 3.0, 1.0, 3.0]))
-    1.7320508075688772
-    """
-    if not np.isfinite(replicates).all():
-        return Missing("it cannot be worked out without one of the sample groups")
-    n = replicates.size
-    return float(np.sqrt((n - 1) / n * np.sum((replicates - replicates.mean()) ** 2)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
-from spectrascope.numerics.fits import Vector, as_vector, find_nonfinite
+from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite
 from spectrascope.records import Missing
 from spectrascope.weight_records import TailFit
 

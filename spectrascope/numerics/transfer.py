@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spectrascope.numerics.fits import as_vector
+from spectrascope.numerics.vectors import as_vector
 from spectrascope.records import Missing
 
 __all__ = [

@@ -12,8 +12,9 @@ from spectrascope.gate.judgement import judge
 from spectrascope.gate.noise import FIXED_DIRECTIONS, LARGEST, NoiseMeter, StandardError
 from spectrascope.gate.numbers import layer_value
 from spectrascope.gate.policy import default_policy, policy_from_table
-from spectrascope.numerics.fits import SampleGroups, fit_beta
+from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.participation import participation_ratio
+from spectrascope.numerics.sample_groups import SampleGroups
 from spectrascope.records import LayerReport, Missing, Report
 from spectrascope.verdict import Mark, Outcome
 

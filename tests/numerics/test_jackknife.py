@@ -7,15 +7,8 @@ from hypothesis import strategies as st
 from numerics_cases import power_law
 from scipy import stats
 
-from spectrascope.numerics.fits import (
-    SampleGroups,
-    fit_alpha_g,
-    fit_alpha_h,
-    fit_beta,
-    fit_log_log,
-    jackknife,
-    log_slopes,
-)
+from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta, fit_log_log, log_slopes
+from spectrascope.numerics.sample_groups import SampleGroups, jackknife
 from spectrascope.records import Interval, Missing, PowerFit
 
 

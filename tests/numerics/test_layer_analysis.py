@@ -8,7 +8,8 @@ from numerics_cases import make_measurement, power_law, walk_floats
 
 from spectrascope.errors import OptionError
 from spectrascope.numerics.analysis import analyse, compare_triangle, find_window
-from spectrascope.numerics.fits import SampleGroups, fit_beta
+from spectrascope.numerics.fits import fit_beta
+from spectrascope.numerics.sample_groups import SampleGroups
 from spectrascope.records import (
     Analysis,
     Interval,

@@ -7,9 +7,10 @@ import pytest
 from numerics_cases import make_measurement
 
 from spectrascope.numerics.analysis import analyse
-from spectrascope.numerics.fits import SampleGroups, fit_alpha_g, fit_alpha_h, fit_beta
+from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta
 from spectrascope.numerics.participation import effective_rank, participation_ratio
-from spectrascope.numerics.replicates import jackknife_stderr, perturb_curvatures, replicate_numbers
+from spectrascope.numerics.replicates import perturb_curvatures, replicate_numbers
+from spectrascope.numerics.sample_groups import SampleGroups, jackknife_stderr
 from spectrascope.records import LayerInfo, LayerKind, LayerReport, LayerRole, Missing
 
 INFO = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (40, 50), (40, 50))
