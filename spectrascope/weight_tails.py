@@ -162,9 +162,8 @@ def measure_weight(
 
     Cost: the eigenvalues of one Gram matrix of min(m, n), in float32 where that is accurate enough for the tail.
     """
-    if tensor.numel() and not math.isfinite(
-        float(tensor.abs().max())
-    ):  # NaN and infinity pass through both, without a mask as large
+    # NaN and infinity pass through both, without a mask as large as the weight.
+    if tensor.numel() and not math.isfinite(float(tensor.abs().max())):
         return SkippedLayer(info, LayerStatus.FAILED, "the weight holds NaN or infinity")
     eigenvalues, shape = _eigenvalues(tensor, options, precise=False)
     largest = float(eigenvalues[0]) if eigenvalues.size else 0.0

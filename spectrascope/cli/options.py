@@ -101,8 +101,9 @@ def choose_format(format: Format | None, json: bool, output: Path | None) -> For
         raise OptionError(f"--json contradicts --format {format.value}: give one of them")
     if json:
         return Format.JSON
-    by_ending = Format.TABLE if output is None else _BY_ENDING.get(output.suffix.lower(), Format.TABLE)
-    return by_ending if format is None else format
+    if format is not None:
+        return format
+    return Format.TABLE if output is None else _BY_ENDING.get(output.suffix.lower(), Format.TABLE)
 
 
 Model = Annotated[

@@ -56,8 +56,8 @@ def engine_error_of_median(rows: Sequence[LayerReport]) -> float:
     """Return the standard error of the median beta of layers that stems from their engines, layer by layer."""
     from statistics import median
 
-    betas = [row.analysis.beta.value for row in rows if isinstance(row.analysis.beta, PowerFit)]
-    errors = [engine_error(row, "beta") for row in rows if isinstance(row.analysis.beta, PowerFit)]
+    fitted = [(row, row.analysis.beta.value) for row in rows if isinstance(row.analysis.beta, PowerFit)]
+    betas, errors = [beta for _, beta in fitted], [engine_error(row, "beta") for row, _ in fitted]
     middle = median(betas) if betas else 0.0
     moved = [
         median([*betas[:i], betas[i] + error, *betas[i + 1 :]]) - middle for i, error in enumerate(errors) if error

@@ -73,11 +73,10 @@ def fetch_snapshot(spec: HubSpec, *, allow_download: bool, trust_remote_code: bo
     cached = _cached(spec, headers_only=headers_only)
     if cached is not None:
         return cached
-    name = spec.name
     if not allow_download:
-        raise LoadError(f"{name} is not in the cache and downloads are off; {spec.place()}")
+        raise LoadError(f"{spec.name} is not in the cache and downloads are off; {spec.place()}")
     if constants.HF_HUB_OFFLINE:
-        raise LoadError(f"{name} is not in the cache and HF_HUB_OFFLINE is set; {spec.place()}")
+        raise LoadError(f"{spec.name} is not in the cache and HF_HUB_OFFLINE is set; {spec.place()}")
     try:
         with quietly(bars=True):  # those of the download
             info = huggingface_hub.HfApi().model_info(spec.repo, revision=spec.revision, timeout=_TIMEOUT)
@@ -90,7 +89,7 @@ def fetch_snapshot(spec: HubSpec, *, allow_download: bool, trust_remote_code: bo
                 )
             )
     except Exception as error:  # offline, not found, gated, a full disk, an interrupted transfer
-        raise LoadError(f"{name} {_explain(error)}; {spec.place()}") from None
+        raise LoadError(f"{spec.name} {_explain(error)}; {spec.place()}") from None
 
 
 def fetch_headers(spec: HubSpec, folder: Path) -> WeightFiles:

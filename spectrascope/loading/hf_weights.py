@@ -76,7 +76,8 @@ class WeightFiles:
         """
         found: dict[str, TensorHeader] = {}
         for file in self.files:
-            for key, header in (self.elsewhere or _read_headers(file)).items():
+            headers = _read_headers(file) if self.elsewhere is None else self.elsewhere
+            for key, header in headers.items():
                 if key in found:
                     raise LoadError(f"{file} holds {key!r}, which another shard holds too; expected each tensor once")
                 _require_plain(key, header, file)

@@ -180,14 +180,13 @@ class _Sweeps:
 
     def _seed(self, target: Target, picks: Sequence[int]) -> Tangent:
         """Directions as tangents of the stored weight, factored where its layout allows."""
-        layer, d = target.layer, target.directions
+        layer, d = target.layer, target.directions.pick(picks)
         device, dtype = self.workload.device, self.workload.dtype
-        chosen = list(picks)
         if layer.layout == "conv_transpose":
-            dense = [layer.tensor(torch.outer(d.left[:, k], d.right[:, k])) for k in chosen]
+            dense = [layer.tensor(torch.outer(d.left[:, k], d.right[:, k])) for k in range(d.k)]
             return torch.stack(dense).to(device, dtype)
-        left = layer.embed_left(d.left[:, chosen]).to(device, dtype)
-        right = d.right[:, chosen].to(device, dtype)
+        left = layer.embed_left(d.left).to(device, dtype)
+        right = d.right.to(device, dtype)
         stored = tuple(layer.parameter.shape)
         inner = stored if layer.expert is None else stored[1:]
         one = RankOne(right, left, inner) if layer.layout == "transposed" else RankOne(left, right, inner)
