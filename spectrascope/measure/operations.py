@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -70,18 +71,18 @@ def are_disjoint(a: Tensor, b: Tensor) -> bool:
 
 def with_tensors(args: tuple[Any, ...], kwargs: dict[str, Any], new: dict[int, Any]) -> tuple[Any, Any]:
     """Arguments with the tensors at some positions replaced; positions as :func:`tensors_of` counts them."""
-    at = -1
+    # A function of its own, not one that calls itself from here: such a cycle would keep the tensors until the
+    # next search for garbage.
+    at = itertools.count()
+    return tuple(_replaced(a, new, at) for a in args), {key: _replaced(value, new, at) for key, value in kwargs.items()}
 
-    def fresh(item: Any) -> Any:
-        nonlocal at
-        if isinstance(item, Tensor):
-            at += 1
-            return new.get(at, item)
-        if isinstance(item, (list, tuple)) and any(isinstance(i, Tensor) for i in item):
-            return type(item)(fresh(i) for i in item)
-        return item
 
-    return tuple(fresh(a) for a in args), {key: fresh(value) for key, value in kwargs.items()}
+def _replaced(item: Any, new: dict[int, Any], at: Iterator[int]) -> Any:
+    if isinstance(item, Tensor):
+        return new.get(next(at), item)
+    if isinstance(item, (list, tuple)) and any(isinstance(i, Tensor) for i in item):
+        return type(item)(_replaced(i, new, at) for i in item)
+    return item
 
 
 def functional(name: str) -> Any:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from spectrascope.measure.tangents.recording import Node
 from spectrascope.measure.tangents.step import Order, Pushed, Rule, Tangents
-from spectrascope.measure.tangents.tangent import dense, gram, weighted_gram
+from spectrascope.measure.tangents.tangent import dense, gram
 
 __all__ = ["ATTENTION_RULES"]
 
-_CHUNK_BYTES = {"cpu": 16 << 20}
+_CHUNK_BYTES = {"cpu": 2 << 20}
 _CHUNK_BYTES_DEVICE = 512 << 20
 
 
@@ -100,43 +100,44 @@ class _Attention:
         if zq is not None or zk is not None:
             moved = self._centred_scores(of, zq, zk)
             if bend and of.pull is not None:
-                bent = weighted_gram(moved, of.pull)
+                bent = _weighted_gram(moved, of.pull)
                 if zq is not None and zk is not None:
                     bent = bent + 2 * self.scale * gram(_fold(of.pull.transpose(1, 2), zq), zk)
-            weights = moved.mul_(of.scores)
+            weights = moved.mul_(of.scores.unsqueeze(1))
         if outputs:
             if weights is not None:
-                out = weights @ of.v
+                heads, directions, rows, _ = weights.shape
+                out = torch.bmm(weights.flatten(1, 2), of.v).view(heads, directions, rows, -1).transpose(0, 1)
             if zv is not None:
                 part = _fold(of.scores, zv)
                 out = part if out is None else out.add_(part)
         if bend and weights is not None and zv is not None and of.adjoint is not None:
-            crossed = 2 * gram(weights.transpose(2, 3) @ of.adjoint, zv)
+            crossed = 2 * gram((weights.transpose(2, 3) @ of.adjoint.unsqueeze(1)).transpose(0, 1), zv)
             bent = crossed if bent is None else bent + crossed
         return out, bent
 
     def _centred_scores(self, of: _Primal, zq: Tensor | None, zk: Tensor | None) -> Tensor:
-        """S' − rowsum(P S') (K, N, T, T), as one product: both terms side by side, the row sums in a last column."""
-        some = zq if zq is not None else zk
-        assert some is not None
-        lead = some.shape[:2]
-        lefts: list[Tensor] = []
-        rights: list[Tensor] = []
-        sums: Tensor | None = None
+        """S' − rowsum(P S') (N, K, T, T), heads first: every product is then one of large matrices."""
+        moved: Tensor | None = None
         if zq is not None:
-            lefts.append(zq)
-            rights.append(of.k.expand(*lead, *of.k.shape[1:]))
-            sums = (zq * torch.bmm(of.scores, of.k)).sum(-1, keepdim=True)
+            directions, heads, rows, width = zq.shape
+            stacked = zq.transpose(0, 1).reshape(heads, directions * rows, width)
+            keys = (of.k * self.scale).transpose(1, 2)
+            moved = torch.bmm(stacked, keys).view(heads, directions, rows, -1)
         if zk is not None:
-            lefts.append(of.q.expand(*lead, *of.q.shape[1:]))
-            rights.append(zk)
-            part = (_fold(of.scores, zk) * of.q).sum(-1, keepdim=True)
-            sums = part if sums is None else sums + part
-        assert sums is not None
-        ones = some.new_ones(1).expand(*lead, of.k.shape[1], 1)
-        left = torch.cat([*lefts, -sums], -1).mul_(self.scale)
-        right = torch.cat([*rights, ones], -1)
-        return left @ right.transpose(2, 3)
+            directions, heads, columns, width = zk.shape
+            stacked = zk.transpose(0, 1).reshape(heads, directions * columns, width)
+            part = torch.bmm(of.q * self.scale, stacked.transpose(1, 2))
+            part = part.view(heads, -1, directions, columns).transpose(1, 2)
+            moved = part.contiguous() if moved is None else moved.add_(part)
+        assert moved is not None
+        return moved.sub_((moved * of.scores.unsqueeze(1)).sum(-1, keepdim=True))
+
+
+def _weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
+    """Inner products (K, K) of x (N, K, T, S), each entry weighted by that of (N, T, S)."""
+    flat = x.flatten(2)
+    return torch.bmm(flat * weight.flatten(1).unsqueeze(1), flat.transpose(1, 2)).sum(0)
 
 
 def _heads(z: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ class Plan:
         steps = [s for s in self.steps if (s.curved | s.wanted) & mask]
         last = {n: i for i, s in enumerate(steps) for n in s.inputs}
         found: dict[int, Tangent] = {bit: seed}
-        total: Tensor | None = None
+        parts: list[Tensor] = []
         for i, planned in enumerate(steps):
             z = [found[n] if self.dep[n] & mask else None for n in planned.inputs]
             try:
@@ -84,8 +84,7 @@ class Plan:
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise UnsupportedOperationError(f"{planned.name}: {first}") from error
             if bent is not None:
-                bent = bent.double() if bent.device.type != "mps" else bent
-                total = bent if total is None else total + bent
+                parts.append(bent)
             for used in planned.inputs:
                 if last[used] == i:
                     found.pop(used, None)
@@ -95,10 +94,18 @@ class Plan:
             missing = [n for n in planned.outputs if n in last and n is not None and n not in found]
             if missing and planned.wanted & mask:
                 raise UnsupportedOperationError(f"{planned.name} gives no tangent of one of its outputs")
-        if total is None:
+        if not parts:
             k = dense(seed).shape[0]
             return torch.zeros(k, k, dtype=torch.float64)
-        return total
+        return _summed(parts)
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    """Sum of many small matrices, in float64 where the device has it."""
+    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    if any(part.dtype != parts[0].dtype for part in parts):
+        parts = [part.to(wide) for part in parts]
+    return torch.stack(list(parts)).sum(0, dtype=wide)
 
 
 def record_loss(weights: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
