@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from spectrascope.bench_records import BenchReport
+from spectrascope.cli.garbage import set_aside
 from spectrascope.cli.groups import Target
 from spectrascope.cli.load import load_subject
 from spectrascope.cli.progress import follow_progress
@@ -50,18 +51,19 @@ def measure(
         on_progress("import", 1, 1)
         subject = load_subject(target, options, on_progress)
         seconds = {"import": imported - started, "load": time.perf_counter() - imported}
-        return run(
-            subject.loaded.model,
-            subject.source,
-            subject.loss_fn,
-            options=options,
-            model_info=subject.loaded.info,
-            data_info=subject.data_info,
-            command=command,
-            seconds=seconds,
-            notes=subject.notes,
-            on_progress=on_progress,
-        )
+        with set_aside():
+            return run(
+                subject.loaded.model,
+                subject.source,
+                subject.loss_fn,
+                options=options,
+                model_info=subject.loaded.info,
+                data_info=subject.data_info,
+                command=command,
+                seconds=seconds,
+                notes=subject.notes,
+                on_progress=on_progress,
+            )
 
 
 def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command: str, quiet: bool) -> BenchReport:
@@ -77,17 +79,18 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
 
         on_progress("import", 1, 1)
         subject = load_subject(target, options, on_progress)
-        return run_bench(
-            subject.loaded.model,
-            subject.source,
-            subject.loss_fn,
-            options=options,
-            model_info=subject.loaded.info,
-            data_info=subject.data_info,
-            command=command,
-            rounds=rounds,
-            on_progress=on_progress,
-        )
+        with set_aside():
+            return run_bench(
+                subject.loaded.model,
+                subject.source,
+                subject.loss_fn,
+                options=options,
+                model_info=subject.loaded.info,
+                data_info=subject.data_info,
+                command=command,
+                rounds=rounds,
+                on_progress=on_progress,
+            )
 
 
 def measure_validated(
@@ -105,19 +108,20 @@ def measure_validated(
 
         on_progress("import", 1, 1)
         subject = load_subject(target, options, on_progress)
-        return advise_and_validate(
-            subject.loaded.model,
-            subject.source,
-            subject.loss_fn,
-            options=options,
-            model_info=subject.loaded.info,
-            data_info=subject.data_info,
-            train_batch=train_batch,
-            on=on,
-            command=command,
-            notes=subject.notes,
-            on_progress=on_progress,
-        )
+        with set_aside():
+            return advise_and_validate(
+                subject.loaded.model,
+                subject.source,
+                subject.loss_fn,
+                options=options,
+                model_info=subject.loaded.info,
+                data_info=subject.data_info,
+                train_batch=train_batch,
+                on=on,
+                command=command,
+                notes=subject.notes,
+                on_progress=on_progress,
+            )
 
 
 def _require_window(options: ProbeOptions) -> None:

@@ -1,0 +1,17 @@
+"""Searches for garbage while a command measures."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from spectrascope.cli.garbage import set_aside
+
+
+def test_what_is_loaded_is_left_out_of_searches_only_while_measuring() -> None:
+    before = gc.get_freeze_count()
+    with pytest.raises(RuntimeError, match="measuring failed"), set_aside():
+        assert gc.get_freeze_count() > before + 1000
+        raise RuntimeError("measuring failed")
+    assert gc.get_freeze_count() <= before
