@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import pytest
@@ -249,6 +250,26 @@ def test_a_plan_says_what_reaches_the_loss():
     assert plan.loss == pytest.approx(float(workload.loss(inputs, labels)), rel=1e-6)
     assert not plan.unsupported
     assert all(g is not None for g in plan.gradients)
+
+
+def test_no_tensor_waits_for_a_search_for_garbage():
+    """Activations in a cycle would stay in memory until the collector happens to run."""
+    model = nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 4), nn.SiLU(), nn.Linear(4, 3))
+    x, y = torch.randn(3, 5), torch.arange(3)
+    workload = Workload(model, TensorSource(x, y), nn.CrossEntropyLoss(), torch.device("cpu"), torch.float32)
+    targets = targets_of(workload, layers_of(workload), 2)
+    gc.collect()
+    gc.disable()
+    try:
+        Tangents().measure(workload, targets, groups=1)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [tuple(found.shape) for found in gc.garbage if isinstance(found, torch.Tensor)]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert left == []
 
 
 def test_the_report_of_a_language_model_names_engine_and_check():
