@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import shlex
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from spectrascope.bench_records import BenchReport
 from spectrascope.cli.garbage import set_aside
@@ -19,6 +21,8 @@ from spectrascope.records import ProbeOptions, Report
 
 if TYPE_CHECKING:
     from spectrascope.suggestion import Advice, ValidateOn
+
+Result = TypeVar("Result")
 
 __all__ = ["measure", "measure_bench", "measure_validated", "spell_command"]
 
@@ -36,34 +40,18 @@ def measure(
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
-    _require_window(options)
-    with follow_progress(quiet=quiet) as on_progress:
-        on_progress("import", 0, 1)
-        started = time.perf_counter()
-        run: Callable[..., Report]
-        if decompose is None:
-            from spectrascope.pipeline import run_probe as run
-        else:
-            from spectrascope.decomposer import run_decompose
 
-            run = functools.partial(run_decompose, decompose=decompose)
-        imported = time.perf_counter()
-        on_progress("import", 1, 1)
-        subject = load_subject(target, options, on_progress)
-        seconds = {"import": imported - started, "load": time.perf_counter() - imported}
-        with set_aside():
-            return run(
-                subject.loaded.model,
-                subject.source,
-                subject.loss_fn,
-                options=options,
-                model_info=subject.loaded.info,
-                data_info=subject.data_info,
-                command=command,
-                seconds=seconds,
-                notes=subject.notes,
-                on_progress=on_progress,
-            )
+    def runner() -> Callable[..., Report]:
+        if decompose is None:
+            from spectrascope.pipeline import run_probe
+
+            return run_probe
+        from spectrascope.decomposer import run_decompose
+
+        return functools.partial(run_decompose, decompose=decompose)
+
+    with _loaded(runner, target, options, command=command, quiet=quiet) as ready:
+        return ready.run(seconds=ready.seconds, notes=ready.notes)
 
 
 def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command: str, quiet: bool) -> BenchReport:
@@ -72,25 +60,14 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
-    _require_window(options)
-    with follow_progress(quiet=quiet) as on_progress:
-        on_progress("import", 0, 1)
+
+    def runner() -> Callable[..., BenchReport]:
         from spectrascope.bench import run_bench
 
-        on_progress("import", 1, 1)
-        subject = load_subject(target, options, on_progress)
-        with set_aside():
-            return run_bench(
-                subject.loaded.model,
-                subject.source,
-                subject.loss_fn,
-                options=options,
-                model_info=subject.loaded.info,
-                data_info=subject.data_info,
-                command=command,
-                rounds=rounds,
-                on_progress=on_progress,
-            )
+        return run_bench
+
+    with _loaded(runner, target, options, command=command, quiet=quiet) as ready:
+        return ready.run(rounds=rounds)
 
 
 def measure_validated(
@@ -101,27 +78,52 @@ def measure_validated(
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
+
+    def runner() -> Callable[..., Advice]:
+        from spectrascope.validation import advise_and_validate
+
+        return advise_and_validate
+
+    with _loaded(runner, target, options, command=command, quiet=quiet) as ready:
+        return ready.run(train_batch=train_batch, on=on, notes=ready.notes)
+
+
+@dataclass(frozen=True)
+class _Ready(Generic[Result]):
+    """A measurement that has its network and samples, and what is only known once they are loaded."""
+
+    run: Callable[..., Result]
+    seconds: dict[str, float]
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def _loaded(
+    runner: Callable[[], Callable[..., Result]], target: Target, options: ProbeOptions, *, command: str, quiet: bool
+) -> Iterator[_Ready[Result]]:
+    """Import what measures, by ``runner``, then load the network and its data, with progress all along."""
     _require_window(options)
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
-        from spectrascope.validation import advise_and_validate
-
+        started = time.perf_counter()
+        run = runner()
+        imported = time.perf_counter()
         on_progress("import", 1, 1)
         subject = load_subject(target, options, on_progress)
+        seconds = {"import": imported - started, "load": time.perf_counter() - imported}
+        given = functools.partial(
+            run,
+            subject.loaded.model,
+            subject.source,
+            subject.loss_fn,
+            options=options,
+            model_info=subject.loaded.info,
+            data_info=subject.data_info,
+            command=command,
+            on_progress=on_progress,
+        )
         with set_aside():
-            return advise_and_validate(
-                subject.loaded.model,
-                subject.source,
-                subject.loss_fn,
-                options=options,
-                model_info=subject.loaded.info,
-                data_info=subject.data_info,
-                train_batch=train_batch,
-                on=on,
-                command=command,
-                notes=subject.notes,
-                on_progress=on_progress,
-            )
+            yield _Ready(given, seconds, subject.notes)
 
 
 def _require_window(options: ProbeOptions) -> None:

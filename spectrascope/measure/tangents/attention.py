@@ -135,7 +135,7 @@ class _Attention:
 
 
 def _weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
-    """Inner products (K, K) of x (N, K, T, S), each entry weighted by that of (N, T, S)."""
+    """As :func:`tangent.weighted_gram`, of x (N, K, T, S) with the heads first, where a transpose would copy."""
     flat = x.flatten(2)
     return torch.bmm(flat * weight.flatten(1).unsqueeze(1), flat.transpose(1, 2)).sum(0)
 
