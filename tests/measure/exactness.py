@@ -13,6 +13,7 @@ import functools
 import math
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -53,23 +54,32 @@ def measured(name: str) -> tuple[Workload, list[Target], list[Curvature | str], 
 def engines_of(name: str) -> tuple[tuple[EngineName, ...], float]:
     """Engines that ``auto`` ends with for a family, and the largest difference of h and M in units of max |h|."""
     workload, targets, by_tangents, truth = measured(name)
-    layers = [t.layer for t in targets]
-    used: set[EngineName] = set()
-    worst = 0.0
-    with no_narrowing(), hold(workload, layers):
-        choices = choose_engines(workload, layers, EngineName.AUTO, K)
-        for target, choice, tangents, matrix in zip(targets, choices, by_tangents, truth, strict=True):
-            engine = choice.engine
-            if engine is EngineName.TANGENT and isinstance(tangents, str):
-                engine = EngineName.DOUBLE_BACKPROP
-            if engine is EngineName.TANGENT:
-                assert not isinstance(tangents, str)
-                found = tangents
-            else:
-                (found,) = make_engine(engine).measure(workload, [target], groups=1)
-            used.add(engine)
-            worst = max(worst, float((found.matrix - matrix).abs().max() / matrix.diagonal().abs().max()))
-    return tuple(sorted(used, key=list(EngineName).index)), worst
+    with no_narrowing(), hold(workload, [t.layer for t in targets]):
+        found = by_chosen_engine(workload, targets, by_tangents)
+    used = {curvature.engine for curvature in found}
+    return tuple(sorted(used, key=list(EngineName).index)), largest_difference(found, truth)
+
+
+def by_chosen_engine(
+    workload: Workload, targets: Sequence[Target], by_tangents: Sequence[Curvature | str]
+) -> list[Curvature]:
+    """What ``auto`` measures of each target, given what tangents measured, or why they could not; model held still."""
+    found = []
+    for choice, target, tangents in zip(
+        choose_engines(workload, [t.layer for t in targets], EngineName.AUTO, K), targets, by_tangents, strict=True
+    ):
+        if choice.engine is EngineName.TANGENT and not isinstance(tangents, str):
+            found.append(tangents)
+        else:
+            engine = EngineName.DOUBLE_BACKPROP if choice.engine is EngineName.TANGENT else choice.engine
+            found += make_engine(engine).measure(workload, [target], groups=1)
+    return found
+
+
+def largest_difference(found: Sequence[Curvature], truth: Sequence[Tensor]) -> float:
+    """Of h and M, in units of each weight's max |h|."""
+    pairs = zip(found, truth, strict=True)
+    return max(float((f.matrix - matrix).abs().max() / matrix.diagonal().abs().max()) for f, matrix in pairs)
 
 
 def rows() -> dict[tuple[str, tuple[EngineName, ...], str], list[str]]:

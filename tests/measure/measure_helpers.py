@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import transformers
 from torch import Tensor
 
+from spectrascope.losses import CausalLM
 from spectrascope.measure.curvature.engine import Curvature, Target
 from spectrascope.measure.gradients import measure_gradients
 from spectrascope.measure.guards import held_still
 from spectrascope.measure.layers import WeightLayer, find_layers
 from spectrascope.numerics.directions import top_directions
-from spectrascope.workload import Workload
+from spectrascope.workload import TensorSource, Workload
 from tests import oracles
 
 TOP_K = 4
@@ -86,3 +88,14 @@ def assert_curvature(
     assert_close(found.group_sigma, group_sigma, float(group_sigma.abs().max()), tolerance, f"{name} group_sigma")
     mean = (torch.tensor(found.group_sizes)[:, None] * found.group_sigma).sum(0) / sum(found.group_sizes)
     assert_close(mean, sigma, float(sigma[0]), tolerance, f"{name} mean of group_sigma")
+
+
+def small_gpt2(layers: int = 2, n: int = 16) -> Workload:
+    """A GPT-2 of width 64 in float32, random weights and tokens; the same every time."""
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(
+        n_layer=layers, n_embd=64, n_head=4, vocab_size=101, n_positions=48, bos_token_id=0, eos_token_id=0
+    )
+    tokens = torch.randint(0, 101, (n, 48))
+    model = transformers.GPT2LMHeadModel(config).eval()
+    return Workload(model, TensorSource(tokens, tokens), CausalLM(), torch.device("cpu"), torch.float32)

@@ -7,13 +7,11 @@ import weakref
 
 import pytest
 import torch
-import transformers
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrascope
-from spectrascope.losses import CausalLM
 from spectrascope.measure.curvature.engines import make_engine
 from spectrascope.measure.curvature.tangent import Tangents
 from spectrascope.measure.tangents.plan import make_plan, record_loss
@@ -22,7 +20,7 @@ from spectrascope.workload import TensorSource, Workload
 from tests import oracles
 from tests.measure.exactness import measured
 from tests.measure.families import FAMILIES, no_narrowing
-from tests.measure.measure_helpers import hold, layers_of, stored_directions, targets_of
+from tests.measure.measure_helpers import hold, layers_of, small_gpt2, stored_directions, targets_of
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -164,16 +162,6 @@ class _PeakBytes(TorchDispatchMode):
         self.now -= size
 
 
-def _small_gpt2(layers: int = 2) -> Workload:
-    torch.manual_seed(0)
-    config = transformers.GPT2Config(
-        n_layer=layers, n_embd=64, n_head=4, vocab_size=101, n_positions=48, bos_token_id=0, eos_token_id=0
-    )
-    tokens = torch.randint(0, 101, (16, 48))
-    model = transformers.GPT2LMHeadModel(config).eval()
-    return Workload(model, TensorSource(tokens, tokens), CausalLM(), torch.device("cpu"), torch.float32)
-
-
 def _peak(workload: Workload, k: int, every: int = 1) -> int:
     layers = layers_of(workload)[::every]
     with hold(workload, layers):
@@ -184,7 +172,7 @@ def _peak(workload: Workload, k: int, every: int = 1) -> int:
 
 
 def test_memory_grows_neither_with_directions_nor_with_weights():
-    workload = _small_gpt2()
+    workload = small_gpt2()
     few, many = _peak(workload, 5), _peak(workload, 40)
     assert few > 1 << 20  # or nothing was counted
     assert many <= 2 * few
@@ -193,7 +181,7 @@ def test_memory_grows_neither_with_directions_nor_with_weights():
 
 
 def test_memory_stays_below_the_budget_where_one_sample_allows():
-    workload = _small_gpt2()
+    workload = small_gpt2()
     layers = layers_of(workload)[:3]
     with hold(workload, layers):
         targets = targets_of(workload, layers, 40)
@@ -207,7 +195,7 @@ def test_memory_stays_below_the_budget_where_one_sample_allows():
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_the_model_is_as_found_after_an_interruption(error, monkeypatch):
-    workload = _small_gpt2(1)
+    workload = small_gpt2(1)
     model = workload.model.train()
     model.config.use_cache = True
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -229,7 +217,7 @@ def test_the_model_is_as_found_after_an_interruption(error, monkeypatch):
 
 
 def test_checkpointing_is_switched_off_and_on_again():
-    workload = _small_gpt2(1)
+    workload = small_gpt2(1)
     model = workload.model
     model.gradient_checkpointing_enable()
     flagged = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
@@ -240,7 +228,7 @@ def test_checkpointing_is_switched_off_and_on_again():
 
 
 def test_a_plan_says_what_reaches_the_loss():
-    workload = _small_gpt2(1)
+    workload = small_gpt2(1)
     layers = layers_of(workload)
     with hold(workload, layers):
         inputs, labels = workload.fetch(0, 1)
@@ -273,7 +261,7 @@ def test_no_tensor_waits_for_a_search_for_garbage():
 
 
 def test_the_report_of_a_language_model_names_engine_and_check():
-    workload = _small_gpt2(1)
+    workload = small_gpt2(1)
     inputs, labels = workload.fetch(0, 4)
     report = spectrascope.probe(workload.model, (inputs, labels), workload.loss_fn, top_k=4)
     assert report.provenance.engines == {"tangent": len(report.layers) - report.summary.n_skipped}
