@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 from spectrascope.integrations.loggers import JsonLinesLog
 from spectrascope.integrations.monitor import CurvatureMonitor
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.target import load_model
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
 
 STEPS, EVERY, BUDGET = 600, 100, 0.25
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.records import LayerReport, Missing
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import Missing
 
 
 def main() -> None:

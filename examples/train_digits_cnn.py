@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.target import load_model
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
 
 SEED = 0
 N_TRAIN = 1297

@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spectrascope.loading.target import load_model
+from spectrascope.loading.models.open import load_model
 from spectrascope.loading.zoo.mini_gpt2 import MiniGPT2ForSequenceClassification, MiniGPT2LMHeadModel
 
 RATES = {"language model": 1e-3, "head": 1e-2, "head and trunk": 3e-4}  # learning rates

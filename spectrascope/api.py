@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from spectrascope.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.errors import OptionError
 from spectrascope.losses import make_loss, task_of
-from spectrascope.measure.effective import unwrapped
-from spectrascope.measure.selfcheck import FirstSamples
-from spectrascope.pipeline import run_probe
-from spectrascope.records import DataInfo, EngineName, Missing, ModelInfo, ProbeOptions, Report
-from spectrascope.weight_records import ConvView, WeightOptions, WeightsReport
-from spectrascope.workload import LossFunction, SampleSource, shape_of, source_from_batches
+from spectrascope.network.effective import unwrapped
+from spectrascope.probe.run import run_probe
+from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
+from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
+from spectrascope.records.values import EngineName, Missing
+from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
+from spectrascope.workload import FirstSamples, LossFunction, SampleSource, shape_of, source_from_batches
 
 __all__ = ["decompose", "describe_source", "probe", "weights"]
 
@@ -71,7 +71,7 @@ def probe(
         on_progress: called with (stage, done, total); ``done`` may be a fraction.
 
     Returns:
-        A :class:`spectrascope.records.Report`; ``spectrascope.reports`` turns it into JSON, CSV, tables.
+        A :class:`spectrascope.records.report.Report`; ``spectrascope.reports`` turns it into JSON, CSV, tables.
 
     Raises:
         SpectrascopeError: one of its kinds, with a one-line message.
@@ -113,8 +113,8 @@ def decompose(
 ) -> Report:
     """Measure as :func:`probe` does, and say why each weight's beta is what it is.
 
-    The report's layers then hold a :class:`spectrascope.decomposition.Decomposition`: Kronecker factors, alignment
-    ratios rho, chi, and slopes with beta = beta_lambda + beta_phi + beta_chi.
+    The report's layers then hold a :class:`spectrascope.records.decomposition.Decomposition`: Kronecker factors,
+    alignment ratios rho, chi, and slopes with beta = beta_lambda + beta_phi + beta_chi.
 
     Args:
         model: as for :func:`probe`, and so are all arguments not named here.
@@ -141,7 +141,7 @@ def decompose(
         on_progress: called with (stage, done, total); ``done`` may be a fraction.
 
     Returns:
-        A :class:`spectrascope.records.Report`.
+        A :class:`spectrascope.records.report.Report`.
 
     Raises:
         SpectrascopeError: one of its kinds, with a one-line message.
@@ -149,7 +149,7 @@ def decompose(
     Cost: for weights whose tail is piecewise linear, about half as much again as a probe; for others, a forward and a
     backward pass per column on top of it.
     """
-    from spectrascope.decomposer import run_decompose
+    from spectrascope.probe.decompose import run_decompose
 
     try:
         wanted = DecomposeOptions(FisherType(fisher), Sharing(sharing), draws)
@@ -226,14 +226,14 @@ def weights(
         report: a report of the same network, whose alpha_h goes beside ``s_weight``.
 
     Returns:
-        A :class:`spectrascope.weight_records.WeightsReport`.
+        A :class:`spectrascope.records.weights.WeightsReport`.
 
     Raises:
         SpectrascopeError: one of its kinds, with a one-line message.
 
     Cost: the eigenvalues of one Gram matrix per weight.
     """
-    from spectrascope.weight_tails import measure_network_weights, measure_tensors
+    from spectrascope.probe.weights import measure_network_weights, measure_tensors
 
     try:
         view = ConvView(conv)

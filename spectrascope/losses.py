@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spectrascope.errors import DataError, OptionError
-from spectrascope.records import LossName, Task
+from spectrascope.records.values import LossName, Task
 
 __all__ = [
     "IGNORED",

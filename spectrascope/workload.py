@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from spectrascope.errors import DataError
 from spectrascope.losses import require_labels_below, scores_of, takes_scores
 
-__all__ = ["Inputs", "LossFunction", "SampleSource", "TensorSource", "Workload", "shape_of", "source_from_batches"]
+__all__ = [
+    "FirstSamples",
+    "Inputs",
+    "LossFunction",
+    "SampleSource",
+    "TensorSource",
+    "Workload",
+    "shape_of",
+    "source_from_batches",
+]
 
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """One tensor (b, …), passed to the model as it is, or several by keyword (``input_ids``, ``attention_mask``)."""
@@ -85,6 +94,23 @@ class TensorSource(SampleSource):
         if isinstance(self.inputs, Tensor):
             return self.inputs[start:stop], self.targets[start:stop]
         return {name: tensor[start:stop] for name, tensor in self.inputs.items()}, self.targets[start:stop]
+
+
+@dataclass(frozen=True)
+class FirstSamples(SampleSource):
+    """The first samples of a source."""
+
+    source: SampleSource
+    size: int
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return self.size
+
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
+        """The same samples as in the whole source."""
+        return self.source.fetch(start, stop)
 
 
 @dataclass(frozen=True)

@@ -16,25 +16,15 @@ from made_up_reports import make_info, make_layer, make_measurement, make_report
 from planted_networks import planted_network
 
 import spectrascope
-from spectrascope.advice import LARGEST_EXPONENT, MOMENTUM, advise
+from spectrascope.advice.advise import LARGEST_EXPONENT, MOMENTUM, advise
+from spectrascope.advice.evidence import USUAL_DAMPING, describe_exponent, find_doubts, wider_interval
 from spectrascope.errors import OptionError
-from spectrascope.evidence import USUAL_DAMPING, describe_exponent, find_doubts, wider_interval
 from spectrascope.numerics.transfer import make_quadratic_model, transfer
-from spectrascope.records import (
-    Interval,
-    LayerInfo,
-    LayerKind,
-    LayerReport,
-    LayerRole,
-    LayerStatus,
-    Missing,
-    PowerFit,
-    SkippedLayer,
-    Task,
-)
+from spectrascope.records.advice import Advice, BetaSource, LayerAdvice, Treatment
+from spectrascope.records.report import LayerInfo, LayerReport, SkippedLayer
+from spectrascope.records.values import Interval, LayerKind, LayerRole, LayerStatus, Missing, PowerFit, Task
 from spectrascope.reports import report_from_json, report_to_json
 from spectrascope.reports.emit import emit_torch
-from spectrascope.suggestion import Advice, BetaSource, LayerAdvice, Treatment
 
 
 def _by_name(advice: Advice) -> dict[str, LayerAdvice]:

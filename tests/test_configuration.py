@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent / "cli"))  # the stand-ins of the c
 from cli_fixtures import Calls, calls, report, saved  # noqa: F401
 
 from spectrascope.cli import main
-from spectrascope.configuration import OPTIONS, Configuration, find_configuration, read_policy_table
+from spectrascope.config import OPTIONS, Configuration, find_configuration, read_policy_table
 from spectrascope.errors import OptionError, PolicyError
 from spectrascope.gate.grammar import parse_rule
 from spectrascope.gate.policy import DEFAULT_RULES, policy_from_table
-from spectrascope.records import EngineName
+from spectrascope.records.values import EngineName
 
 FULL = """
 [tool.spectrascope]

@@ -16,16 +16,17 @@ import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.decomposition import decomposition_of
+from spectrascope.curvature.double_backprop import DoubleBackprop
+from spectrascope.curvature.engine import Target
+from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.integrations.monitor import CurvatureMonitor
-from spectrascope.measure.curvature.double_backprop import DoubleBackprop
-from spectrascope.measure.curvature.engine import Target
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
-from spectrascope.measure.curvature.tangent import Tangents
 from spectrascope.numerics.directions import top_directions
 from spectrascope.optim import SpectralNewton
 from spectrascope.optim.matrix_transfer import apply_transfer
-from spectrascope.records import LayerReport, Missing, Report
+from spectrascope.records.decomposition import decomposition_of
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Missing
 from spectrascope.workload import Workload
 from tests.cases import CASES, make_workload
 from tests.measure.exactness import by_chosen_engine, largest_difference, measured

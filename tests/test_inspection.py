@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from spectrascope.errors import OptionError, UnsupportedModelError
-from spectrascope.inspection import Inspection
-from spectrascope.inspector import inspect_headers, inspect_model
 from spectrascope.losses import CausalLM
-from spectrascope.pipeline import run_probe
-from spectrascope.records import DataInfo, EngineName, LayerReport, LayerRole, Missing, ModelInfo, ProbeOptions
+from spectrascope.probe.inspect import inspect_headers, inspect_model
+from spectrascope.probe.run import run_probe
+from spectrascope.records.inspection import Inspection
+from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions
+from spectrascope.records.values import EngineName, LayerRole, Missing
 from spectrascope.reports.render import Format, render_inspection
 from spectrascope.workload import TensorSource
 from tests.cases import CASES, make_workload

@@ -11,48 +11,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "spectrascope"
 
-# Longest prefix wins. A module may import its own floor's room, or anything on a lower floor.
+# A module may import its own room, or anything on a lower floor.
 FLOORS = {
-    "spectrascope.records": 0,
-    "spectrascope.errors": 0,
-    "spectrascope.inspection": 0.5,
-    "spectrascope.bench_records": 0.5,
-    "spectrascope.comparison": 0.5,
-    "spectrascope.verdict": 0.6,
-    "spectrascope.configuration": 1,
-    "spectrascope.history": 0.5,
-    "spectrascope.suggestion": 0.5,
-    "spectrascope.weight_records": 0.5,
-    "spectrascope.decomposition": 0.5,
-    "spectrascope.numerics": 1,
-    "spectrascope.optim": 1,
-    "spectrascope.losses": 0.5,
-    "spectrascope.workload": 1,
-    "spectrascope.data": 1,
-    "spectrascope.measure": 2,
-    "spectrascope.loading": 2,
-    "spectrascope.reports": 2,
-    "spectrascope.gate": 2.5,
-    "spectrascope.trajectory": 2,
-    "spectrascope.evidence": 1.5,
-    "spectrascope.advice": 2,
-    "spectrascope.pipeline": 3,
-    "spectrascope.inspector": 3.5,
-    "spectrascope.validation": 3.5,
-    "spectrascope.weight_tails": 3.6,
-    "spectrascope.decomposer": 3.5,
-    "spectrascope.bench": 3,
-    "spectrascope.api": 4,
-    "spectrascope.integrations": 4.5,
-    "spectrascope.cli": 5,
-    "spectrascope.__main__": 6,
-}
-TORCH_FREE = (
-    "spectrascope.records", "spectrascope.errors", "spectrascope.reports", "spectrascope.comparison",
-    "spectrascope.verdict", "spectrascope.configuration", "spectrascope.gate", "spectrascope.numerics.replicates",
-    "spectrascope.history", "spectrascope.trajectory", "spectrascope.suggestion", "spectrascope.evidence",
-    "spectrascope.advice", "spectrascope.weight_records", "spectrascope.decomposition",
-)  # fmt: skip
+    "errors": 0, "text": 0, "records": 0,
+    "numerics": 1, "losses": 1, "config": 1, "optim": 1, "data": 1,
+    "reports": 2, "workload": 2,
+    "advice": 3, "gate": 3, "network": 3,
+    "curvature": 4, "loading": 4,
+    "probe": 5,
+    "api": 6,
+    "integrations": 7,
+    "cli": 8,
+    "__main__": 9,
+}  # fmt: skip
+ROOMS = {
+    "records", "numerics", "network", "curvature", "probe", "loading", "advice", "gate", "reports", "optim",
+    "integrations", "cli",
+}  # fmt: skip
+FILES = {"api.py", "config.py", "errors.py", "text.py", "losses.py", "workload.py"}
+TORCH_FREE = ("errors", "text", "records", "config", "advice", "gate", "reports")
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
 
@@ -61,9 +38,13 @@ def _module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _place(module: str) -> str | None:
-    found = [name for name in FLOORS if module == name or module.startswith(name + ".")]
-    return max(found, key=len, default=None)
+def _room(module: str) -> str:
+    """The room of ``spectrascope.room.module``."""
+    return module.split(".")[1]
+
+
+MODULES = sorted(ROOT.rglob("*.py"))
+NAMES = {_module_name(path) for path in MODULES}
 
 
 def _imports(path: Path) -> set[str]:
@@ -73,12 +54,9 @@ def _imports(path: Path) -> set[str]:
             found.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-            found.add(node.module or "")
+            whole = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
+            found |= whole or {node.module or ""}
     return found
-
-
-MODULES = sorted(ROOT.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[str(p.relative_to(ROOT)) for p in MODULES])
@@ -86,31 +64,58 @@ def test_imports_point_down(path: Path) -> None:
     name = _module_name(path)
     if name == "spectrascope":
         return  # only re-exports, lazily
-    place = _place(name)
-    assert place is not None, f"{name} has no floor: add it to FLOORS"
+    room = _room(name)
     for imported in _imports(path):
-        if imported == "spectrascope" or not imported.startswith("spectrascope"):
-            continue
-        other = _place(imported)
-        if other is None:
-            assert imported == "spectrascope.__version__", f"{name} imports {imported}, which has no floor"
-            continue
-        assert other == place or FLOORS[other] < FLOORS[place] or name.startswith(("spectrascope.bench",)), (
-            f"{name} (floor {FLOORS[place]}) imports {imported} (floor {FLOORS[other]})"
-        )
+        if imported.startswith("spectrascope."):
+            other = _room(imported)
+            assert other == room or FLOORS[other] < FLOORS[room], (
+                f"{name} (floor {FLOORS[room]}) imports {imported} (floor {FLOORS[other]})"
+            )
+        assert imported != "spectrascope", f"{name} imports the package's own __init__"
+
+
+def test_modules_import_each_other_in_no_circle() -> None:
+    edges = {_module_name(path): _imports(path) & NAMES for path in MODULES}
+    seen: dict[str, bool] = {}  # True while on the path from the start
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        assert not seen.get(name, False), f"a circle: {' -> '.join((*way, name))}"
+        if name in seen:
+            return
+        seen[name] = True
+        for other in sorted(edges[name]):
+            visit(other, (*way, name))
+        seen[name] = False
+
+    for name in sorted(NAMES - {"spectrascope"}):  # its names are imported when they are asked for
+        visit(name, ())
+
+
+def test_no_class_name_stands_twice() -> None:
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(_module_name(path))
+    assert not {name: where for name, where in places.items() if len(where) > 1}
+
+
+def test_top_of_the_house() -> None:
+    found = {p.name for p in ROOT.iterdir() if p.suffix in ("", ".py") and p.name != "__pycache__"}
+    assert found == ROOMS | FILES | {"__init__.py", "__main__.py", "data"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[str(p.relative_to(ROOT)) for p in MODULES])
 def test_report_readers_never_name_torch(path: Path) -> None:
-    if _module_name(path).startswith(TORCH_FREE):
+    if _module_name(path) != "spectrascope" and _room(_module_name(path)) in TORCH_FREE:
         assert not {i.split(".")[0] for i in _imports(path)} & TORCH_MODULES
 
 
 def test_reading_rooms_import_without_torch() -> None:
     code = (
         "import sys, spectrascope, spectrascope.reports.render, spectrascope.reports.refit, spectrascope.cli.app;"
-        "import spectrascope.gate, spectrascope.configuration, spectrascope.reports.junit;"
-        "import spectrascope.advice;"
+        "import spectrascope.gate, spectrascope.config, spectrascope.reports.junit;"
+        "import spectrascope.advice.advise;"
         "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT.parent)

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 import spectrascope
 from spectrascope.cli import main
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.target import load_model
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
 from spectrascope.losses import CausalLM
-from spectrascope.records import LayerReport, Missing, Report, SkippedLayer
+from spectrascope.records.report import LayerReport, Report, SkippedLayer
+from spectrascope.records.values import Missing
 from spectrascope.reports.read import read_report
 from tests.loading import hf_networks
 

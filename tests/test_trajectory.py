@@ -16,15 +16,16 @@ sys.path.insert(0, str(Path(__file__).parent / "reports"))  # the made-up report
 from chart_cases import training_checkpoints
 from made_up_reports import make_report
 
-import spectrascope.trajectory
+import spectrascope.advice.trajectory
+from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory, find_step, order_checkpoints
 from spectrascope.errors import SpectrascopeError
-from spectrascope.history import LayerTrack, TrackedNumber, Trajectory
-from spectrascope.records import LayerKind, LayerReport, Missing, PowerFit, RankModel, Report
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records.values import LayerKind, Missing, PowerFit, RankModel
 from spectrascope.reports.charts.chart import Bars, Line
 from spectrascope.reports.charts.training_charts import share_chart, track_chart, trajectory_pictures
 from spectrascope.reports.render import Format, render_trajectory
-from spectrascope.reports.trajectory_view import TRAJECTORY_COLUMNS, build_trajectory_document, say_trajectory
-from spectrascope.trajectory import Checkpoint, build_trajectory, find_step, order_checkpoints
+from spectrascope.reports.views.trajectory import TRAJECTORY_COLUMNS, build_trajectory_document, say_trajectory
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def trajectory() -> Trajectory:
 
 
 def test_examples_in_docstrings() -> None:
-    results = doctest.testmod(spectrascope.trajectory)
+    results = doctest.testmod(spectrascope.advice.trajectory)
     assert results.attempted
     assert not results.failed
 
@@ -63,9 +64,9 @@ def test_a_step_in_the_report_goes_first() -> None:
 
 def test_checkpoints_without_steps_of_their_own_keep_the_order_given() -> None:
     missing = Missing("-")
-    items = [Checkpoint(label, missing) for label in ("b_2", "a_1", "last")]
+    items = [MeasuredCheckpoint(label, missing) for label in ("b_2", "a_1", "last")]
     assert order_checkpoints(items) == ("checkpoint", [(1.0, items[0]), (2.0, items[1]), (3.0, items[2])])
-    twice = [Checkpoint("x_2", missing), Checkpoint("y_2", missing)]
+    twice = [MeasuredCheckpoint("x_2", missing), MeasuredCheckpoint("y_2", missing)]
     assert order_checkpoints(twice)[0] == "checkpoint"
 
 
@@ -124,7 +125,7 @@ def test_what_differs_is_noted() -> None:
 
 def test_nothing_to_put_in_a_row() -> None:
     with pytest.raises(SpectrascopeError, match="at least one report: the file is empty"):
-        build_trajectory([Checkpoint("x", Missing("the file is empty"))])
+        build_trajectory([MeasuredCheckpoint("x", Missing("the file is empty"))])
     with pytest.raises(SpectrascopeError, match="no checkpoint given"):
         build_trajectory([])
 

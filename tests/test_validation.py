@@ -10,9 +10,10 @@ from torch import nn
 from spectrascope.api import describe_source
 from spectrascope.errors import DataError
 from spectrascope.losses import make_loss
-from spectrascope.records import LossName, Missing, ModelInfo, ProbeOptions, Task
-from spectrascope.suggestion import Advice, ValidateOn, Validation
-from spectrascope.validation import advise_and_validate, correlate, search_line
+from spectrascope.probe.validate import advise_and_validate, correlate, search_line
+from spectrascope.records.advice import Advice, ValidateOn, Validation
+from spectrascope.records.report import ModelInfo, ProbeOptions
+from spectrascope.records.values import LossName, Missing, Task
 from spectrascope.workload import TensorSource
 
 INFO = ModelInfo("net", "Sequential", "python", Missing("in memory"), Missing("in memory"), "as given", 0)

@@ -14,10 +14,11 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import OptionError
-from spectrascope.records import LayerInfo, LayerKind, LayerRole, Missing, PowerFit, SkippedLayer
+from spectrascope.probe.weights import measure_weight
+from spectrascope.records.report import LayerInfo, SkippedLayer
+from spectrascope.records.values import LayerKind, LayerRole, Missing, PowerFit
+from spectrascope.records.weights import ConvView, TailFit, WeightOptions, WeightTail
 from spectrascope.reports.render import Format, render_weights
-from spectrascope.weight_records import ConvView, TailFit, WeightOptions, WeightTail
-from spectrascope.weight_tails import measure_weight
 
 FROZEN = Path(__file__).parent / "frozen" / "weightwatcher.json"
 

@@ -25,13 +25,13 @@ from scipy import special
 
 import spectrascope
 from spectrascope.gate import default_policy, judge
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.target import load_model
-from spectrascope.records import Report
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
+from spectrascope.records.report import Report
+from spectrascope.records.verdict import Mark, Outcome
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.read import read_report
 from spectrascope.reports.write import write_text_atomically
-from spectrascope.verdict import Mark, Outcome
 
 NOISE_SEED = 99
 

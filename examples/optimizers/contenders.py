@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from spectrascope.optim import SpectralNewton, parameter_groups
-from spectrascope.suggestion import ParameterExponent
+from spectrascope.records.advice import ParameterExponent
 
 ADAMW_LR = 3e-3
 """Of embeddings, heads and vectors, wherever Muon or SpectralNewton step the matrices."""

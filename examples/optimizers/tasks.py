@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.target import load_model
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
 
 
 @dataclass(frozen=True)

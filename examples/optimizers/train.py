@@ -26,8 +26,9 @@ from contenders import CONTENDERS, Contender, Measured
 from torch import nn
 
 import spectrascope
-from spectrascope.advice import advise
-from spectrascope.records import LayerReport, PowerFit
+from spectrascope.advice.advise import advise
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import PowerFit
 
 TUNING_SEED = 0
 

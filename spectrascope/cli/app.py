@@ -35,9 +35,9 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        from spectrascope import __version__
+        from importlib.metadata import version
 
-        typer.echo(f"spectrascope {__version__}")
+        typer.echo(f"spectrascope {version('spectrascope')}")
         raise typer.Exit
 
 

@@ -11,7 +11,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure_bench, spell_command
 from spectrascope.cli.output import emit
-from spectrascope.records import ProbeOptions
+from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.render import render_bench
 
 __all__ = ["bench"]
@@ -20,7 +20,7 @@ __all__ = ["bench"]
 @composed(target=groups.network_and_data, options=groups.measurement, result=groups.result)
 def bench(
     context: typer.Context,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     result: groups.Result,
     rounds: Annotated[

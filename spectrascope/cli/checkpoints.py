@@ -12,14 +12,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from spectrascope.cli.groups import Target
+from spectrascope.advice.trajectory import MeasuredCheckpoint
+from spectrascope.cli.groups import Request
 from spectrascope.cli.measure import measure
 from spectrascope.errors import OptionError, ReportFormatError, SpectrascopeError
-from spectrascope.records import Missing, ProbeOptions, Report
+from spectrascope.records.report import ProbeOptions, Report
+from spectrascope.records.values import Missing
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.read import read_report
 from spectrascope.reports.write import write_text_atomically
-from spectrascope.trajectory import Checkpoint
 
 __all__ = ["Keeping", "expand_checkpoints", "measure_checkpoints"]
 
@@ -53,8 +54,8 @@ def expand_checkpoints(given: Sequence[str], globs: Sequence[str]) -> list[str]:
 
 
 def measure_checkpoints(
-    names: Sequence[str], target: Target, options: ProbeOptions, keeping: Keeping, *, command: str, quiet: bool
-) -> Iterator[Checkpoint]:
+    names: Sequence[str], target: Request, options: ProbeOptions, keeping: Keeping, *, command: str, quiet: bool
+) -> Iterator[MeasuredCheckpoint]:
     """Yield the checkpoints in the order given, each measured or read from where its report is kept.
 
     A saved report (``.json``) among the names is read as it is. A checkpoint that cannot be measured is yielded with
@@ -67,14 +68,14 @@ def measure_checkpoints(
     labels = _labels(names)
     for number, (name, label) in enumerate(zip(names, labels, strict=True), start=1):
         if _is_report(name):
-            yield Checkpoint(label.removesuffix(".json"), read_report(Path(name)))
+            yield MeasuredCheckpoint(label.removesuffix(".json"), read_report(Path(name)))
             continue
         path = keeping.folder / f"{_file_name(label)}.json"
         asked = _asked(name, target, options)
         kept = None if keeping.again else _read_kept(path, asked)
         if kept is not None:
             _say(f"{label}: kept in {path}", number, len(names), quiet)
-            yield Checkpoint(label, kept)
+            yield MeasuredCheckpoint(label, kept)
             continue
         _say(label, number, len(names), quiet)
         try:
@@ -84,19 +85,19 @@ def measure_checkpoints(
         except SpectrascopeError as error:
             reason = " ".join(str(error).split())[:_FAILED_MESSAGE]
             _say(f"{label}: FAILED, {reason}", number, len(names), quiet)
-            yield Checkpoint(label, Missing(reason))
+            yield MeasuredCheckpoint(label, Missing(reason))
             continue
         report = replace(report, extra={**report.extra, _KEY: asked})
         _make(keeping.folder)
         write_text_atomically(path, report_to_json(report) + "\n")
-        yield Checkpoint(label, report)
+        yield MeasuredCheckpoint(label, report)
 
 
 def _is_report(name: str) -> bool:
     return name.endswith(".json") and not name.endswith(".index.json") and Path(name).is_file()
 
 
-def _asked(name: str, target: Target, options: ProbeOptions) -> dict[str, Any]:
+def _asked(name: str, target: Request, options: ProbeOptions) -> dict[str, Any]:
     """What a kept report must have been asked for to be used again: the same options of the same bytes."""
     wanted = {"target": asdict(replace(target, model=None)), "options": asdict(options)}
     text = json.dumps(wanted, sort_keys=True, default=str)

@@ -11,8 +11,8 @@ from spectrascope.cli import options as o
 from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
-from spectrascope.decomposition import DecomposeOptions, FisherType, Sharing
-from spectrascope.records import ProbeOptions
+from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
+from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import View, render
 
@@ -56,7 +56,7 @@ def _factors(
 )
 def decompose(
     context: typer.Context,
-    target: groups.Target,
+    target: groups.Request,
     factors: DecomposeOptions,
     options: ProbeOptions,
     window: groups.Window,

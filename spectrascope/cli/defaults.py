@@ -34,7 +34,7 @@ def set_project_defaults(context: typer.Context, command: Any) -> None:
     measures = "--dataset" in flags  # options of the others default to what a report says
     if not measures or {"-h", "--help"} & set(arguments):
         return
-    from spectrascope.configuration import find_configuration
+    from spectrascope.config import find_configuration
 
     project = find_configuration(Path.cwd())
     followed = _FROM_BASELINE if command.name == "gate" else set()

@@ -13,16 +13,16 @@ from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import given_options, is_saved_report, require_meaningful
-from spectrascope.configuration import find_configuration, read_policy_table
+from spectrascope.config import find_configuration, read_policy_table
 from spectrascope.errors import OptionError
-from spectrascope.records import ProbeOptions, Report
+from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import Format, render_verdict
 from spectrascope.reports.write import check_writable, write_text_atomically
 
 if TYPE_CHECKING:
-    from spectrascope.verdict import GatePolicy, Verdict
+    from spectrascope.records.verdict import GatePolicy, Verdict
 
 __all__ = ["gate"]
 
@@ -47,7 +47,7 @@ _ModelOrReport = Annotated[
 def gate(
     context: typer.Context,
     model: _ModelOrReport,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,

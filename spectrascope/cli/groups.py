@@ -6,15 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spectrascope.cli import options as o
-from spectrascope.records import EngineName, LossName, ProbeOptions
+from spectrascope.records.report import ProbeOptions
+from spectrascope.records.values import EngineName, LossName
 from spectrascope.reports.render import Format
 from spectrascope.reports.write import check_writable
 
-__all__ = ["Result", "Target", "measurement", "network_and_data", "result", "window"]
+__all__ = ["Request", "Result", "measurement", "network_and_data", "result", "window"]
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Request:
     """What to measure, as named on the command line."""
 
     model: str | None
@@ -57,9 +58,9 @@ def network_and_data(
     skip_bad: o.SkipBad = False,
     loss: o.Loss = LossName.AUTO,
     label_smoothing: o.LabelSmoothing = 0.0,
-) -> Target:
+) -> Request:
     """The network, the samples and the loss."""
-    return Target(
+    return Request(
         model,
         arch,
         base,
@@ -85,7 +86,7 @@ def measurement(
     split_fused: o.SplitFused = True,
     engine: o.Engine = EngineName.AUTO,
     device: o.Device = "auto",
-    dtype: o.Dtype = o.Precision.FLOAT32,
+    dtype: o.Dtype = o.DtypeName.FLOAT32,
     micro_batch: o.MicroBatch = "auto",
     seed: o.Seed = 0,
 ) -> ProbeOptions:

@@ -10,14 +10,14 @@ from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.look import look_at
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
-from spectrascope.records import ProbeOptions
+from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.render import render_inspection
 
 __all__ = ["inspect"]
 
 
 @composed(target=groups.network_and_data, options=groups.measurement, result=groups.result)
-def inspect(context: typer.Context, target: groups.Target, options: ProbeOptions, result: groups.Result) -> None:
+def inspect(context: typer.Context, target: groups.Request, options: ProbeOptions, result: groups.Result) -> None:
     """Say what probe would measure, with which engine and at what cost, without measuring.
 
     Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample is taken to

@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spectrascope.cli.groups import Target
+from spectrascope.cli.groups import Request
 from spectrascope.cli.progress import OnProgress
 from spectrascope.errors import LoadError, OptionError
-from spectrascope.records import DataInfo, LossName, ModelInfo, ProbeOptions
+from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
+from spectrascope.records.values import LossName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from spectrascope.loading.data.sampling import LoadedData
     from spectrascope.loading.loaded import LoadedModel
-    from spectrascope.loading.sampling import LoadedData
     from spectrascope.workload import LossFunction, SampleSource, Workload
 
 __all__ = ["Subject", "load_data", "load_model", "load_subject", "loss_of", "own_subject", "read_tensors"]
@@ -31,7 +32,7 @@ class Subject:
     notes: tuple[str, ...]
 
 
-def load_subject(target: Target, options: ProbeOptions, on_progress: OnProgress) -> Subject:
+def load_subject(target: Request, options: ProbeOptions, on_progress: OnProgress) -> Subject:
     """Load the network named, then its data."""
     on_progress("load", 0, 2)
     loaded = load_model(target, options, headers_only=False)
@@ -41,9 +42,9 @@ def load_subject(target: Target, options: ProbeOptions, on_progress: OnProgress)
     return subject
 
 
-def load_model(target: Target, options: ProbeOptions, *, headers_only: bool) -> LoadedModel:
+def load_model(target: Request, options: ProbeOptions, *, headers_only: bool) -> LoadedModel:
     """Load the network named; with ``headers_only`` its names and shapes alone, where the format allows."""
-    from spectrascope.loading.target import load_model
+    from spectrascope.loading.models.open import load_model
 
     return load_model(
         target.model,
@@ -56,7 +57,7 @@ def load_model(target: Target, options: ProbeOptions, *, headers_only: bool) -> 
     )
 
 
-def _subject(target: Target, options: ProbeOptions, loaded: LoadedModel) -> Subject:
+def _subject(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Subject:
     if loaded.workload is not None and target.dataset is None:
         return own_subject(target, options, loaded, loaded.workload)
     loss_fn = loss_of(target, loaded)
@@ -64,16 +65,16 @@ def _subject(target: Target, options: ProbeOptions, loaded: LoadedModel) -> Subj
     return Subject(loaded, data.source, data.info, loss_fn, loaded.notes + data.notes)
 
 
-def loss_of(target: Target, loaded: LoadedModel) -> LossFunction:
+def loss_of(target: Request, loaded: LoadedModel) -> LossFunction:
     """Return the loss asked for, or the one of the network's task."""
     from spectrascope.losses import make_loss
 
     return make_loss(target.loss, task=loaded.info.task, label_smoothing=target.label_smoothing)
 
 
-def load_data(target: Target, options: ProbeOptions, loaded: LoadedModel) -> LoadedData:
+def load_data(target: Request, options: ProbeOptions, loaded: LoadedModel) -> LoadedData:
     """Load the samples asked for, as the network reads them."""
-    from spectrascope.loading.datasets import load_dataset
+    from spectrascope.loading.data.open import load_dataset
 
     return load_dataset(
         target.dataset,
@@ -90,14 +91,14 @@ def load_data(target: Target, options: ProbeOptions, loaded: LoadedModel) -> Loa
     )
 
 
-def own_subject(target: Target, options: ProbeOptions, loaded: LoadedModel, own: Workload) -> Subject:
+def own_subject(target: Request, options: ProbeOptions, loaded: LoadedModel, own: Workload) -> Subject:
     """Take the loss and the samples that the user's own factory brought.
 
     Raises:
         OptionError: a loss was asked for as well.
     """
     from spectrascope.api import describe_source
-    from spectrascope.measure.selfcheck import FirstSamples
+    from spectrascope.workload import FirstSamples
 
     if target.loss is not LossName.AUTO or target.label_smoothing:
         raise OptionError("--loss goes with --dataset: the factory brings a loss of its own")
@@ -105,11 +106,11 @@ def own_subject(target: Target, options: ProbeOptions, loaded: LoadedModel, own:
     return Subject(loaded, source, describe_source(source), own.loss_fn, loaded.notes)
 
 
-def read_tensors(target: Target, *, headers_only: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:
+def read_tensors(target: Request, *, headers_only: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:
     """A checkpoint without its network, ``None`` where the model string names none or something else is wrong."""
     from pathlib import Path
 
-    from spectrascope.loading.checkpoint import read_checkpoint
+    from spectrascope.loading.checkpoints.read import read_checkpoint
 
     if target.model is None or target.arch is not None or not Path(target.model.partition("::")[0]).exists():
         return None

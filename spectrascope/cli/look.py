@@ -5,21 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from spectrascope.cli.groups import Target
+from spectrascope.cli.groups import Request
 from spectrascope.cli.load import load_data, load_model, loss_of, own_subject, read_tensors
 from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import DataError, LoadError, QuantizedError
-from spectrascope.records import Missing, ProbeOptions
+from spectrascope.records.report import ProbeOptions
+from spectrascope.records.values import Missing
 
 if TYPE_CHECKING:
-    from spectrascope.inspection import Inspection
     from spectrascope.loading.loaded import LoadedModel
+    from spectrascope.records.inspection import Inspection
     from spectrascope.workload import LossFunction, SampleSource
 
 __all__ = ["look_at"]
 
 
-def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:
+def look_at(target: Request, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:
     """Read names and shapes, and say what would be measured.
 
     Raises:
@@ -27,7 +28,7 @@ def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
     """
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
-        from spectrascope.inspector import inspect_headers, inspect_model
+        from spectrascope.probe.inspect import inspect_headers, inspect_model
 
         on_progress("import", 1, 1)
         on_progress("load", 0, 1)
@@ -58,7 +59,7 @@ def look_at(target: Target, options: ProbeOptions, *, command: str, quiet: bool)
 
 
 def _shapes(
-    target: Target, options: ProbeOptions, loaded: LoadedModel
+    target: Request, options: ProbeOptions, loaded: LoadedModel
 ) -> tuple[SampleSource | Missing, LossFunction, tuple[str, ...]]:
     """A few samples of the right shape: noise wherever the network says what it reads, else the dataset's own.
 

@@ -10,17 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from spectrascope.bench_records import BenchReport
 from spectrascope.cli.garbage import set_aside
-from spectrascope.cli.groups import Target
+from spectrascope.cli.groups import Request
 from spectrascope.cli.load import load_subject
 from spectrascope.cli.progress import follow_progress
-from spectrascope.decomposition import DecomposeOptions
 from spectrascope.errors import OptionError
-from spectrascope.records import ProbeOptions, Report
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.decomposition import DecomposeOptions
+from spectrascope.records.report import ProbeOptions, Report
 
 if TYPE_CHECKING:
-    from spectrascope.suggestion import Advice, ValidateOn
+    from spectrascope.records.advice import Advice, ValidateOn
 
 Result = TypeVar("Result")
 
@@ -33,7 +33,12 @@ def spell_command(arguments: Sequence[str]) -> str:
 
 
 def measure(
-    target: Target, options: ProbeOptions, *, command: str, quiet: bool, decompose: DecomposeOptions | None = None
+    target: Request,
+    options: ProbeOptions,
+    *,
+    command: str,
+    quiet: bool,
+    decompose: DecomposeOptions | None = None,
 ) -> Report:
     """Load and measure; with ``decompose``, the spectral alignment decomposition too.
 
@@ -43,10 +48,10 @@ def measure(
 
     def runner() -> Callable[..., Report]:
         if decompose is None:
-            from spectrascope.pipeline import run_probe
+            from spectrascope.probe.run import run_probe
 
             return run_probe
-        from spectrascope.decomposer import run_decompose
+        from spectrascope.probe.decompose import run_decompose
 
         return functools.partial(run_decompose, decompose=decompose)
 
@@ -54,7 +59,7 @@ def measure(
         return ready.run(seconds=ready.seconds, notes=ready.notes)
 
 
-def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command: str, quiet: bool) -> BenchReport:
+def measure_bench(target: Request, options: ProbeOptions, *, rounds: int, command: str, quiet: bool) -> BenchReport:
     """Load and time against double backprop.
 
     Raises:
@@ -62,7 +67,7 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
     """
 
     def runner() -> Callable[..., BenchReport]:
-        from spectrascope.bench import run_bench
+        from spectrascope.probe.bench import run_bench
 
         return run_bench
 
@@ -71,7 +76,7 @@ def measure_bench(target: Target, options: ProbeOptions, *, rounds: int, command
 
 
 def measure_validated(
-    target: Target, options: ProbeOptions, *, train_batch: int | None, on: ValidateOn, command: str, quiet: bool
+    target: Request, options: ProbeOptions, *, train_batch: int | None, on: ValidateOn, command: str, quiet: bool
 ) -> Advice:
     """Load, measure on half of the samples, advise, and take the steps for real.
 
@@ -80,7 +85,7 @@ def measure_validated(
     """
 
     def runner() -> Callable[..., Advice]:
-        from spectrascope.validation import advise_and_validate
+        from spectrascope.probe.validate import advise_and_validate
 
         return advise_and_validate
 
@@ -99,7 +104,12 @@ class _Ready(Generic[Result]):
 
 @contextmanager
 def _loaded(
-    runner: Callable[[], Callable[..., Result]], target: Target, options: ProbeOptions, *, command: str, quiet: bool
+    runner: Callable[[], Callable[..., Result]],
+    target: Request,
+    options: ProbeOptions,
+    *,
+    command: str,
+    quiet: bool,
 ) -> Iterator[_Ready[Result]]:
     """Import what measures, by ``runner``, then load the network and its data, with progress all along."""
     _require_window(options)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from spectrascope.errors import OptionError
-from spectrascope.records import EngineName, LossName
+from spectrascope.records.values import EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
 
@@ -27,6 +27,7 @@ __all__ = [
     "Device",
     "Download",
     "Dtype",
+    "DtypeName",
     "Engine",
     "Exclude",
     "FormatOption",
@@ -42,7 +43,6 @@ __all__ = [
     "NumClasses",
     "NumSamples",
     "Output",
-    "Precision",
     "Quiet",
     "Seed",
     "SkipBad",
@@ -59,7 +59,7 @@ INPUT, MEASUREMENT, RESULT = "Network and data", "Measurement", "Result"  # pane
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
-class Precision(str, Enum):
+class DtypeName(str, Enum):
     """Floating point formats a measurement can run in."""
 
     FLOAT32 = "float32"
@@ -241,7 +241,7 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[
-    Precision, typer.Option(help="Floating point format of the measurement.", rich_help_panel=MEASUREMENT)
+    DtypeName, typer.Option(help="Floating point format of the measurement.", rich_help_panel=MEASUREMENT)
 ]
 MicroBatch = Annotated[
     str,

@@ -14,8 +14,8 @@ from spectrascope.reports.write import write_text_atomically
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from spectrascope.history import Trajectory
-    from spectrascope.records import Report
+    from spectrascope.records.report import Report
+    from spectrascope.records.trajectory import Trajectory
 
 __all__ = ["emit", "write_page"]
 
@@ -47,14 +47,14 @@ def write_page(path: Path, shown: Report | Trajectory) -> None:
     Raises:
         OptionError: the file cannot be written.
     """
-    from spectrascope.history import Trajectory
+    from spectrascope.records.trajectory import Trajectory
 
     if isinstance(shown, Trajectory):
-        from spectrascope.reports.trajectory_html import trajectory_html
+        from spectrascope.reports.html.trajectory import trajectory_html
 
         write_text_atomically(path, trajectory_html(shown))
         return
-    from spectrascope.reports.html import report_html
+    from spectrascope.reports.html.page import report_html
 
     write_text_atomically(path, report_html(shown))
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory
 from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.progress import OnProgress
 from spectrascope.errors import OptionError
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports.charts.chart import Picture
 from spectrascope.reports.charts.pictures import PictureKind, report_pictures
+from spectrascope.reports.charts.plots import PICTURE_FORMATS, draw_pages, draw_picture, require_matplotlib
 from spectrascope.reports.charts.training_charts import trajectory_pictures
-from spectrascope.reports.plots import PICTURE_FORMATS, draw_pages, draw_picture, require_matplotlib
 from spectrascope.reports.write import check_writable, write_bytes_atomically
-from spectrascope.trajectory import Checkpoint, build_trajectory
 
 __all__ = ["Destination", "write_pictures"]
 
@@ -122,7 +122,7 @@ def _followed(items: Sequence[_T], on_progress: OnProgress) -> Iterator[_T]:
 def _over_training(reports: Sequence[tuple[Path, Report]], kinds: Sequence[PictureKind] | None) -> list[Picture]:
     if kinds is not None or len(reports) < 2:
         return []
-    return trajectory_pictures(build_trajectory([Checkpoint(path.stem, report) for path, report in reports]))
+    return trajectory_pictures(build_trajectory([MeasuredCheckpoint(path.stem, report) for path, report in reports]))
 
 
 def _stems(paths: Sequence[Path]) -> list[str]:

@@ -10,7 +10,7 @@ from spectrascope.cli import report_options as r
 from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit, write_page
-from spectrascope.records import ProbeOptions
+from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import render
 
@@ -20,7 +20,7 @@ __all__ = ["probe"]
 @composed(target=groups.network_and_data, options=groups.measurement, window=groups.window, result=groups.result)
 def probe(
     context: typer.Context,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,

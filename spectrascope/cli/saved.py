@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from spectrascope.errors import OptionError
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 

@@ -14,13 +14,13 @@ from spectrascope.cli.measure import measure, measure_validated, spell_command
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import is_saved_report, refit_saved
 from spectrascope.errors import OptionError
-from spectrascope.records import ProbeOptions
+from spectrascope.records.advice import ValidateOn
+from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.emit import Emission, emit_advice
 from spectrascope.reports.render import render_advice
-from spectrascope.suggestion import ValidateOn
 
 if TYPE_CHECKING:
-    from spectrascope.suggestion import Advice
+    from spectrascope.records.advice import Advice
 
 __all__ = ["suggest_beta"]
 
@@ -76,7 +76,7 @@ def suggest_beta(
     context: typer.Context,
     model: _ModelOrReport = None,
     *,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     window: groups.Window,
     train_batch: _TrainBatch = None,
@@ -104,13 +104,13 @@ def suggest_beta(
 def _advise(
     context: typer.Context,
     model: str | None,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     train_batch: int | None,
     validate_on: ValidateOn | None,
     quiet: bool,
 ) -> Advice:
-    from spectrascope.advice import advise
+    from spectrascope.advice.advise import advise
 
     command = spell_command(context.obj or ())
     if model is not None and is_saved_report(model):

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spectrascope.advice.trajectory import build_trajectory
 from spectrascope.cli import groups
 from spectrascope.cli import options as o
 from spectrascope.cli import report_options as r
@@ -15,10 +16,9 @@ from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit, write_page
 from spectrascope.errors import SpectrascopeError
-from spectrascope.history import TrackedNumber
-from spectrascope.records import ProbeOptions
+from spectrascope.records.report import ProbeOptions
+from spectrascope.records.trajectory import TrackedNumber
 from spectrascope.reports.render import render_trajectory
-from spectrascope.trajectory import build_trajectory
 
 __all__ = ["trajectory"]
 
@@ -38,7 +38,7 @@ def trajectory(
     context: typer.Context,
     *,
     model: _Checkpoints = None,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,

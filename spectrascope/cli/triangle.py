@@ -13,7 +13,7 @@ from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import is_saved_report, refit_saved
-from spectrascope.records import ProbeOptions
+from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import View, render
 
@@ -35,7 +35,7 @@ _ModelOrReport = Annotated[
 def triangle(
     context: typer.Context,
     model: _ModelOrReport,
-    target: groups.Target,
+    target: groups.Request,
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,

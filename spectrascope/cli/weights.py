@@ -15,12 +15,12 @@ from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import LoadError, OptionError
+from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
 from spectrascope.reports.render import render_weights
-from spectrascope.weight_records import ConvView, WeightOptions, WeightsReport
 
 if TYPE_CHECKING:
-    from spectrascope.records import Report
+    from spectrascope.records.report import Report
 
 __all__ = ["weights"]
 
@@ -49,15 +49,15 @@ def _network(
     num_classes: o.NumClasses = None,
     trust_remote_code: o.TrustRemoteCode = False,
     seed: o.Seed = 0,
-) -> tuple[groups.Target, int]:
+) -> tuple[groups.Request, int]:
     """The network alone."""
-    return groups.Target(model, arch, base, num_classes, trust_remote_code), seed
+    return groups.Request(model, arch, base, num_classes, trust_remote_code), seed
 
 
 @composed(network=_network, options=_options, result=groups.result)
 def weights(
     context: typer.Context,
-    network: tuple[groups.Target, int],
+    network: tuple[groups.Request, int],
     options: WeightOptions,
     result: groups.Result,
     report: Annotated[
@@ -84,12 +84,12 @@ def weights(
 
 
 def _measure(
-    target: groups.Target, seed: int, options: WeightOptions, beside: Report | None, *, command: str, quiet: bool
+    target: groups.Request, seed: int, options: WeightOptions, beside: Report | None, *, command: str, quiet: bool
 ) -> WeightsReport:
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
-        from spectrascope.loading.target import load_model
-        from spectrascope.weight_tails import measure_network_weights, measure_tensors
+        from spectrascope.loading.models.open import load_model
+        from spectrascope.probe.weights import measure_network_weights, measure_tensors
 
         on_progress("import", 1, 1)
         on_progress("load", 0, 1)

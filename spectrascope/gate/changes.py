@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Sequence
 
-from spectrascope.comparison import WHOLE_REPORT, Change, Comparison, Value
 from spectrascope.errors import OptionError
 from spectrascope.gate.conditions import is_number
 from spectrascope.gate.layers import pair_layers, restrict
@@ -19,7 +18,9 @@ from spectrascope.gate.numbers import (
     same_value,
 )
 from spectrascope.gate.provenance import find_differences, is_same_batch, name_report
-from spectrascope.records import LayerReport, LayerRow, Missing, Report
+from spectrascope.records.comparison import WHOLE_REPORT, Change, Comparison, Value
+from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.values import Missing
 
 __all__ = ["compare"]
 

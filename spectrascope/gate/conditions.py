@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spectrascope.comparison import Value
 from spectrascope.gate.noise import LARGEST, StandardError
-from spectrascope.records import Missing
-from spectrascope.verdict import Condition, Direction, Limit, Rule
+from spectrascope.records.comparison import Value
+from spectrascope.records.values import Missing
+from spectrascope.records.verdict import Condition, Direction, Limit, Rule
 
 __all__ = ["Evidence", "Judged", "is_number", "judge_rule", "needs_baseline"]
 

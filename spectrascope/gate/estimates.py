@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from spectrascope.records import EngineName, LayerReport, Missing, PowerFit
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import EngineName, Missing, PowerFit
 
 __all__ = ["engine_error", "engine_error_of_median"]
 

@@ -6,7 +6,7 @@ import re
 
 from spectrascope.errors import PolicyError
 from spectrascope.gate.numbers import canonical, require_known
-from spectrascope.verdict import Condition, Direction, Limit, Rule
+from spectrascope.records.verdict import Condition, Direction, Limit, Rule
 
 __all__ = ["parse_rule"]
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from spectrascope.gate.policy import matches
-from spectrascope.records import LayerReport, LayerRow, LayerStatus, Missing, Report
-from spectrascope.verdict import Action, Finding, GatePolicy, Mark
+from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.values import LayerStatus, Missing
+from spectrascope.records.verdict import Action, Finding, GatePolicy, Mark
 
 __all__ = ["LayerPair", "check_layers", "pair_layers", "restrict"]
 

@@ -25,7 +25,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from spectrascope.gate.estimates import engine_error, engine_error_of_median
-from spectrascope.records import LayerReport, Missing, PowerFit, Report
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Missing, PowerFit
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,24 +13,10 @@ from enum import Enum
 from functools import cache
 from typing import Any, get_args, get_origin
 
-from spectrascope.comparison import Value
 from spectrascope.errors import PolicyError
-from spectrascope.records import (
-    Analysis,
-    LayerKind,
-    LayerReport,
-    Measurement,
-    Missing,
-    PowerFit,
-    Provenance,
-    RankComparison,
-    RankModel,
-    RankModelFit,
-    Report,
-    Summary,
-    SummaryGroup,
-    Triangle,
-)
+from spectrascope.records.comparison import Value
+from spectrascope.records.report import Analysis, LayerReport, Measurement, Provenance, Report, Summary, SummaryGroup
+from spectrascope.records.values import LayerKind, Missing, PowerFit, RankComparison, RankModel, RankModelFit, Triangle
 from spectrascope.reports.codec import RANK_TABLES, hints_of, is_union
 
 __all__ = ["HEADLINES", "SUMMARY_HEADLINES", "canonical", "is_of_report", "layer_value", "list_numbers", "report_value",

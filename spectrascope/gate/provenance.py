@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from spectrascope.comparison import Difference
-from spectrascope.records import LayerReport, Measurement, Missing, Report
+from spectrascope.records.comparison import Difference
+from spectrascope.records.report import LayerReport, Measurement, Report
+from spectrascope.records.values import Missing
 from spectrascope.reports.figures import format_count
 
 __all__ = ["find_differences", "is_same_batch", "name_report"]

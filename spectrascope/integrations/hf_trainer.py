@@ -13,10 +13,10 @@ from spectrascope.integrations.loggers import Log
 from spectrascope.integrations.monitor import CurvatureMonitor
 from spectrascope.workload import LossFunction
 
-__all__ = ["CurvatureCallback"]
+__all__ = ["CurvatureTrainerCallback"]
 
 
-class CurvatureCallback(TrainerCallback):
+class CurvatureTrainerCallback(TrainerCallback):
     """Probe the network every so many optimizer steps; give it to ``Trainer(callbacks=[…])``.
 
     Args:

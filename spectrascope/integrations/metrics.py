@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from spectrascope.history import TrackedNumber
-from spectrascope.records import LayerReport, Missing, Report
-from spectrascope.trajectory import Checkpoint, build_trajectory, value_of
+from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory, value_of
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.trajectory import TrackedNumber
+from spectrascope.records.values import Missing
 
 __all__ = ["PREFIX", "report_metrics"]
 
@@ -21,7 +22,7 @@ def report_metrics(report: Report, *, per_layer: bool = True) -> dict[str, float
         report: of one moment in training.
         per_layer: with the numbers of each layer, not only medians and counts.
     """
-    (point,) = build_trajectory([Checkpoint("now", report)]).points
+    (point,) = build_trajectory([MeasuredCheckpoint("now", report)]).points
     found: dict[str, float | Missing] = {f"{PREFIX}/loss": point.loss, f"{PREFIX}/accuracy": point.accuracy}
     found |= {f"{PREFIX}/{name}_median": value for name, value in point.medians.items()}
     found |= {f"{PREFIX}/bic_wins/{model}": float(wins) for model, wins in point.bic_wins.items()}

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from spectrascope.advice.trajectory import STEP_KEY
 from spectrascope.api import probe
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import Log
 from spectrascope.integrations.metrics import report_metrics
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.write import write_text_atomically
-from spectrascope.trajectory import STEP_KEY
 from spectrascope.workload import LossFunction, source_from_batches
 
 __all__ = ["CurvatureMonitor", "random_state_kept"]

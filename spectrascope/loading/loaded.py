@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.records import ModelInfo
+from spectrascope.records.report import ModelInfo
 from spectrascope.workload import Workload
 
 __all__ = ["LoadedModel", "TextInput"]

@@ -8,14 +8,15 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spectrascope.decomposition import Alignment, FactorReading, Factors
 from spectrascope.errors import SelfCheckError
 from spectrascope.numerics.fits import fit_log_log, log_slopes
 from spectrascope.numerics.mechanisms import read_mechanisms, suits_kronecker
 from spectrascope.numerics.rank_models import compare_rank_models
 from spectrascope.numerics.sample_groups import SampleGroups, jackknife
 from spectrascope.numerics.vectors import Table, Vector, too_few
-from spectrascope.records import Measurement, Missing, PowerFit, RankComparison, RankModel
+from spectrascope.records.decomposition import Alignment, FactorReading, Factors
+from spectrascope.records.report import Measurement
+from spectrascope.records.values import Missing, PowerFit, RankComparison, RankModel
 
 __all__ = ["IDENTITY_TOLERANCE", "align", "correlate_logs", "read_factors"]
 

@@ -13,15 +13,8 @@ from spectrascope.numerics.participation import effective_rank, participation_ra
 from spectrascope.numerics.rank_models import compare_rank_models
 from spectrascope.numerics.sample_groups import SampleGroups
 from spectrascope.numerics.vectors import too_few
-from spectrascope.records import (
-    Analysis,
-    BetaQuartile,
-    Measurement,
-    Missing,
-    PowerFit,
-    Triangle,
-    ZetaBound,
-)
+from spectrascope.records.report import Analysis, Measurement
+from spectrascope.records.values import BetaQuartile, Missing, PowerFit, Triangle, ZetaBound
 
 __all__ = ["MIN_QUARTILE_WINDOW", "WELL_CONDITIONED_UP_TO", "analyse", "compare_triangle", "find_window"]
 

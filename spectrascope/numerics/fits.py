@@ -22,7 +22,7 @@ from spectrascope.numerics.vectors import (
     is_constant,
     too_few,
 )
-from spectrascope.records import Missing, PowerFit
+from spectrascope.records.values import Missing, PowerFit
 
 __all__ = ["MIN_POINTS", "compute_r2", "fit_alpha_g", "fit_alpha_h", "fit_beta", "fit_log_log", "log_slopes"]
 

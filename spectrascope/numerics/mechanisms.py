@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from spectrascope.decomposition import Alignment, Mechanism, Verdict
 from spectrascope.numerics.vectors import Vector
-from spectrascope.records import Interval, Missing, PowerFit
+from spectrascope.records.decomposition import Alignment, Determination, Mechanism
+from spectrascope.records.values import Interval, Missing, PowerFit
 
 __all__ = ["FLAT_WITHIN", "read_mechanisms", "suits_kronecker", "wider_interval"]
 
@@ -25,24 +25,24 @@ def wider_interval(fit: PowerFit) -> Interval:
     return other
 
 
-def _within(fit: PowerFit) -> Verdict:
+def _within(fit: PowerFit) -> Determination:
     """Whether a slope is flat: its interval within ±0.25; not, if wholly outside."""
     interval = wider_interval(fit)
     if interval.low >= -FLAT_WITHIN and interval.high <= FLAT_WITHIN:
-        return Verdict.YES
+        return Determination.YES
     if interval.low > FLAT_WITHIN or interval.high < -FLAT_WITHIN:
-        return Verdict.NO
-    return Verdict.UNDETERMINED
+        return Determination.NO
+    return Determination.UNDETERMINED
 
 
-def _all(*verdicts: Verdict) -> Verdict:
-    if Verdict.NO in verdicts:
-        return Verdict.NO
-    return Verdict.UNDETERMINED if Verdict.UNDETERMINED in verdicts else Verdict.YES
+def _all(*verdicts: Determination) -> Determination:
+    if Determination.NO in verdicts:
+        return Determination.NO
+    return Determination.UNDETERMINED if Determination.UNDETERMINED in verdicts else Determination.YES
 
 
-def _not(verdict: Verdict) -> Verdict:
-    return {Verdict.YES: Verdict.NO, Verdict.NO: Verdict.YES}.get(verdict, verdict)
+def _not(verdict: Determination) -> Determination:
+    return {Determination.YES: Determination.NO, Determination.NO: Determination.YES}.get(verdict, verdict)
 
 
 def _say(name: str, fit: PowerFit) -> str:
@@ -74,15 +74,17 @@ def read_mechanisms(alignment: Alignment, *, positions: int) -> tuple[Mechanism,
     missing = next((fit for fit in slopes if isinstance(fit, Missing)), None)
     names = ("layernorm flattening", "residual decorrelation", "softmax concentration", "weight-sharing gap", "none")
     if missing is not None:
-        return tuple(Mechanism(name, Verdict.UNDETERMINED, f"no slopes: {missing.reason}") for name in names)
+        return tuple(Mechanism(name, Determination.UNDETERMINED, f"no slopes: {missing.reason}") for name in names)
     beta, rho_a, rho_delta, chi, phi = (fit for fit in slopes if isinstance(fit, PowerFit))
     aligned_a, aligned_delta = _typical(alignment.rho_a), _typical(alignment.rho_delta)
     low_delta = wider_interval(rho_delta).low
     high_delta = wider_interval(rho_delta).high
-    falls = Verdict.YES if low_delta > 0 else Verdict.NO if high_delta <= 0 else Verdict.UNDETERMINED
+    falls = Determination.YES if low_delta > 0 else Determination.NO if high_delta <= 0 else Determination.UNDETERMINED
     beyond = wider_interval(beta)
-    exceeds = Verdict.YES if beyond.low > 2 else Verdict.NO if beyond.high <= 2 else Verdict.UNDETERMINED
-    shared = Verdict.YES if positions > 1 else Verdict.NO
+    exceeds = (
+        Determination.YES if beyond.low > 2 else Determination.NO if beyond.high <= 2 else Determination.UNDETERMINED
+    )
+    shared = Determination.YES if positions > 1 else Determination.NO
     found = (
         (_all(_within(rho_a), _apart(aligned_a)), f"{_say('rho_A', rho_a)}, typical rho_A {aligned_a:.2g}"),
         (
@@ -101,9 +103,9 @@ def _typical(rho: tuple[float, ...]) -> float:
     return float(np.exp(np.mean(np.log(positive)))) if positive else 0.0
 
 
-def _apart(typical: float) -> Verdict:
+def _apart(typical: float) -> Determination:
     near = typical > 0 and abs(np.log(typical)) <= np.log(_ALIGNED_WITHIN)
-    return Verdict.NO if near else Verdict.YES
+    return Determination.NO if near else Determination.YES
 
 
 def suits_kronecker(beta_chi: PowerFit | Missing, chi: Vector, ratio: float | Missing) -> Mechanism:
@@ -117,16 +119,16 @@ def suits_kronecker(beta_chi: PowerFit | Missing, chi: Vector, ratio: float | Mi
     """
     name = "suits a Kronecker preconditioner"
     if isinstance(beta_chi, Missing):
-        return Mechanism(name, Verdict.UNDETERMINED, f"no slope of chi: {beta_chi.reason}")
+        return Mechanism(name, Determination.UNDETERMINED, f"no slope of chi: {beta_chi.reason}")
     positive = chi[chi > 0]
     spread = float(positive.max() / positive.min())
     flat = _within(beta_chi)
-    if flat is Verdict.NO or spread > _CHI_SPREAD[1]:
-        verdict = Verdict.NO
-    elif flat is Verdict.YES and spread <= _CHI_SPREAD[0]:
-        verdict = Verdict.YES
+    if flat is Determination.NO or spread > _CHI_SPREAD[1]:
+        verdict = Determination.NO
+    elif flat is Determination.YES and spread <= _CHI_SPREAD[0]:
+        verdict = Determination.YES
     else:
-        verdict = Verdict.UNDETERMINED
+        verdict = Determination.UNDETERMINED
     evidence = f"{_say('chi', beta_chi)}, chi {positive.min():.2g} to {positive.max():.2g}"
     if not isinstance(ratio, Missing):
         evidence += f", concentration ratio {ratio:.2g}"

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import special
 
 from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite
-from spectrascope.records import Missing, ZetaBound
+from spectrascope.records.values import Missing, ZetaBound
 
 __all__ = ["BOUND_TOLERANCE", "effective_rank", "participation_ratio", "zeta_bound"]
 

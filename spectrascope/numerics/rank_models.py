@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from spectrascope.numerics.fits import MIN_POINTS, compute_r2
 from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite, too_few
-from spectrascope.records import Missing, RankComparison, RankModel, RankModelFit
+from spectrascope.records.values import Missing, RankComparison, RankModel, RankModelFit
 
 __all__ = ["TIE_BELOW", "compare_rank_models"]
 

@@ -13,7 +13,8 @@ import numpy as np
 from spectrascope.numerics.fits import log_slopes
 from spectrascope.numerics.sample_groups import MIN_GROUPS, SampleGroups
 from spectrascope.numerics.vectors import Vector, too_few
-from spectrascope.records import LayerReport, Missing
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import Missing
 
 __all__ = ["Replicates", "perturb_curvatures", "replicate_numbers"]
 

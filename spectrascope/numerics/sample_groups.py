@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spectrascope.numerics.vectors import Table, Vector, interval_about, too_few
-from spectrascope.records import Interval, Missing, PowerFit
+from spectrascope.records.values import Interval, Missing, PowerFit
 
 __all__ = ["MIN_GROUPS", "Refit", "Refits", "SampleGroups", "jackknife", "jackknife_stderr"]
 

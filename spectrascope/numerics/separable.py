@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from spectrascope.decomposition import PredictedProfile
 from spectrascope.numerics.spectra import gram_eigenvalues
-from spectrascope.records import Missing
+from spectrascope.records.decomposition import PredictedProfile
+from spectrascope.records.values import Missing
 
 __all__ = ["predict_profile"]
 

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spectrascope.records import (
+from spectrascope.records.report import LayerReport, LayerRow, Summary, SummaryGroup
+from spectrascope.records.values import (
     Interval,
     LayerKind,
-    LayerReport,
-    LayerRow,
     LayerStatus,
     Missing,
     PowerFit,
     RankComparison,
     RankModel,
-    Summary,
-    SummaryGroup,
     Triangle,
 )
 

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite
-from spectrascope.records import Missing
-from spectrascope.weight_records import TailFit
+from spectrascope.records.values import Missing
+from spectrascope.records.weights import TailFit
 
 __all__ = ["MIN_EVALUES", "fit_tail"]
 

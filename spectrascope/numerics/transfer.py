@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spectrascope.numerics.vectors import as_vector
-from spectrascope.records import Missing
+from spectrascope.records.values import Missing
 
 __all__ = [
     "LEAST_PIVOT",
     "QuadraticModel",
-    "Step",
+    "StepOutcome",
     "find_most_efficient",
     "make_quadratic_model",
     "transfer",
@@ -64,7 +64,7 @@ def transfer(sigma: ArrayLike, beta: float, damping: float = 0.0) -> Vector:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepOutcome:
     """The best step along one combination of directions, under the local quadratic model.
 
     Attributes:
@@ -94,7 +94,7 @@ class QuadraticModel:
     best: Vector
     best_decrease: float
 
-    def step(self, transfer: ArrayLike) -> Step | Missing:
+    def step(self, transfer: ArrayLike) -> StepOutcome | Missing:
         """Return the best step along Σ_k T_k D_k.
 
         Args:
@@ -108,7 +108,7 @@ class QuadraticModel:
 
         >>> model = make_quadratic_model([2.0, 1.0], [[4.0, 0.0], [0.0, 1.0]])
         >>> model.step([0.5, 1.0]), round(model.step([2.0, 1.0]).efficiency, 3)
-        (Step(length=1.0, decrease=1.0, efficiency=1.0), 0.735)
+        (StepOutcome(length=1.0, decrease=1.0, efficiency=1.0), 0.735)
         """
         weights = as_vector(transfer, "transfer")
         if weights.shape != self.sigma.shape:
@@ -118,7 +118,7 @@ class QuadraticModel:
         if not (slope > 0 and curvature > 0):
             return Missing("the loss does not fall along this step")
         decrease = slope**2 / (2 * curvature)
-        return Step(slope / curvature, decrease, min(1.0, decrease / self.best_decrease))
+        return StepOutcome(slope / curvature, decrease, min(1.0, decrease / self.best_decrease))
 
 
 def make_quadratic_model(sigma: ArrayLike, matrix: ArrayLike) -> QuadraticModel | Missing:

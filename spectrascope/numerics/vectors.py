@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from spectrascope.records import Interval, Missing
+from spectrascope.records.values import Interval, Missing
 
 __all__ = ["Table", "Vector", "as_vector", "find_nonfinite", "interval_about", "is_constant", "too_few"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from spectrascope.suggestion import ParameterExponent
+from spectrascope.records.advice import ParameterExponent
 
 __all__ = ["parameter_groups"]
 

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from spectrascope.optim.matrix_transfer import Precision, apply_transfer, choose_route
-from spectrascope.suggestion import USUAL_EXPONENTS
+from spectrascope.records.advice import USUAL_EXPONENTS
 
 __all__ = ["SpectralNewton"]
 

@@ -1,6 +1,6 @@
 """Records to text: JSON, CSV, table and Markdown, and back from JSON.
 
-Nothing here prints, measures or imports torch: functions take a :class:`spectrascope.records.Report` and
+Nothing here prints, measures or imports torch: functions take a :class:`spectrascope.records.report.Report` and
 return strings (or, for a terminal, something ``rich`` can draw).
 """
 

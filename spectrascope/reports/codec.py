@@ -17,7 +17,7 @@ from functools import cache, partial
 from typing import Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from spectrascope.errors import NonFiniteError, ReportFormatError
-from spectrascope.records import Interval, Missing, PowerFit, RankComparison, RankModel, RankModelFit
+from spectrascope.records.values import Interval, Missing, PowerFit, RankComparison, RankModel, RankModelFit
 
 __all__ = [
     "RANK_TABLES",

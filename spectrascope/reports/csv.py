@@ -12,9 +12,10 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from spectrascope.bench_records import BenchReport
-from spectrascope.inspection import InspectedWeight, Inspection
-from spectrascope.records import Interval, LayerReport, LayerRow, Missing, PowerFit, RankComparison, RankModel, Report
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.inspection import InspectedWeight, Inspection
+from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.values import Interval, Missing, PowerFit, RankComparison, RankModel
 from spectrascope.reports.codec import encode
 from spectrascope.reports.order import Sort, sort_layers
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
-from spectrascope.suggestion import Advice, ParameterExponent
+from spectrascope.records.advice import Advice, ParameterExponent
 
 __all__ = ["Emission", "emit_advice", "emit_torch", "emit_yaml"]
 

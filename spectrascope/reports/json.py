@@ -10,26 +10,18 @@ from __future__ import annotations
 import json
 from typing import Any, TypeAlias
 
-from spectrascope.bench_records import BenchReport
-from spectrascope.comparison import Comparison
 from spectrascope.errors import ReportFormatError
-from spectrascope.history import Trajectory
-from spectrascope.inspection import Inspection
-from spectrascope.records import (
-    SCHEMA_VERSION,
-    LayerReport,
-    LayerRow,
-    LayerStatus,
-    ProbeOptions,
-    Provenance,
-    Report,
-    Summary,
-)
+from spectrascope.records.advice import Advice
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.comparison import Comparison
+from spectrascope.records.inspection import Inspection
+from spectrascope.records.report import LayerReport, LayerRow, ProbeOptions, Provenance, Report, Summary
+from spectrascope.records.trajectory import Trajectory
+from spectrascope.records.values import SCHEMA_VERSION, LayerStatus
+from spectrascope.records.verdict import Verdict
+from spectrascope.records.weights import WeightsReport
 from spectrascope.reports.codec import decode, encode, require_key, require_object
 from spectrascope.reports.layer_json import decode_layer, encode_layer
-from spectrascope.suggestion import Advice
-from spectrascope.verdict import Verdict
-from spectrascope.weight_records import WeightsReport
 
 __all__ = ["Record", "dump_json", "record_to_json", "report_from_json", "report_to_json"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from xml.etree import ElementTree as ET
 
-from spectrascope.reports.verdict_view import format_value
-from spectrascope.verdict import Finding, Mark, Outcome, Verdict
+from spectrascope.records.verdict import Finding, Mark, Outcome, Verdict
+from spectrascope.reports.views.verdict import format_value
 
 __all__ = ["verdict_to_junit"]
 

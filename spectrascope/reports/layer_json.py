@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from spectrascope.decomposition import Decomposition, decomposition_of
 from spectrascope.errors import ReportFormatError
-from spectrascope.records import (
+from spectrascope.records.decomposition import Decomposition, decomposition_of
+from spectrascope.records.report import (
     NOT_DECOMPOSED,
     Analysis,
     LayerInfo,
     LayerReport,
     LayerRow,
-    LayerStatus,
     Measurement,
-    Missing,
     SkippedLayer,
 )
+from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.reports.codec import added_later, child, decode, encode, hints_of, require_key, require_object
 
 __all__ = [

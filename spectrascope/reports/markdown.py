@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from spectrascope.records import Report
-from spectrascope.reports.document import Document, Sheet, Tone
+from spectrascope.records.report import Report
 from spectrascope.reports.order import Sort
-from spectrascope.reports.views import build_probe, build_triangle
+from spectrascope.reports.views.document import Document, Sheet, Tone
+from spectrascope.reports.views.report import build_probe, build_triangle
 
 __all__ = ["document_markdown", "report_markdown", "triangle_markdown"]
 

@@ -5,15 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from enum import Enum
 
-from spectrascope.records import (
-    LayerReport,
-    LayerRow,
-    LayerStatus,
-    Missing,
-    PowerFit,
-    Report,
-    Triangle,
-)
+from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.values import LayerStatus, Missing, PowerFit, Triangle
 
 __all__ = ["Sort", "sort_layers"]
 

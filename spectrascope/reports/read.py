@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from spectrascope.errors import ReportFormatError
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports.json import report_from_json
 
 __all__ = ["read_report"]

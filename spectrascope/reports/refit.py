@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spectrascope.decomposition import Decomposition, decomposition_of
 from spectrascope.errors import OptionError
-from spectrascope.records import LayerReport, LayerRow, Report
+from spectrascope.records.decomposition import Decomposition, decomposition_of
+from spectrascope.records.report import LayerReport, LayerRow, Report
 
 __all__ = ["refit"]
 

@@ -7,20 +7,20 @@ from enum import Enum
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from spectrascope.bench_records import BenchReport
-from spectrascope.comparison import Comparison
-from spectrascope.history import TrackedNumber, Trajectory
-from spectrascope.inspection import Inspection
-from spectrascope.records import Report
+from spectrascope.records.advice import Advice
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.comparison import Comparison
+from spectrascope.records.inspection import Inspection
+from spectrascope.records.report import Report
+from spectrascope.records.trajectory import TrackedNumber, Trajectory
+from spectrascope.records.verdict import Verdict
+from spectrascope.records.weights import WeightsReport
 from spectrascope.reports.order import Sort
-from spectrascope.suggestion import Advice
-from spectrascope.verdict import Verdict
-from spectrascope.weight_records import WeightsReport
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from spectrascope.reports.document import Document
+    from spectrascope.reports.views.document import Document
 
 __all__ = [
     "Format", "View", "render", "render_advice", "render_bench", "render_comparison", "render_inspection",
@@ -91,7 +91,7 @@ def render(
 
 
 def _render_decomposition(report: Report, format: Format, sort: Sort, width: int | None) -> RenderableType:
-    from spectrascope.reports.decomposition_view import build_decomposition, decomposition_to_csv
+    from spectrascope.reports.views.decomposition import build_decomposition, decomposition_to_csv
 
     if format is Format.CSV:
         return decomposition_to_csv(report, sort)
@@ -105,7 +105,7 @@ def render_bench(bench: BenchReport, format: Format, *, width: int | None = None
         NonFiniteError: JSON of a benchmark with a number that is NaN or infinite.
     """
     from spectrascope.reports.csv import bench_to_csv
-    from spectrascope.reports.views import build_bench
+    from spectrascope.reports.views.report import build_bench
 
     return _give(bench, format, width, bench_to_csv, build_bench)
 
@@ -113,7 +113,7 @@ def render_bench(bench: BenchReport, format: Format, *, width: int | None = None
 def render_inspection(inspection: Inspection, format: Format, *, width: int | None = None) -> RenderableType:
     """Give a dry run the form asked for."""
     from spectrascope.reports.csv import inspection_to_csv
-    from spectrascope.reports.inspection_view import build_inspection
+    from spectrascope.reports.views.inspection import build_inspection
 
     return _give(inspection, format, width, inspection_to_csv, build_inspection)
 
@@ -127,7 +127,7 @@ def render_verdict(
         NonFiniteError: JSON of a verdict with a number that is NaN or infinite.
     """
     from spectrascope.reports.verdict_csv import verdict_to_csv
-    from spectrascope.reports.verdict_view import build_verdict
+    from spectrascope.reports.views.verdict import build_verdict
 
     return _give(verdict, format, width, verdict_to_csv, partial(build_verdict, every=every))
 
@@ -139,7 +139,7 @@ def render_comparison(comparison: Comparison, format: Format, *, width: int | No
         NonFiniteError: JSON of a comparison with a number that is NaN or infinite.
     """
     from spectrascope.reports.verdict_csv import comparison_to_csv
-    from spectrascope.reports.verdict_view import build_comparison
+    from spectrascope.reports.views.verdict import build_comparison
 
     return _give(comparison, format, width, comparison_to_csv, build_comparison)
 
@@ -156,7 +156,7 @@ def render_trajectory(
     Raises:
         NonFiniteError: JSON of a trajectory with a number that is NaN or infinite.
     """
-    from spectrascope.reports.trajectory_view import build_trajectory_document, trajectory_to_csv
+    from spectrascope.reports.views.trajectory import build_trajectory_document, trajectory_to_csv
 
     return _give(trajectory, format, width, trajectory_to_csv, partial(build_trajectory_document, number=number))
 
@@ -168,7 +168,7 @@ def render_advice(advice: Advice, format: Format, *, width: int | None = None) -
         NonFiniteError: JSON of an advice with a number that is NaN or infinite.
     """
     from spectrascope.reports.suggestion_csv import advice_to_csv
-    from spectrascope.reports.suggestion_view import build_advice
+    from spectrascope.reports.views.advice import build_advice
 
     return _give(advice, format, width, advice_to_csv, build_advice)
 
@@ -179,7 +179,7 @@ def render_weights(report: WeightsReport, format: Format, *, width: int | None =
     Raises:
         NonFiniteError: JSON of a report with a number that is NaN or infinite.
     """
-    from spectrascope.reports.weights_view import build_weights, weights_to_csv
+    from spectrascope.reports.views.weights import build_weights, weights_to_csv
 
     return _give(report, format, width, weights_to_csv, build_weights)
 

@@ -11,20 +11,15 @@ from dataclasses import is_dataclass
 from enum import Enum
 from typing import Any, get_args, get_origin
 
-from spectrascope.records import (
+from spectrascope.records.report import Analysis, LayerInfo, Measurement, ProbeOptions, Provenance, Summary
+from spectrascope.records.values import (
     SCHEMA_VERSION,
-    Analysis,
     Interval,
-    LayerInfo,
     LayerStatus,
-    Measurement,
     Missing,
-    ProbeOptions,
-    Provenance,
     RankComparison,
     RankModel,
     RankModelFit,
-    Summary,
 )
 from spectrascope.reports.codec import RANK_TABLES, hints_of, is_union
 from spectrascope.reports.layer_json import DECOMPOSITION_HINT, DECOMPOSITION_KEY, GROUP_KEYS, MEASURED_KEYS

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spectrascope.errors import OptionError
-from spectrascope.records import NOT_SELECTED, Report
+from spectrascope.records.report import NOT_SELECTED, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 

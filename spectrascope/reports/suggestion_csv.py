@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import io
 
-from spectrascope.records import Interval, Missing
-from spectrascope.suggestion import Advice, LayerAdvice
+from spectrascope.records.advice import Advice, LayerAdvice
+from spectrascope.records.values import Interval, Missing
 
 __all__ = ["COLUMNS", "advice_to_csv"]
 

@@ -14,10 +14,10 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from spectrascope.records import Report
-from spectrascope.reports.document import Document, Sheet, Tone, footnote_mark
+from spectrascope.records.report import Report
 from spectrascope.reports.order import Sort
-from spectrascope.reports.views import build_probe, build_triangle
+from spectrascope.reports.views.document import Document, Sheet, Tone, footnote_mark
+from spectrascope.reports.views.report import build_probe, build_triangle
 
 __all__ = ["document_table", "report_table", "triangle_table"]
 

@@ -6,9 +6,9 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from spectrascope.comparison import Comparison, Value
-from spectrascope.records import Missing
-from spectrascope.verdict import Verdict
+from spectrascope.records.comparison import Comparison, Value
+from spectrascope.records.values import Missing
+from spectrascope.records.verdict import Verdict
 
 __all__ = ["CHANGE_COLUMNS", "FINDING_COLUMNS", "comparison_to_csv", "verdict_to_csv"]
 

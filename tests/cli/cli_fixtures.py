@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))  # the made-up re
 
 from made_up_reports import made_up_bench, mixed_report
 
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
 
 START = "import sys; from spectrascope.cli import main; sys.exit(main())"
@@ -62,10 +62,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         setattr(fake, name, function)
         monkeypatch.setitem(sys.modules, module, fake)
 
-    stand_in("spectrascope.loading.target", "load_model", loaded)
-    stand_in("spectrascope.loading.datasets", "load_dataset", data)
-    stand_in("spectrascope.pipeline", "run_probe", mixed_report())
-    stand_in("spectrascope.bench", "run_bench", made_up_bench())
+    stand_in("spectrascope.loading.models.open", "load_model", loaded)
+    stand_in("spectrascope.loading.data.open", "load_dataset", data)
+    stand_in("spectrascope.probe.run", "run_probe", mixed_report())
+    stand_in("spectrascope.probe.bench", "run_bench", made_up_bench())
     return calls
 
 

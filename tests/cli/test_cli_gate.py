@@ -15,7 +15,7 @@ from cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
 from made_up_reports import big_report, mixed_report
 
 from spectrascope.cli import main
-from spectrascope.records import ProbeOptions, Report
+from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports import report_from_json, report_to_json
 
 

@@ -50,8 +50,8 @@ def test_tiny_imagenet(model: str, extra: tuple[str, ...], order: str, shared: P
 def test_labels_of_both_numberings_mean_the_same_words(shared: Path) -> None:
     """Label by label, against the data set's own word list and torchvision's category names."""
     torchvision = pytest.importorskip("torchvision")
-    from spectrascope.loading.datasets import load_dataset
-    from spectrascope.loading.target import load_model
+    from spectrascope.loading.data.open import load_dataset
+    from spectrascope.loading.models.open import load_model
 
     root = shared / "data" / "tiny-imagenet-200"
     ids = (root / "wnids.txt").read_text().split()

@@ -8,7 +8,8 @@ from cli_fixtures import calls, report, saved  # noqa: F401
 
 from spectrascope.cli import main
 from spectrascope.losses import CrossEntropy
-from spectrascope.records import EngineName, LossName, ProbeOptions
+from spectrascope.records.report import ProbeOptions
+from spectrascope.records.values import EngineName, LossName
 
 ALL = [
     *("--arch", "resnet20", "--num-classes", "10", "--dataset", "folder:x", "--data-root", "/d", "--download"),

@@ -15,7 +15,7 @@ from cli_fixtures import Calls, calls, report, saved  # noqa: F401
 from made_up_reports import big_report
 
 from spectrascope.cli import main
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
 from spectrascope.reports.charts.chart import Picture
 

@@ -15,7 +15,7 @@ from cli_fixtures import report, run_command, saved  # noqa: F401
 from made_up_reports import LONG_NAME, big_report
 
 from spectrascope.cli import main
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports import Format, Sort, report_from_json, report_to_json
 
 

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from cli_fixtures import START, calls, report, run_command, saved  # noqa: F401
 
-from spectrascope.advice import advise
+from spectrascope.advice.advise import advise
 from spectrascope.cli import main
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports.emit import emit_torch
 
 

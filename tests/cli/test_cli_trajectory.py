@@ -15,7 +15,7 @@ from cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
 
 from spectrascope.cli import main
 from spectrascope.errors import LoadError, OptionError
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports import read_report, report_to_json
 
 
@@ -176,7 +176,7 @@ def test_refusals(tmp_path: Path, monkeypatch, capsys, arguments: list[str], cod
 def test_two_real_checkpoints(tmp_path: Path, capsys) -> None:
     import torch
 
-    from spectrascope.loading.target import load_model
+    from spectrascope.loading.models.open import load_model
 
     for step in (0, 1):
         model = load_model("digits-cnn@none", seed=step).model

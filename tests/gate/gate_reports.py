@@ -14,7 +14,8 @@ from made_up_reports import make_info, make_report
 
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.summary import summarise
-from spectrascope.records import EngineName, LayerKind, LayerReport, LayerStatus, Measurement, Report, SkippedLayer
+from spectrascope.records.report import LayerReport, Measurement, Report, SkippedLayer
+from spectrascope.records.values import EngineName, LayerKind, LayerStatus
 
 NAMES = ("conv1.weight", "layer1.conv.weight", "layer2.conv.weight", "layer3.conv.weight", "fc.weight")
 K = 12

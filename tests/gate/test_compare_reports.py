@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from gate_reports import NAMES, network, with_measurement, with_run, with_status, without
 
-from spectrascope.comparison import WHOLE_REPORT, Change
 from spectrascope.errors import OptionError
 from spectrascope.gate.changes import compare
 from spectrascope.gate.noise import NoiseMeter
 from spectrascope.gate.numbers import HEADLINES, SUMMARY_HEADLINES
-from spectrascope.records import LayerStatus, Missing
+from spectrascope.records.comparison import WHOLE_REPORT, Change
+from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.reports.render import Format, render_comparison
 
 BASE = network()

@@ -14,8 +14,9 @@ from spectrascope.gate.noise import NoiseMeter
 from spectrascope.gate.policy import policy_from_table
 from spectrascope.numerics.fits import fit_alpha_h, fit_beta
 from spectrascope.numerics.participation import effective_rank, participation_ratio
-from spectrascope.records import EngineName, LayerReport, Missing, Report
-from spectrascope.verdict import Outcome
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import EngineName, Missing
+from spectrascope.records.verdict import Outcome
 
 LAYER = NAMES[2]
 NUMBERS = {

@@ -15,8 +15,9 @@ from spectrascope.gate.policy import default_policy, policy_from_table
 from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.participation import participation_ratio
 from spectrascope.numerics.sample_groups import SampleGroups
-from spectrascope.records import LayerReport, Missing, Report
-from spectrascope.verdict import Mark, Outcome
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Missing
+from spectrascope.records.verdict import Mark, Outcome
 
 ONE, OTHER = network(1), network(2)
 

@@ -20,7 +20,8 @@ from spectrascope.gate.numbers import (
     report_value,
     require_known,
 )
-from spectrascope.records import LayerReport, Missing, PowerFit
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import Missing, PowerFit
 from spectrascope.reports.json import report_to_json
 
 WIDE = make_layer(make_info("wide"), make_measurement(k=44), top_k=44)

@@ -22,7 +22,8 @@ from made_up_reports import make_info
 
 from spectrascope.cli import main
 from spectrascope.numerics.analysis import analyse
-from spectrascope.records import EngineName, LayerKind, LayerStatus, Missing, Report, SkippedLayer
+from spectrascope.records.report import Report, SkippedLayer
+from spectrascope.records.values import EngineName, LayerKind, LayerStatus, Missing
 from spectrascope.reports.json import report_to_json
 
 BASE = network()

@@ -16,7 +16,7 @@ from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import JsonLinesLog
 from spectrascope.integrations.monitor import CurvatureMonitor, random_state_kept
-from spectrascope.records import LayerReport
+from spectrascope.records.report import LayerReport
 from spectrascope.reports.read import read_report
 
 PLENTY = 1e9
@@ -64,12 +64,12 @@ def test_mini_gpt2_trains_the_same_through_the_trainer(tmp_path: Path) -> None:
     pytest.importorskip("accelerate", reason="Hugging Face's Trainer needs accelerate")
     from transformers import Trainer, TrainingArguments
 
-    from spectrascope.integrations.hf_trainer import CurvatureCallback
+    from spectrascope.integrations.hf_trainer import CurvatureTrainerCallback
 
     blocks = token_blocks()
     examples = [{"input_ids": block, "labels": block} for block in blocks]
     log = JsonLinesLog(tmp_path / "log.jsonl")
-    callback = CurvatureCallback(
+    callback = CurvatureTrainerCallback(
         {"input_ids": blocks[:8], "labels": blocks[:8]},
         every=60,
         budget=PLENTY,

@@ -9,10 +9,11 @@ import pytest
 from torch import nn
 
 from spectrascope.errors import DataError
-from spectrascope.loading.datasets import LoadedData, load_dataset
+from spectrascope.loading.data.open import LoadedData, load_dataset
 from spectrascope.loading.loaded import LoadedModel, TextInput
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.records import Missing, ModelInfo, Task
+from spectrascope.records.report import ModelInfo
+from spectrascope.records.values import Missing, Task
 
 
 def network(task: Task, num_classes: int | None, text: TextInput | None = None, **fields: Any) -> LoadedModel:

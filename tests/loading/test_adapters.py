@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
-from spectrascope.loading.adapters import is_adapter_directory, load_adapter
-from spectrascope.loading.huggingface import load_huggingface
-from spectrascope.records import Missing, Task
+from spectrascope.loading.models.huggingface.adapters import is_adapter_directory, load_adapter
+from spectrascope.loading.models.huggingface.open import load_huggingface
+from spectrascope.records.values import Missing, Task
 
 peft = pytest.importorskip("peft")
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from spectrascope.errors import LoadError
-from spectrascope.loading import torchvision_models
-from spectrascope.loading.recognise import recognise
-from spectrascope.loading.skeleton import build_skeleton, skeleton_of
-from spectrascope.loading.target import load_model
-from spectrascope.loading.torchvision_models import PLAIN, Variant
+from spectrascope.loading.checkpoints.skeleton import build_skeleton, skeleton_of
+from spectrascope.loading.models import torchvision as torchvision_models
+from spectrascope.loading.models.open import load_model
+from spectrascope.loading.models.recognise import recognise
+from spectrascope.loading.models.torchvision import PLAIN, Variant
 from spectrascope.loading.zoo import ZOO
 
 NAMES = torchvision_models.list_names()

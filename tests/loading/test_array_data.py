@@ -17,7 +17,7 @@ from torch import nn
 from spectrascope.errors import DataError
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.records import LossName, Task
+from spectrascope.records.values import LossName, Task
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((20, 3, 4)).astype(np.float32)

@@ -9,7 +9,7 @@ import torch
 from data_networks import images, load, reader, refusal
 from PIL import Image
 
-from spectrascope.loading.target import load_model
+from spectrascope.loading.models.open import load_model
 
 
 def write(root: Path, counts: dict[str, int]) -> Path:

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
-from spectrascope.loading.checkpoint import read_checkpoint, strip_wrappers
-from spectrascope.loading.target import load_model
+from spectrascope.loading.checkpoints.read import read_checkpoint, strip_wrappers
+from spectrascope.loading.models.open import load_model
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save
 
 from spectrascope.errors import LoadError, SpectrascopeError
-from spectrascope.loading.checkpoint import read_checkpoint
-from spectrascope.loading.recognise import recognise
-from spectrascope.loading.target import load_model
+from spectrascope.loading.checkpoints.read import read_checkpoint
+from spectrascope.loading.models.open import load_model
+from spectrascope.loading.models.recognise import recognise
 
 SECONDS = 10  # of the processor; a busy machine may take more by the clock
 MOST_SECONDS = 120  # by the clock, for what waits without computing

@@ -16,7 +16,7 @@ from data_networks import images, load, refusal
 from PIL import Image
 
 from spectrascope.loading import tiny_imagenet
-from spectrascope.loading.labels import imagenet_wnids
+from spectrascope.loading.data.labels import imagenet_wnids
 
 WNIDS = imagenet_wnids()[:200]
 

@@ -13,14 +13,14 @@ from PIL import Image
 
 from spectrascope.errors import DataError
 from spectrascope.loading import images
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.folders import number_classes
-from spectrascope.loading.images import DecodedImages, StoredImages, to_pixels
-from spectrascope.loading.labels import CIFAR10
+from spectrascope.loading.data.folders import number_classes
+from spectrascope.loading.data.images import DecodedImages, StoredImages, to_pixels
+from spectrascope.loading.data.labels import CIFAR10
+from spectrascope.loading.data.open import load_dataset
 from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.models.open import load_model
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.loading.target import load_model
-from spectrascope.records import Missing
+from spectrascope.records.values import Missing
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from spectrascope.loading.checkpoint import read_checkpoint
-from spectrascope.loading.target import load_model
+from spectrascope.loading.checkpoints.read import read_checkpoint
+from spectrascope.loading.models.open import load_model
 
 
 def test_training_script(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.target import load_model
-from spectrascope.records import Task
+from spectrascope.loading.models.open import load_model
+from spectrascope.records.values import Task
 
 SOURCE = """
 import torch

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoint import read_checkpoint
-from spectrascope.loading.headers import read_header
+from spectrascope.loading.checkpoints.headers import read_header
+from spectrascope.loading.checkpoints.read import read_checkpoint
 
 TENSORS = {
     "a.weight": torch.ones(3, 4),

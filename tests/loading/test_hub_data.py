@@ -14,8 +14,8 @@ import torch
 from data_networks import images, load, reader, refusal
 from PIL import Image
 
-from spectrascope.loading.hub_rows import HubName, parse_hub_name
-from spectrascope.records import Task
+from spectrascope.loading.data.hub_rows import HubName, parse_hub_name
+from spectrascope.records.values import Task
 
 datasets = pytest.importorskip("datasets")
 

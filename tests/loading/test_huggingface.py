@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
 from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
-from spectrascope.loading.hf_hub import HubSpec, _wanted, parse_hub_spec
-from spectrascope.loading.hf_images import image_preprocessing
-from spectrascope.loading.huggingface import is_huggingface_directory, load_huggingface
-from spectrascope.records import Missing, Task
+from spectrascope.loading.models.huggingface.hub import HubSpec, _wanted, parse_hub_spec
+from spectrascope.loading.models.huggingface.images import image_preprocessing
+from spectrascope.loading.models.huggingface.open import is_huggingface_directory, load_huggingface
+from spectrascope.records.values import Missing, Task
 
 LAYOUTS = ("safetensors", "shards", "bin", "bf16")
 TASKS = {
@@ -636,7 +636,7 @@ def test_pixels_equal_the_processors_own(tmp_path: Path) -> None:
     from PIL import Image
     from transformers import ConvNextImageProcessor, ViTImageProcessor
 
-    from spectrascope.loading.images import StoredImages, to_pixels
+    from spectrascope.loading.data.images import StoredImages, to_pixels
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 30, 3), dtype=np.uint8))
     for processor in (
@@ -784,7 +784,7 @@ def test_the_hub_refuses(hub: networks.Hub, cache: Path, answer: tuple[int, dict
 
 
 def test_the_hub_does_not_answer(hub: networks.Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spectrascope.loading.hf_hub._TIMEOUT", 0.2)
+    monkeypatch.setattr("spectrascope.loading.models.huggingface.hub._TIMEOUT", 0.2)
     hub.delay = 5.0
     started = time.monotonic()
     refusal("hf:org/name", r"could not be downloaded \(.*[Tt]ime")

@@ -14,14 +14,14 @@ from torch import nn
 
 from spectrascope.cli import main
 from spectrascope.errors import DataError, LoadError
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.recognise import recognise
-from spectrascope.loading.target import load_model
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
+from spectrascope.loading.models.recognise import recognise
 from spectrascope.loading.zoo.mini_gpt2 import MiniGPT2ForSequenceClassification, MiniGPT2LMHeadModel
 from spectrascope.loading.zoo.vit_tiny import VitTiny
 from spectrascope.losses import CausalLM, CrossEntropy, usual_loss
-from spectrascope.measure.layers import WeightLayer, find_layers
-from spectrascope.records import Task
+from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.records.values import Task
 
 LINE = "the quick brown fox jumps over the lazy dog, and then it does so once more\n"
 

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import save_file
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.labels import CIFAR10, CIFAR100, DIGITS
-from spectrascope.loading.target import load_model
+from spectrascope.loading.data.labels import CIFAR10, CIFAR100, DIGITS
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
 from spectrascope.loading.zoo import ZOO
 from spectrascope.loading.zoo.resnet_cifar import cifar_resnet
-from spectrascope.records import Missing, Task
+from spectrascope.records.values import Missing, Task
 from spectrascope.workload import SampleSource
 
 
@@ -138,8 +138,8 @@ def test_a_named_mlp_may_call_its_layers_anything(tmp_path: Path) -> None:
 def test_the_default_needs_no_torchvision() -> None:
     """Importing torchvision takes seconds, which the default should not pay."""
     code = (
-        "import sys; from spectrascope.loading.target import load_model;"
-        "from spectrascope.loading.datasets import load_dataset;"
+        "import sys; from spectrascope.loading.models.open import load_model;"
+        "from spectrascope.loading.data.open import load_dataset;"
         "loaded = load_model(None); load_dataset(None, loaded, num_samples=9, seed=0);"
         "sys.exit('torchvision' in sys.modules or 'transformers' in sys.modules)"
     )

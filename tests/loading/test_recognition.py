@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from spectrascope.errors import LoadError
-from spectrascope.loading import torchvision_models
-from spectrascope.loading.labels import CIFAR10, CIFAR100, imagenet_wnids, match_labels
-from spectrascope.loading.recognise import recognise
-from spectrascope.loading.skeleton import build_skeleton
-from spectrascope.loading.torchvision_models import Variant
+from spectrascope.loading.checkpoints.skeleton import build_skeleton
+from spectrascope.loading.data.labels import CIFAR10, CIFAR100, imagenet_wnids, match_labels
+from spectrascope.loading.models import torchvision as torchvision_models
+from spectrascope.loading.models.recognise import recognise
+from spectrascope.loading.models.torchvision import Variant
 from spectrascope.loading.zoo import ZOO, find_entry
 from spectrascope.loading.zoo.resnet_cifar import cifar_resnet
 

@@ -12,9 +12,9 @@ from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoint import read_checkpoint
-from spectrascope.loading.target import load_model
-from spectrascope.records import Missing
+from spectrascope.loading.checkpoints.read import read_checkpoint
+from spectrascope.loading.models.open import load_model
+from spectrascope.records.values import Missing
 
 WIDTHS = "mlp:6-5-4-3"
 

@@ -15,8 +15,8 @@ from PIL import Image
 
 from spectrascope.errors import DataError
 from spectrascope.loading import images as room
-from spectrascope.loading.images import DecodedImages
-from spectrascope.records import Task
+from spectrascope.loading.data.images import DecodedImages
+from spectrascope.records.values import Task
 
 
 @pytest.fixture

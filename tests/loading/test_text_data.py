@@ -12,7 +12,7 @@ from data_networks import images, load, reader, refusal
 
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.losses import IGNORED, make_loss
-from spectrascope.records import LossName, Missing, Task
+from spectrascope.records.values import LossName, Missing, Task
 from spectrascope.workload import Workload
 
 

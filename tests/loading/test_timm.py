@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import save_file
 
 from spectrascope.errors import LoadError
-from spectrascope.loading import timm_models
-from spectrascope.loading.recognise import recognise
-from spectrascope.loading.skeleton import build_skeleton
-from spectrascope.loading.target import load_model
-from spectrascope.records import Missing, Task
+from spectrascope.loading.checkpoints.skeleton import build_skeleton
+from spectrascope.loading.models import timm as timm_models
+from spectrascope.loading.models.open import load_model
+from spectrascope.loading.models.recognise import recognise
+from spectrascope.records.values import Missing, Task
 
 timm = pytest.importorskip("timm")
 
@@ -56,7 +56,7 @@ def test_preprocessing_and_classes_are_timms_own() -> None:
 
 def test_offline_in_one_line_and_at_once(tmp_path: Path) -> None:
     code = (
-        "from spectrascope.errors import LoadError; from spectrascope.loading.target import load_model\n"
+        "from spectrascope.errors import LoadError; from spectrascope.loading.models.open import load_model\n"
         "for allow in (False, True):\n"
         "    try: load_model('timm:resnet10t', allow_download=allow)\n"
         "    except LoadError as error: print(error)"

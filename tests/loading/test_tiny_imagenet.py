@@ -11,10 +11,10 @@ import torch
 from data_networks import images, load, refusal
 from PIL import Image
 
-from spectrascope.loading.images import StoredImages
-from spectrascope.loading.labels import imagenet_wnids
+from spectrascope.loading.data.images import StoredImages
+from spectrascope.loading.data.labels import imagenet_wnids
+from spectrascope.loading.models.open import load_model
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.loading.target import load_model
 
 
 @pytest.fixture(scope="module")

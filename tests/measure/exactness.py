@@ -18,11 +18,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spectrascope.measure.curvature.choice import choose_engines
-from spectrascope.measure.curvature.engine import Curvature, Target
-from spectrascope.measure.curvature.engines import make_engine
-from spectrascope.measure.curvature.tangent import Tangents
-from spectrascope.records import EngineName
+from spectrascope.curvature.choose import choose_engines
+from spectrascope.curvature.engine import Curvature, Target
+from spectrascope.curvature.engines import make_engine
+from spectrascope.curvature.tangent.engine import Tangents
+from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 from tests import oracles
 from tests.measure.families import FAMILIES, no_narrowing

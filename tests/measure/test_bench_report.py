@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from spectrascope.bench import run_bench
+from spectrascope.curvature import gauss_newton
 from spectrascope.errors import OptionError
-from spectrascope.measure.curvature import gauss_newton
-from spectrascope.records import DataInfo, Missing, ModelInfo, ProbeOptions
+from spectrascope.probe.bench import run_bench
+from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
+from spectrascope.records.values import Missing
 from tests.cases import CASES, make_workload
 
 MODEL = ModelInfo("m", "m", "python", Missing("x"), Missing("x"), "random", 1)

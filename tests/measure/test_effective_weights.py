@@ -13,9 +13,10 @@ from torch.nn.utils import parametrizations, parametrize
 
 import spectrascope
 from spectrascope.errors import OptionError, UnsupportedModelError
-from spectrascope.measure.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
-from spectrascope.measure.layers import WeightLayer, find_layers, find_vectors
-from spectrascope.records import LayerKind, LayerReport, LayerRole, SkippedLayer
+from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
+from spectrascope.records.report import LayerReport, SkippedLayer
+from spectrascope.records.values import LayerKind, LayerRole
 from tests.cases import Net
 
 X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

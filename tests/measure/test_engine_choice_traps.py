@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from spectrascope.curvature.choose import choose_engines
+from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.measure.curvature.choice import choose_engines
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
-from spectrascope.measure.curvature.tangent import Tangents
-from spectrascope.records import EngineName
+from spectrascope.records.values import EngineName
 from tests.cases import CASES, Net, img, let, make_workload, two_convs, vec
 from tests.measure.measure_helpers import TOP_K, assert_curvature, hold, layers_of, oracle_curvature, targets_of
 

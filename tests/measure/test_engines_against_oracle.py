@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spectrascope.measure.curvature.choice import choose_engines
-from spectrascope.measure.curvature.double_backprop import DoubleBackprop
-from spectrascope.measure.curvature.engines import make_engine
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
-from spectrascope.measure.curvature.tangent import Tangents
-from spectrascope.records import EngineName
+from spectrascope.curvature.choose import choose_engines
+from spectrascope.curvature.double_backprop import DoubleBackprop
+from spectrascope.curvature.engines import make_engine
+from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.tangent.engine import Tangents
+from spectrascope.records.values import EngineName
 from tests import oracles
 from tests.cases import CASES, make_workload
 from tests.measure.measure_helpers import (

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import spectrascope
+from spectrascope.curvature.double_backprop import DoubleBackprop
+from spectrascope.curvature.finite_difference import FiniteDifference
+from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.sketch import GaussNewtonSketch
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.losses import make_loss
-from spectrascope.measure.curvature.double_backprop import DoubleBackprop
-from spectrascope.measure.curvature.finite_difference import FiniteDifference
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
-from spectrascope.measure.curvature.sketch import GaussNewtonSketch
-from spectrascope.records import EngineName, Missing
+from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.json import report_from_json, report_to_json
 from tests import oracles
 from tests.cases import CASES, make_workload

@@ -7,8 +7,8 @@ from fnmatch import fnmatchcase
 import pytest
 import torch
 
-from spectrascope.loading import torchvision_models
-from spectrascope.loading.skeleton import build_skeleton
+from spectrascope.loading.checkpoints.skeleton import build_skeleton
+from spectrascope.loading.models import torchvision as torchvision_models
 from tests import oracles
 from tests.measure.families import FAMILIES, no_narrowing
 from tests.measure.families_torchvision import TORCHVISION

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from spectrascope.measure.fused import fused_blocks
-from spectrascope.measure.layers import WeightLayer, find_layers
+from spectrascope.network.fused import fused_blocks
+from spectrascope.network.layers import WeightLayer, find_layers
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16, "vocab_size": 31, "pad_token_id": 0}
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
-from spectrascope.measure.guards import (
+from spectrascope.network.guards import (
     held_still,
     require_deterministic,
     require_finite_weights,

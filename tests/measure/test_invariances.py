@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from spectrascope.measure.curvature.double_backprop import DoubleBackprop
-from spectrascope.measure.curvature.engine import Target
-from spectrascope.measure.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.double_backprop import DoubleBackprop
+from spectrascope.curvature.engine import Target
+from spectrascope.curvature.gauss_newton import GaussNewton
 from spectrascope.numerics.directions import Directions
 from spectrascope.workload import TensorSource, Workload
 from tests.cases import CASES, batch_norm, make_workload

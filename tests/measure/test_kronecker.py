@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spectrascope
-from spectrascope.decomposition import Decomposition, Factors, Verdict
+from spectrascope.curvature.factor_sums import GramSum
 from spectrascope.errors import OptionError
 from spectrascope.losses import make_loss
-from spectrascope.measure.factor_sums import GramSum
-from spectrascope.measure.layers import WeightLayer, find_layers
-from spectrascope.records import LayerReport, Missing, Report
+from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.records.decomposition import Decomposition, Determination, Factors
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Missing
 from tests import oracles
 
 N, K = 7, 4
@@ -252,8 +253,8 @@ def test_curvature_that_is_a_kronecker_product_gives_one() -> None:
     assert found.alignment.rho_delta == pytest.approx([1] * 5, abs=1e-12)
     assert found.alignment.chi == pytest.approx([1] * 5, abs=1e-12)
     assert found.alignment.concentration_ratio == pytest.approx(1)
-    assert found.alignment.kronecker.verdict is Verdict.YES
-    assert {m.name for m in found.alignment.mechanisms if m.verdict is Verdict.YES} == {"none"}
+    assert found.alignment.kronecker.verdict is Determination.YES
+    assert {m.name for m in found.alignment.mechanisms if m.verdict is Determination.YES} == {"none"}
 
 
 class Attention(nn.Module):
@@ -369,7 +370,7 @@ def test_a_tied_table_says_why() -> None:
 
 
 def test_large_factors_are_sketched(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrascope.measure import factor_sums
+    from spectrascope.curvature import factor_sums
 
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(500, 60, generator=generator).double() * 0.75 ** torch.arange(60)
@@ -414,7 +415,7 @@ def test_curvature_is_that_of_a_probe() -> None:
 
 
 def test_running_out_of_memory_starts_again_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrascope.measure import factor_sweep
+    from spectrascope.curvature import factor_sweep
 
     model, x, y, weight = make("conv")
     options = {"layers": [weight], "micro_batch": 4}

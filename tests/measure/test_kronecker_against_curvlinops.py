@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.records import LayerReport
+from spectrascope.records.report import LayerReport
 
 curvlinops = pytest.importorskip("curvlinops", reason="a test extra: pip install curvlinops-for-pytorch")
 

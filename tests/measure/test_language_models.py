@@ -8,7 +8,7 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import DataError
-from spectrascope.records import SkippedLayer
+from spectrascope.records.report import SkippedLayer
 from tests import oracles
 
 transformers = pytest.importorskip("transformers")

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from spectrascope.errors import OptionError
-from spectrascope.measure.layers import WeightLayer, find_layers
-from spectrascope.records import LayerKind, LayerRole, SkippedLayer
+from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.records.report import SkippedLayer
+from spectrascope.records.values import LayerKind, LayerRole
 from tests import oracles
 from tests.cases import CASES, Net
 

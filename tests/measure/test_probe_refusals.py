@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import spectrascope
+from spectrascope.curvature import double_backprop, gauss_newton
+from spectrascope.curvature.tangent.plan import Plan
 from spectrascope.errors import (
     DataError,
     NondeterministicError,
@@ -19,8 +21,6 @@ from spectrascope.errors import (
     SpectrascopeError,
     UnsupportedModelError,
 )
-from spectrascope.measure.curvature import double_backprop, gauss_newton
-from spectrascope.measure.tangents.plan import Plan
 from tests import oracles
 from tests.cases import Net, labels
 from tests.measure.test_engine_choice_traps import Lie
@@ -190,7 +190,7 @@ def test_a_wrong_double_backprop_is_caught(monkeypatch, dtype):
         return [1.01 * p for p in real(target, gradient, directions)]
 
     monkeypatch.setattr(double_backprop, "hessian_products", sabotaged)
-    monkeypatch.setattr("spectrascope.measure.selfcheck.hessian_products", sabotaged)
+    monkeypatch.setattr("spectrascope.curvature.selfcheck.hessian_products", sabotaged)
     with pytest.raises(SelfCheckError, match=r"differs from the reference by 0.0(099|1) of its largest"):
         spectrascope.probe(_mlp(nn.Tanh()), (X, Y), dtype=dtype, engine="double-backprop")
 
@@ -207,7 +207,7 @@ def test_an_error_that_both_ways_of_autograd_share_is_caught(monkeypatch):
     real, products = Plan.sweep, double_backprop.hessian_products
     monkeypatch.setattr(Plan, "sweep", lambda self, bit, seed: 1.1 * real(self, bit, seed))
     monkeypatch.setattr(
-        "spectrascope.measure.selfcheck.hessian_products", lambda *args: [1.1 * p for p in products(*args)]
+        "spectrascope.curvature.selfcheck.hessian_products", lambda *args: [1.1 * p for p in products(*args)]
     )
     with pytest.raises(SelfCheckError, match=r"weight '0.weight' differs from the reference by 0.1 "):
         spectrascope.probe(_mlp(nn.Tanh()), (X, Y), dtype="float64")

@@ -10,7 +10,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import spectrascope
-from spectrascope.records import EngineName, LayerReport, LayerStatus, Missing, SkippedLayer
+from spectrascope.records.report import LayerReport, SkippedLayer
+from spectrascope.records.values import EngineName, LayerStatus, Missing
 from spectrascope.workload import SampleSource
 from tests import oracles
 from tests.cases import CASES, Net, img, make_workload, two_convs, vec

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import spectrascope
-from spectrascope.decomposition import Decomposition
-from spectrascope.loading.datasets import load_dataset
-from spectrascope.loading.target import load_model
-from spectrascope.records import LayerReport, LossName, Report
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
+from spectrascope.records.decomposition import Decomposition
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import LossName
 
 N = 256
 LAYERS = ["layer1.2.conv2.weight", "layer2.1.conv1.weight", "layer3.0.conv2.weight", "linear.weight"]

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrascope.measure.schedule import OutOfMemoryError, Schedule, group_borders, is_out_of_memory
+from spectrascope.curvature.microbatches import OutOfMemoryError, Schedule, group_borders, is_out_of_memory
 from tests import oracles
 
 
@@ -79,7 +79,7 @@ def test_fewer_samples_than_candidates(n, size):
 
 
 def test_the_faster_size_is_kept(monkeypatch):
-    from spectrascope.measure import schedule as module
+    from spectrascope.curvature import microbatches as module
 
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrascope
-from spectrascope.measure.curvature.engines import make_engine
-from spectrascope.measure.curvature.tangent import Tangents
-from spectrascope.measure.tangents.plan import make_plan, record_loss
-from spectrascope.records import EngineName, Missing
+from spectrascope.curvature.engines import make_engine
+from spectrascope.curvature.tangent.engine import Tangents
+from spectrascope.curvature.tangent.plan import make_plan, record_loss
+from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import TensorSource, Workload
 from tests import oracles
 from tests.measure.exactness import measured
@@ -203,7 +203,7 @@ def test_the_model_is_as_found_after_an_interruption(error, monkeypatch):
     def interrupted(*args):
         raise error("stop")
 
-    monkeypatch.setattr("spectrascope.measure.curvature.tangent.make_plan", interrupted)
+    monkeypatch.setattr("spectrascope.curvature.tangent.engine.make_plan", interrupted)
     inputs, labels = workload.fetch(0, 4)
     random_state = torch.get_rng_state()
     with pytest.raises(error):

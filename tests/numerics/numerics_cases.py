@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from spectrascope.records import EngineName, Measurement, Missing
+from spectrascope.records.report import Measurement
+from spectrascope.records.values import EngineName, Missing
 
 NOT_MEASURED = Missing("not measured")
 

@@ -8,21 +8,22 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spectrascope.decomposition import (
-    Concentration,
-    Factor,
-    Factors,
-    FisherType,
-    PredictedProfile,
-    Sharing,
-    Verdict,
-)
 from spectrascope.errors import SelfCheckError
 from spectrascope.numerics import alignment as module
 from spectrascope.numerics.alignment import align, correlate_logs
 from spectrascope.numerics.mechanisms import suits_kronecker
 from spectrascope.numerics.separable import predict_profile
-from spectrascope.records import EngineName, Interval, Measurement, Missing, PowerFit
+from spectrascope.records.decomposition import (
+    Concentration,
+    Determination,
+    Factor,
+    Factors,
+    FisherType,
+    PredictedProfile,
+    Sharing,
+)
+from spectrascope.records.report import Measurement
+from spectrascope.records.values import EngineName, Interval, Missing, PowerFit
 
 K = 12
 
@@ -162,8 +163,8 @@ def test_too_few_directions_say_why() -> None:
     found = align(measurement_of(sigma, sigma), factors_of(sigma, sigma, sigma, sigma), (1, 3))
     assert isinstance(found.beta, Missing)
     assert "3 usable points" in found.beta.reason
-    assert all(m.verdict is Verdict.UNDETERMINED for m in found.mechanisms)
-    assert found.kronecker.verdict is Verdict.UNDETERMINED
+    assert all(m.verdict is Determination.UNDETERMINED for m in found.mechanisms)
+    assert found.kronecker.verdict is Determination.UNDETERMINED
 
 
 def verdicts(*, lam=(0.9, 0.9), rho=(0.0, 0.0), level=(1.0, 1.0), chi=0.0, noise=0.0, positions=4) -> dict[str, str]:
@@ -207,9 +208,9 @@ def test_wide_intervals_do_not_decide() -> None:
 
 def test_a_spread_of_chi_decides_against_kronecker() -> None:
     flat = PowerFit(0.0, 0.0, 0.01, Interval(-0.02, 0.02), Missing("no groups"), 0.0, 12, 0)
-    assert suits_kronecker(flat, np.array([1.0, 2.0]), 1.0).verdict is Verdict.YES
-    assert suits_kronecker(flat, np.array([1.0, 5.0]), 1.0).verdict is Verdict.UNDETERMINED
-    assert suits_kronecker(flat, np.array([1.0, 20.0]), 1.0).verdict is Verdict.NO
+    assert suits_kronecker(flat, np.array([1.0, 2.0]), 1.0).verdict is Determination.YES
+    assert suits_kronecker(flat, np.array([1.0, 5.0]), 1.0).verdict is Determination.UNDETERMINED
+    assert suits_kronecker(flat, np.array([1.0, 20.0]), 1.0).verdict is Determination.NO
 
 
 def test_correlation_is_numpys_and_refuses_too_little() -> None:

@@ -9,7 +9,7 @@ from scipy import stats
 
 from spectrascope.numerics import fits
 from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta, fit_log_log
-from spectrascope.records import Interval, Missing, PowerFit
+from spectrascope.records.values import Interval, Missing, PowerFit
 
 positive = st.floats(1e-6, 1e6)
 exponents = st.floats(-4.0, 4.0)

@@ -9,7 +9,7 @@ from scipy import stats
 
 from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta, fit_log_log, log_slopes
 from spectrascope.numerics.sample_groups import SampleGroups, jackknife
-from spectrascope.records import Interval, Missing, PowerFit
+from spectrascope.records.values import Interval, Missing, PowerFit
 
 
 def make_groups(

@@ -10,15 +10,8 @@ from spectrascope.errors import OptionError
 from spectrascope.numerics.analysis import analyse, compare_triangle, find_window
 from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.sample_groups import SampleGroups
-from spectrascope.records import (
-    Analysis,
-    Interval,
-    Measurement,
-    Missing,
-    PowerFit,
-    RankModel,
-    ZetaBound,
-)
+from spectrascope.records.report import Analysis, Measurement
+from spectrascope.records.values import Interval, Missing, PowerFit, RankModel, ZetaBound
 
 
 def make_triangle_case(n: int = 12, **options: object) -> Measurement:

@@ -7,17 +7,8 @@ from numerics_cases import make_measurement, power_law, walk_floats
 
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.summary import summarise
-from spectrascope.records import (
-    Interval,
-    LayerInfo,
-    LayerKind,
-    LayerReport,
-    LayerRole,
-    LayerStatus,
-    Missing,
-    RankModel,
-    SkippedLayer,
-)
+from spectrascope.records.report import LayerInfo, LayerReport, SkippedLayer
+from spectrascope.records.values import Interval, LayerKind, LayerRole, LayerStatus, Missing, RankModel
 
 
 def make_info(kind: LayerKind) -> LayerInfo:

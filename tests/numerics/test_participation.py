@@ -8,7 +8,7 @@ from numerics_cases import power_law
 from scipy import special
 
 from spectrascope.numerics.participation import effective_rank, participation_ratio, zeta_bound
-from spectrascope.records import Missing
+from spectrascope.records.values import Missing
 
 spectra = st.lists(st.floats(1e-200, 1e200), min_size=1, max_size=30)
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from numerics_cases import power_law, walk_floats
 
 from spectrascope.numerics.rank_models import compare_rank_models
-from spectrascope.records import Missing, RankComparison, RankModel, RankModelFit
+from spectrascope.records.values import Missing, RankComparison, RankModel, RankModelFit
 
 K20 = np.arange(1.0, 21.0)
 

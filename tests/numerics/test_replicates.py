@@ -11,7 +11,8 @@ from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.numerics.replicates import perturb_curvatures, replicate_numbers
 from spectrascope.numerics.sample_groups import SampleGroups, jackknife_stderr
-from spectrascope.records import LayerInfo, LayerKind, LayerReport, LayerRole, Missing
+from spectrascope.records.report import LayerInfo, LayerReport
+from spectrascope.records.values import LayerKind, LayerRole, Missing
 
 INFO = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (40, 50), (40, 50))
 

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from spectrascope.numerics.spectra import gram_eigenvalues
 from spectrascope.numerics.tails import fit_tail
-from spectrascope.records import LayerInfo, LayerKind, LayerRole, Missing
-from spectrascope.weight_records import TailFit, WeightOptions
-from spectrascope.weight_tails import measure_weight
+from spectrascope.probe.weights import measure_weight
+from spectrascope.records.report import LayerInfo
+from spectrascope.records.values import LayerKind, LayerRole, Missing
+from spectrascope.records.weights import TailFit, WeightOptions
 
 
 def slow_tail(values: np.ndarray) -> tuple[float, float, float, int]:
@@ -135,7 +136,7 @@ def test_double_precision_is_for_tails_that_reach_too_low(
         seen.append(precise)
         return gram_eigenvalues(matrix, precise=precise)
 
-    monkeypatch.setattr("spectrascope.weight_tails.gram_eigenvalues", noted)
+    monkeypatch.setattr("spectrascope.probe.weights.gram_eigenvalues", noted)
     info = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (1100, 1100), (1100, 1100))
     row = measure_weight(info, matrix, WeightOptions())
     assert seen == routes

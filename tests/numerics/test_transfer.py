@@ -13,7 +13,7 @@ from spectrascope.numerics.transfer import (
     make_quadratic_model,
     transfer,
 )
-from spectrascope.records import Missing
+from spectrascope.records.values import Missing
 
 
 def _model(sigma, matrix) -> QuadraticModel:

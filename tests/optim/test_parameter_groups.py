@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from spectrascope.optim import SpectralNewton, parameter_groups
-from spectrascope.suggestion import ParameterExponent
+from spectrascope.records.advice import ParameterExponent
 
 EXPONENTS = (
     ParameterExponent("1.weight", 1.5, 0.02, 0.1, "flat"),

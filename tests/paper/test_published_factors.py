@@ -19,7 +19,7 @@ import pytest
 
 from spectrascope.numerics import compare_rank_models, effective_rank, participation_ratio
 from spectrascope.numerics.alignment import correlate_logs, read_factors
-from spectrascope.records import RankComparison
+from spectrascope.records.values import RankComparison
 
 WINNER_DIFFERS_ON_30 = {
     "sigma": 8,

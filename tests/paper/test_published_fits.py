@@ -14,16 +14,8 @@ import numpy as np
 import pytest
 
 from spectrascope.numerics import analyse
-from spectrascope.records import (
-    Analysis,
-    EngineName,
-    Measurement,
-    Missing,
-    PowerFit,
-    RankComparison,
-    RankModel,
-    Triangle,
-)
+from spectrascope.records.report import Analysis, Measurement
+from spectrascope.records.values import EngineName, Missing, PowerFit, RankComparison, RankModel, Triangle
 
 TOLERANCE = 1e-9
 FLOAT32_EPS = float(np.finfo(np.float32).eps)

@@ -5,17 +5,9 @@ from types import SimpleNamespace
 
 from made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report
 
-from spectrascope.records import (
-    LayerInfo,
-    LayerKind,
-    LayerReport,
-    LayerStatus,
-    Missing,
-    PowerFit,
-    Report,
-    SkippedLayer,
-)
-from spectrascope.trajectory import STEP_KEY, Checkpoint
+from spectrascope.advice.trajectory import STEP_KEY, MeasuredCheckpoint
+from spectrascope.records.report import LayerInfo, LayerReport, Report, SkippedLayer
+from spectrascope.records.values import LayerKind, LayerStatus, Missing, PowerFit
 
 HOSTILE_NAMES = ("<script>alert(1)</script>", "a&b\"c'd", "$x_1$ {} %s", "\x1b[31mred", "[/bold]", "a</template>b")
 
@@ -67,7 +59,7 @@ def decomposed_layer(name: str, parts: tuple[float, float, float]) -> LayerRepor
     )
 
 
-def training_checkpoints() -> list[Checkpoint]:
+def training_checkpoints() -> list[MeasuredCheckpoint]:
     """Four checkpoints out of order: β of ``a`` falls 2.4, 2.2, 2.0; ``b`` fails once; one file is unreadable."""
 
     def report(beta: float, decay: float, *, b_fails: bool, step: int) -> Report:
@@ -78,8 +70,8 @@ def training_checkpoints() -> list[Checkpoint]:
         return replace(make_report((a, row)), extra={STEP_KEY: step})
 
     return [
-        Checkpoint("late", report(2.0, 0.8, b_fails=False, step=200)),
-        Checkpoint("early", report(2.4, 1.6, b_fails=False, step=0)),
-        Checkpoint("step-150", Missing("the file is empty")),
-        Checkpoint("middle", report(2.2, 1.2, b_fails=True, step=100)),
+        MeasuredCheckpoint("late", report(2.0, 0.8, b_fails=False, step=200)),
+        MeasuredCheckpoint("early", report(2.4, 1.6, b_fails=False, step=0)),
+        MeasuredCheckpoint("step-150", Missing("the file is empty")),
+        MeasuredCheckpoint("middle", report(2.2, 1.2, b_fails=True, step=100)),
     ]

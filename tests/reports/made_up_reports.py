@@ -3,8 +3,11 @@
 from dataclasses import replace
 from math import exp
 
-from spectrascope.bench_records import BenchReport
-from spectrascope.decomposition import (
+from spectrascope.numerics.alignment import align
+from spectrascope.numerics.analysis import analyse
+from spectrascope.numerics.summary import summarise
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.decomposition import (
     Concentration,
     Decomposition,
     Factor,
@@ -13,20 +16,12 @@ from spectrascope.decomposition import (
     PredictedProfile,
     Sharing,
 )
-from spectrascope.numerics.alignment import align
-from spectrascope.numerics.analysis import analyse
-from spectrascope.numerics.summary import summarise
-from spectrascope.records import (
+from spectrascope.records.report import (
     DataInfo,
-    EngineName,
     LayerInfo,
-    LayerKind,
     LayerReport,
-    LayerRole,
     LayerRow,
-    LayerStatus,
     Measurement,
-    Missing,
     ModelInfo,
     ProbeOptions,
     Provenance,
@@ -34,6 +29,7 @@ from spectrascope.records import (
     SelfCheck,
     SkippedLayer,
 )
+from spectrascope.records.values import EngineName, LayerKind, LayerRole, LayerStatus, Missing
 
 LONG_NAME = "backbone." + "very_deep_stage." * 6 + "bottleneck_1.w"
 

@@ -4,8 +4,8 @@ import pytest
 from made_up_reports import big_report as make_big_report
 from made_up_reports import made_up_bench, mixed_report
 
-from spectrascope.bench_records import BenchReport
-from spectrascope.records import Report
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.report import Report
 
 
 @pytest.fixture(scope="session")

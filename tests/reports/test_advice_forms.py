@@ -12,12 +12,13 @@ from made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, 
 from rich.console import Console
 from torch import nn
 
-from spectrascope.advice import advise
-from spectrascope.records import LayerInfo, LayerKind, LayerRole, Missing
+from spectrascope.advice.advise import advise
+from spectrascope.records.advice import Advice, ParameterExponent, ValidatedStep, ValidateOn, Validation
+from spectrascope.records.report import LayerInfo
+from spectrascope.records.values import LayerKind, LayerRole, Missing
 from spectrascope.reports.emit import Emission, emit_advice, emit_torch, emit_yaml
 from spectrascope.reports.render import Format, render_advice
 from spectrascope.reports.suggestion_csv import COLUMNS
-from spectrascope.suggestion import Advice, ParameterExponent, ValidatedStep, ValidateOn, Validation
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from made_up_reports import make_info, make_layer, make_measurement, make_report
 from report_fixtures import big_report, report  # noqa: F401
 
-from spectrascope.records import Interval, LayerKind, LayerReport, Missing, PowerFit, Report
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit
 from spectrascope.reports.charts import axes, names
 from spectrascope.reports.charts.axes import linear_axis, log_axis, names_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Points
@@ -31,8 +32,8 @@ from spectrascope.reports.charts.network_charts import (
     triangle_chart,
 )
 from spectrascope.reports.charts.pictures import FEW, PANELS, PictureKind, report_pictures
+from spectrascope.reports.charts.sparklines import log_sparkline, sparkline
 from spectrascope.reports.charts.svg import chart_svg
-from spectrascope.reports.sparklines import log_sparkline, sparkline
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -13,11 +13,12 @@ import pytest
 
 from spectrascope.cli import main
 from spectrascope.gate import compare, default_policy, judge
-from spectrascope.records import LayerReport, LayerStatus, Missing, Task
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import LayerStatus, Missing, Task
+from spectrascope.records.verdict import Outcome
 from spectrascope.reports import Format, report_from_json, report_to_json
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
-from spectrascope.verdict import Outcome
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 FILES = {

@@ -13,11 +13,12 @@ from chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, trainin
 from made_up_reports import make_info, make_layer, make_measurement, make_report
 from report_fixtures import big_report, report  # noqa: F401
 
-from spectrascope.records import EngineName, LayerReport, Measurement, Missing, Report
-from spectrascope.reports.html import report_html
-from spectrascope.reports.html_rows import layer_facts
-from spectrascope.reports.trajectory_html import trajectory_html
-from spectrascope.trajectory import build_trajectory
+from spectrascope.advice.trajectory import build_trajectory
+from spectrascope.records.report import LayerReport, Measurement, Report
+from spectrascope.records.values import EngineName, Missing
+from spectrascope.reports.html.page import report_html
+from spectrascope.reports.html.rows import layer_facts
+from spectrascope.reports.html.trajectory import trajectory_html
 
 VOID = {"meta", "link", "input", "wbr", "img", "br"}
 

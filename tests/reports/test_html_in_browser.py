@@ -15,10 +15,10 @@ from chart_cases import (
 )
 from made_up_reports import LONG_NAME, big_report, mixed_report
 
+from spectrascope.advice.trajectory import build_trajectory
 from spectrascope.reports.charts.inks import DARK, LIGHT
-from spectrascope.reports.html import report_html
-from spectrascope.reports.trajectory_html import trajectory_html
-from spectrascope.trajectory import build_trajectory
+from spectrascope.reports.html.page import report_html
+from spectrascope.reports.html.trajectory import trajectory_html
 
 ROWS = "#layer-table tbody tr"
 NAMES = f"{ROWS} th"

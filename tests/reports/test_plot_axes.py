@@ -4,7 +4,7 @@ import pytest
 
 from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
 from spectrascope.reports.charts.inks import LIGHT
-from spectrascope.reports.plot_axes import draw_axes, room_below, room_beside
+from spectrascope.reports.charts.plot_axes import draw_axes, room_below, room_beside
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 

@@ -13,9 +13,9 @@ from chart_cases import HOSTILE_NAMES, blocks_report, hostile_report, one_layer_
 from report_fixtures import big_report, report  # noqa: F401
 
 from spectrascope.errors import OptionError
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports.charts.pictures import PictureKind, report_pictures
-from spectrascope.reports.plots import draw_pages, draw_picture
+from spectrascope.reports.charts.plots import draw_pages, draw_picture
 
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 

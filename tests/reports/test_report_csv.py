@@ -11,12 +11,13 @@ from made_up_reports import LONG_NAME
 from report_fixtures import bench, report  # noqa: F401
 from rich.console import Console
 
-from spectrascope.records import LayerReport, Missing, PowerFit, Report
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Missing, PowerFit
 from spectrascope.reports.csv import COLUMNS, TRIANGLE_COLUMNS, bench_to_csv, report_to_csv, triangle_to_csv
 from spectrascope.reports.json import report_to_json
-from spectrascope.reports.layer_sheet import build_layer_sheet
 from spectrascope.reports.order import Sort
 from spectrascope.reports.table import report_table
+from spectrascope.reports.views.layer_sheet import build_layer_sheet
 
 
 def _rows(text: str) -> list[dict[str, str]]:

@@ -11,7 +11,7 @@ import pytest
 from report_fixtures import report  # noqa: F401
 
 from spectrascope.errors import OptionError, ReportFormatError
-from spectrascope.records import Report
+from spectrascope.records.report import Report
 from spectrascope.reports import check_writable, read_report, report_to_json, write_text_atomically
 
 

@@ -11,17 +11,8 @@ from made_up_reports import make_info, make_layer, make_measurement, make_report
 from report_fixtures import bench, report  # noqa: F401
 
 from spectrascope.errors import NonFiniteError, ReportFormatError
-from spectrascope.records import (
-    Interval,
-    LayerReport,
-    LayerStatus,
-    Missing,
-    PowerFit,
-    ProbeOptions,
-    Report,
-    SkippedLayer,
-    ZetaBound,
-)
+from spectrascope.records.report import LayerReport, ProbeOptions, Report, SkippedLayer
+from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, ZetaBound
 from spectrascope.reports.json import record_to_json, report_from_json, report_to_json
 
 finite = st.floats(allow_nan=False, allow_infinity=False)

@@ -13,23 +13,15 @@ from report_fixtures import bench, big_report, report  # noqa: F401
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
-from spectrascope.bench_records import BenchReport
-from spectrascope.comparison import Change, Comparison
-from spectrascope.records import (
-    NOT_SELECTED,
-    EngineName,
-    LayerReport,
-    LayerStatus,
-    Missing,
-    RankModel,
-    Report,
-    SkippedLayer,
-)
+from spectrascope.records.bench import BenchReport
+from spectrascope.records.comparison import Change, Comparison
+from spectrascope.records.report import NOT_SELECTED, LayerReport, Report, SkippedLayer
+from spectrascope.records.values import EngineName, LayerStatus, Missing, RankModel
 from spectrascope.reports import Format, View, render, render_bench
-from spectrascope.reports.in_words import say_in_words
 from spectrascope.reports.render import render_comparison
-from spectrascope.reports.views import build_probe
-from spectrascope.reports.words import warn
+from spectrascope.reports.views.in_words import say_in_words
+from spectrascope.reports.views.report import build_probe
+from spectrascope.reports.views.words import warn
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

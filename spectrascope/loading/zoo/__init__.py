@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
-from spectrascope.loading.labels import CIFAR10, CIFAR100, DIGITS
+from spectrascope.loading.data.labels import CIFAR10, CIFAR100, DIGITS
 from spectrascope.loading.preprocessing import IMAGENET_MEAN, IMAGENET_STD, TOKENS, Preprocessing
-from spectrascope.records import Task
+from spectrascope.records.values import Task
 
 __all__ = ["ZOO", "ZooEntry", "find_entry"]
 

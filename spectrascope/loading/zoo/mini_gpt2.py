@@ -36,7 +36,7 @@ class CausalSelfAttention(nn.Module):
         return mixed
 
 
-class _Block(nn.Module):
+class _DecoderBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(_WIDTH)
@@ -59,7 +59,7 @@ class _Trunk(nn.Module):
         self.vocabulary, self.context = vocabulary, context
         self.tokens = nn.Embedding(vocabulary, _WIDTH)
         self.positions = nn.Embedding(context, _WIDTH)
-        self.blocks = nn.ModuleList(_Block() for _ in range(_BLOCKS))
+        self.blocks = nn.ModuleList(_DecoderBlock() for _ in range(_BLOCKS))
         self.norm = nn.LayerNorm(_WIDTH)
 
     def _states(self, input_ids: Tensor) -> Tensor:

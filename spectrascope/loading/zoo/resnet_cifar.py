@@ -8,7 +8,7 @@ from torch import Tensor, nn
 __all__ = ["CifarResNet", "cifar_resnet"]
 
 
-class _Block(nn.Module):
+class _ResidualBlock(nn.Module):
     """Two 3×3 convolutions beside a shortcut without parameters (option A of He et al. 2016).
 
     Where the stage changes, the shortcut keeps every second pixel and pads the new channels with zeros, half
@@ -51,8 +51,8 @@ class CifarResNet(nn.Module):
 
     @staticmethod
     def _stage(in_channels: int, channels: int, depth: int, stride: int) -> nn.Sequential:
-        first = _Block(in_channels, channels, stride)
-        return nn.Sequential(first, *(_Block(channels, channels, 1) for _ in range(depth - 1)))
+        first = _ResidualBlock(in_channels, channels, stride)
+        return nn.Sequential(first, *(_ResidualBlock(channels, channels, 1) for _ in range(depth - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images (b, 3, h, w) to logits (b, num_classes)."""

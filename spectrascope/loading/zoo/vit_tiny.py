@@ -13,7 +13,7 @@ _WIDTH, _HEADS, _BLOCKS = 192, 3, 12
 _IMAGE, _PATCH = 32, 4
 
 
-class _Block(nn.Module):
+class _EncoderBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(_WIDTH)
@@ -37,7 +37,7 @@ class VitTiny(nn.Module):
         self.patches = nn.Conv2d(3, _WIDTH, _PATCH, _PATCH)
         self.class_token = nn.Parameter(torch.empty(1, 1, _WIDTH))
         self.position_embedding = nn.Parameter(torch.empty(1, (_IMAGE // _PATCH) ** 2 + 1, _WIDTH))
-        self.blocks = nn.ModuleList(_Block() for _ in range(_BLOCKS))
+        self.blocks = nn.ModuleList(_EncoderBlock() for _ in range(_BLOCKS))
         self.norm = nn.LayerNorm(_WIDTH)
         self.head = nn.Linear(_WIDTH, num_classes)
         for name, parameter in self.named_parameters():

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from spectrascope.reports.charts.axes import Axis
 
-__all__ = ["Band", "Bars", "Chart", "Ink", "Line", "Mark", "Part", "Picture", "Points"]
+__all__ = ["Band", "Bars", "Chart", "Ink", "Line", "Part", "Picture", "PointShape", "Points"]
 
 
 class Ink(str, Enum):
@@ -22,7 +22,7 @@ class Ink(str, Enum):
     GREY = "grey"
 
 
-class Mark(str, Enum):
+class PointShape(str, Enum):
     """Shapes of points, so that a series can be told without its colour."""
 
     CIRCLE = "circle"
@@ -40,7 +40,7 @@ class Points:
     ys: tuple[float, ...]
     ink: Ink
     label: str = ""
-    mark: Mark = Mark.CIRCLE
+    mark: PointShape = PointShape.CIRCLE
     hollow: bool = False
     names: tuple[str, ...] = ()
     whiskers: tuple[tuple[float, float], ...] = ()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from spectrascope.records import LayerReport, PowerFit
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import PowerFit
 from spectrascope.reports.charts.axes import linear_axis, names_axis
-from spectrascope.reports.charts.chart import Bars, Chart, Ink, Line, Mark, Part, Points
+from spectrascope.reports.charts.chart import Bars, Chart, Ink, Line, Part, Points, PointShape
 from spectrascope.reports.figures import format_count
 
 __all__ = ["PARTS_OF_BETA", "decomposition_chart", "slopes_of"]
@@ -60,7 +61,7 @@ def decomposition_chart(layers: Sequence[LayerReport]) -> Chart | None:
     said = tuple(f"{row.info.name}: β = {total:.2f}" for (_, row, _), total in zip(found, sums, strict=True))
     parts += [
         Line((x.low, x.high), (0.0, 0.0), Ink.GREY),
-        Points(xs, sums, Ink.PURPLE, "β, their sum", Mark.DIAMOND, names=said),
+        Points(xs, sums, Ink.PURPLE, "β, their sum", PointShape.DIAMOND, names=said),
     ]
     missing = len(layers) - len(found)
     return Chart(

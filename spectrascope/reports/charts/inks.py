@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spectrascope.records import LayerKind, RankModel
-from spectrascope.reports.charts.chart import Ink, Mark
+from spectrascope.records.values import LayerKind, RankModel
+from spectrascope.reports.charts.chart import Ink, PointShape
 
 __all__ = ["DARK", "KIND_INKS", "KIND_MARKS", "LIGHT", "MODEL_INKS", "Paper"]
 
@@ -22,14 +22,14 @@ KIND_INKS: dict[LayerKind, Ink] = {
     LayerKind.BIAS: Ink.GREY,
     LayerKind.OTHER: Ink.GREY,
 }
-KIND_MARKS: dict[LayerKind, Mark] = {
-    LayerKind.CONV: Mark.CIRCLE,
-    LayerKind.LINEAR: Mark.SQUARE,
-    LayerKind.CONV_TRANSPOSE: Mark.DIAMOND,
-    LayerKind.EMBEDDING: Mark.TRIANGLE,
-    LayerKind.NORM: Mark.CROSS,
-    LayerKind.BIAS: Mark.CROSS,
-    LayerKind.OTHER: Mark.CROSS,
+KIND_MARKS: dict[LayerKind, PointShape] = {
+    LayerKind.CONV: PointShape.CIRCLE,
+    LayerKind.LINEAR: PointShape.SQUARE,
+    LayerKind.CONV_TRANSPOSE: PointShape.DIAMOND,
+    LayerKind.EMBEDDING: PointShape.TRIANGLE,
+    LayerKind.NORM: PointShape.CROSS,
+    LayerKind.BIAS: PointShape.CROSS,
+    LayerKind.OTHER: PointShape.CROSS,
 }
 MODEL_INKS: dict[RankModel, Ink] = {
     RankModel.POWER_LAW: Ink.GREEN,

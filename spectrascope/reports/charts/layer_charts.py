@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
-from spectrascope.records import Interval, LayerReport, Missing, PowerFit, RankModel, RankModelFit
+from spectrascope.records.report import LayerReport
+from spectrascope.records.values import Interval, Missing, PowerFit, RankModel, RankModelFit
 from spectrascope.reports.charts.axes import log_axis
 from spectrascope.reports.charts.chart import Band, Chart, Ink, Line, Part, Points
 from spectrascope.reports.charts.inks import MODEL_INKS
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
+from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["curvature_chart", "rank_chart", "rank_model_value"]
 

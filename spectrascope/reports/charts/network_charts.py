@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from spectrascope.records import (
-    Interval,
-    LayerKind,
-    LayerReport,
-    Missing,
-    PowerFit,
-    RankModel,
-    Report,
-    Triangle,
-)
+from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit, RankModel, Triangle
 from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
-from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Mark, Part, Points
+from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, KIND_MARKS, MODEL_INKS
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
+from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["depth_chart", "measured_layers", "participation_chart", "rank_model_chart", "triangle_chart"]
 
@@ -111,9 +103,9 @@ def _say_range(values: Sequence[float]) -> str:
 
 def participation_chart(layers: Sequence[LayerReport]) -> Chart:
     """Participation ratios along depth: how many directions carry curvature (PR_h) and gradient (PR_g)."""
-    series: tuple[tuple[str, Ink, Mark, Callable[[LayerReport], float | Missing]], ...] = (
-        ("PR_g, gradient", Ink.BLUE, Mark.SQUARE, lambda row: row.measurement.pr_g),
-        ("PR_h, curvature", Ink.ORANGE, Mark.CIRCLE, lambda row: row.analysis.pr_h),
+    series: tuple[tuple[str, Ink, PointShape, Callable[[LayerReport], float | Missing]], ...] = (
+        ("PR_g, gradient", Ink.BLUE, PointShape.SQUARE, lambda row: row.measurement.pr_g),
+        ("PR_h, curvature", Ink.ORANGE, PointShape.CIRCLE, lambda row: row.analysis.pr_h),
     )
     parts: list[Part] = []
     everything: list[float] = [1.0]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from enum import Enum
 
-from spectrascope.records import LayerReport, Report
+from spectrascope.records.report import LayerReport, Report
 from spectrascope.reports.charts.chart import Chart, Picture
 from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart

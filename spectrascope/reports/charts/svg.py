@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 
 from spectrascope.reports.charts.axes import Axis
-from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Mark, Part, Points
+from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Part, Points, PointShape
 from spectrascope.reports.charts.names import printable
 
 __all__ = ["chart_svg"]
@@ -179,12 +179,12 @@ def _cross(x: float, y: float, r: float) -> str:
     )
 
 
-_SHAPES: dict[Mark, Callable[[float, float, float], str]] = {
-    Mark.CIRCLE: _circle,
-    Mark.SQUARE: _square,
-    Mark.TRIANGLE: _triangle,
-    Mark.DIAMOND: _diamond,
-    Mark.CROSS: _cross,
+_SHAPES: dict[PointShape, Callable[[float, float, float], str]] = {
+    PointShape.CIRCLE: _circle,
+    PointShape.SQUARE: _square,
+    PointShape.TRIANGLE: _triangle,
+    PointShape.DIAMOND: _diamond,
+    PointShape.CROSS: _cross,
 }
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from spectrascope.history import LayerTrack, TrackedNumber, Trajectory
-from spectrascope.records import Interval, Missing, RankModel
+from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records.values import Interval, Missing, RankModel
 from spectrascope.reports.charts.axes import linear_axis, log_axis, steps_axis
-from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Mark, Part, Picture, Points
+from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.layer_sheet import RANK_MODEL_NAMES
+from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["NUMBER_NAMES", "layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
 
@@ -70,9 +70,9 @@ def layer_chart(trajectory: Trajectory, track: LayerTrack) -> Chart:
     parts: list[Part] = []
     everything: list[float] = []
     series = (
-        (TrackedNumber.BETA, Ink.PURPLE, Mark.CIRCLE),
-        (TrackedNumber.ALPHA_G, Ink.BLUE, Mark.SQUARE),
-        (TrackedNumber.ALPHA_H, Ink.ORANGE, Mark.TRIANGLE),
+        (TrackedNumber.BETA, Ink.PURPLE, PointShape.CIRCLE),
+        (TrackedNumber.ALPHA_G, Ink.BLUE, PointShape.SQUARE),
+        (TrackedNumber.ALPHA_H, Ink.ORANGE, PointShape.TRIANGLE),
     )
     for number, ink, mark in series:
         pairs = _known(steps, track.values[number.value])

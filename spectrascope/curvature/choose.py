@@ -1,0 +1,211 @@
+"""Which engine measures which weight, decided by the operations that really run downstream of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from spectrascope.curvature.tape import Tape, WeightUse
+from spectrascope.errors import UnsupportedModelError
+from spectrascope.network.layers import WeightLayer
+from spectrascope.records.values import EngineName
+from spectrascope.workload import Workload
+
+__all__ = ["EngineChoice", "EnginePlan", "choose_engines", "plan_engines"]
+
+
+@dataclass(frozen=True)
+class EngineChoice:
+    """The engine for one weight and, in words, why."""
+
+    engine: EngineName
+    reason: str
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """The engine of every weight, and roughly what the run will cost.
+
+    ``gradient_passes``, ``sweep_passes``, ``tangent_passes``, ``product_passes`` and ``estimate_passes`` are in
+    forward-equivalents: multiples of one plain forward pass over the whole batch. They are estimates, from the share of
+    the network after each weight.
+    """
+
+    choices: list[EngineChoice]
+    gradient_passes: float
+    sweep_passes: float
+    tangent_passes: float
+    product_passes: float
+    estimate_passes: float
+
+
+_GRADIENT_COST = 3.0  # forward and backward
+_GRAPH_COST = 4.0  # the same, differentiable
+_RECORDING_COST = 4.0  # forward, backward, constants
+_TANGENT_COST = 1.2  # one tangent through the whole network
+_DIFFERENCE_COST = 12.0  # four gradients
+_SKETCH_COST = 2.0  # one backward pass for everything
+_PROBES = 16
+
+
+def plan_engines(
+    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO, top_k: int = 20
+) -> EnginePlan:
+    """As :func:`choose_engines`, with the estimated cost. The model may be on the meta device.
+
+    Raises:
+        UnsupportedModelError: as :func:`choose_engines`.
+    """
+    found = _look_downstream(workload, layers)
+    choices = _choose(found, layers, requested, top_k)
+    by_engine: dict[EngineName, list[tuple[float, int]]] = {name: [] for name in EngineName}
+    for layer, share, choice in zip(layers, found.shares, choices, strict=True):
+        by_engine[choice.engine].append((share, min(top_k, *layer.info.shape)))
+
+    def products(name: EngineName, start: float, each: float) -> float:
+        pairs = by_engine[name]
+        return start + sum(each * share * k for share, k in pairs) if pairs else 0.0
+
+    swept = by_engine[EngineName.GAUSS_NEWTON]
+    estimates = sum(_DIFFERENCE_COST * k for _, k in by_engine[EngineName.FINITE_DIFFERENCE])
+    if by_engine[EngineName.GAUSS_NEWTON_SKETCH]:
+        estimates += _GRADIENT_COST + _SKETCH_COST * _PROBES
+    return EnginePlan(
+        choices,
+        _GRADIENT_COST,
+        1 + found.n_outputs * max(share for share, _ in swept) if swept else 0.0,
+        products(EngineName.TANGENT, _RECORDING_COST, _TANGENT_COST),
+        products(EngineName.DOUBLE_BACKPROP, _GRAPH_COST, _PRODUCT_COST),
+        estimates,
+    )
+
+
+def choose_engines(
+    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO, top_k: int = 20
+) -> list[EngineChoice]:
+    """Run the network once on two or three samples and look at every operation downstream of every weight.
+
+    Gauss–Newton is possible where the tail is piecewise linear and the output is one row of scores per sample;
+    there it equals the Hessian block. It sweeps once per output column, tangents once per (weight, k), so for few
+    weights of a network with many classes the latter are chosen all the same. Everything else gets tangents, exact
+    on every tail.
+
+    Args:
+        workload: the model, held still.
+        layers: the weights to measure.
+        requested: an engine, or ``auto``.
+        top_k: directions per weight, for the estimate of cost.
+
+    Raises:
+        UnsupportedModelError: ``requested`` is Gauss–Newton and it would not be exact for some weight.
+    """
+    if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
+        return [EngineChoice(requested, "asked for") for _ in layers]
+    return _choose(_look_downstream(workload, layers), layers, requested, top_k)
+
+
+def _choose(found: _Downstream, layers: Sequence[WeightLayer], requested: EngineName, top_k: int) -> list[EngineChoice]:
+    if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
+        return [EngineChoice(requested, "asked for") for _ in layers]
+    sweeps, products = _costs(found, layers, top_k)
+    dear = requested is EngineName.AUTO and products < sweeps
+    choices = []
+    for layer, reason in zip(layers, found.reasons, strict=True):
+        if reason is None and dear:
+            why = f"piecewise-linear tail, but {found.n_outputs} output columns would cost more than tangents"
+            choices.append(EngineChoice(EngineName.TANGENT, why))
+        elif reason is None:
+            choices.append(EngineChoice(EngineName.GAUSS_NEWTON, "piecewise-linear tail"))
+        elif requested is EngineName.GAUSS_NEWTON:
+            raise UnsupportedModelError(
+                f"gauss-newton is not exact for weight {layer.name!r}: {reason}; use --engine auto, or leave it "
+                "out with --exclude"
+            )
+        else:
+            choices.append(EngineChoice(EngineName.TANGENT, reason))
+    return choices
+
+
+@dataclass(frozen=True)
+class _Downstream:
+    """Per weight: why Gauss–Newton is not exact (``None``: it is), and the share of the network after it."""
+
+    reasons: list[str | None]
+    shares: list[float]
+    n_outputs: int
+
+
+_PRODUCT_COST = 2.5  # forward-equivalents of one double-backprop product through the whole network, graph kept
+
+
+def _costs(found: _Downstream, layers: Sequence[WeightLayer], top_k: int) -> tuple[float, float]:
+    """Rough forward-equivalents of the Gauss–Newton sweeps and of tangents, over the eligible weights."""
+    eligible = [
+        (share, min(top_k, *layer.info.shape))
+        for layer, share, reason in zip(layers, found.shares, found.reasons, strict=True)
+        if reason is None
+    ]
+    sweeps = found.n_outputs * max((share for share, _ in eligible), default=0.0)
+    return sweeps, _RECORDING_COST + sum(_TANGENT_COST * share * k for share, k in eligible)
+
+
+def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Downstream:
+    batch = min(3, workload.source.n)
+    found = _look_at(workload, layers, batch)
+    if batch == 1 or None not in found.reasons:
+        return found
+    # Rows that only happen to be as many as the samples give themselves away at another batch size.
+    again = _look_at(workload, layers, batch - 1)
+    reasons = [a if a is not None else b for a, b in zip(found.reasons, again.reasons, strict=True)]
+    return replace(found, reasons=reasons)
+
+
+def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _Downstream:
+    parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
+    number = {id(p): i for i, p in enumerate(parameters)}
+    inputs, _ = workload.fetch(0, batch)
+    shapes: dict[int, str] = {}
+
+    def note(use: WeightUse) -> torch.Tensor:
+        layer_shape = tuple(parameters[use.weight].shape)
+        if use.kind == "linear" and (use.inputs.dim() != 2 or use.inputs.shape[0] != batch):
+            shapes[use.weight] = "it is applied to more than one row per sample"
+        elif use.kind == "conv" and use.inputs.shape[0] != batch:
+            shapes[use.weight] = "its input does not keep samples on the first axis"
+        elif use.kind == "conv" and len(layer_shape) != use.inputs.dim():
+            shapes[use.weight] = "it is applied to an unbatched input"
+        return use.inputs
+
+    with torch.enable_grad(), Tape(parameters, analysing=True, on_use=note) as tape:
+        output = workload.forward(inputs)
+    if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[0] != batch:
+        return _Downstream(["the output is not one row of scores per sample"] * len(layers), [1.0] * len(layers), 0)
+    end = tape.number_of(output)
+    reached = 0 if end is None else tape.dep(end)
+    uses: dict[int, list[WeightUse]] = {}
+    for use in tape.uses:
+        uses.setdefault(use.weight, []).append(use)
+    found: list[str | None] = []
+    for layer in layers:
+        index = number[id(layer.parameter)]
+        transposed = layer.layout == "transposed"
+        if index in tape.smooth:
+            found.append(tape.smooth[index])
+        elif not reached >> index & 1:
+            found.append("it does not reach the output")
+        elif index not in uses:
+            found.append("it is not used by a convolution or linear layer")
+        elif index in shapes:
+            found.append(shapes[index])
+        elif any(u.transposed != transposed for u in uses[index]) or layer.layout == "conv_transpose":
+            found.append("its stored layout is not the one its operation expects")
+        else:
+            found.append(None)
+    order = [node.use.weight for node in tape.nodes if node.use is not None]
+    shares = [
+        1 - order.index(number[id(layer.parameter)]) / len(order) if number[id(layer.parameter)] in order else 1.0
+        for layer in layers
+    ]
+    return _Downstream(found, shares, output.shape[1])

@@ -1,0 +1,142 @@
+"""The reference: one double-backprop product per (weight, k), exact for any twice-differentiable network.
+
+The graph of the gradient is built once per micro-batch, shared by all weights, and kept for all products.
+Reference: MEASUREMENT section 5; FIELD section 4 for the traps (fused attention, unused weights).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
+from spectrascope.curvature.microbatches import Schedule
+from spectrascope.errors import UnsupportedModelError
+from spectrascope.records.values import EngineName
+from spectrascope.workload import Inputs, Workload
+
+__all__ = ["DoubleBackprop", "hessian_products", "loss_gradients"]
+
+
+@dataclass(frozen=True)
+class DoubleBackprop:
+    """The engine.
+
+    Args:
+        micro_batch: samples per graph; ``None`` tunes it.
+    """
+
+    micro_batch: int | None = None
+    name: EngineName = EngineName.DOUBLE_BACKPROP
+
+    def measure(
+        self,
+        workload: Workload,
+        targets: Sequence[Target],
+        *,
+        groups: int = 16,
+        progress: Progress | None = None,
+    ) -> list[Curvature]:
+        """Curvature of each target over the whole batch.
+
+        Cost: about four forward-equivalents per (weight, k). Memory: one micro-batch's gradient graph.
+
+        Raises:
+            UnsupportedModelError: an operation has no second derivative, or a weight does not reach the loss.
+        """
+        n = workload.source.n
+        sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
+        borders = sums[0].borders
+        schedule = Schedule(n, self.micro_batch, borders, candidates=(16, 32, 64))
+
+        def work(start: int, stop: int) -> None:
+            inputs, labels = workload.fetch(start, stop)
+            weight = stop - start
+            group = sums[0].group_of(start)
+            gradients = loss_gradients(workload, targets, inputs, labels)
+            found = []
+            for i, (target, gradient, target_sums) in enumerate(zip(targets, gradients, sums, strict=True)):
+                found.append(self._one(target, gradient, target_sums.dtype))
+                if progress is not None:
+                    progress(start + weight * (i + 1) / len(targets), n)
+            for total, (slope, matrix) in zip(sums, found, strict=True):
+                total.add(group, slope, matrix, weight)
+
+        schedule.run(work, progress)
+        return [s.finish(self.name, exact=True) for s in sums]
+
+    @staticmethod
+    def _one(target: Target, gradient: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        layer, d = target.layer, target.directions
+        left = d.left.to(gradient.device, dtype)
+        right = d.right.to(gradient.device, dtype)
+        slope = target_slopes(target, gradient, dtype)
+        rows = [
+            torch.einsum("mk,mn,nk->k", left, layer.matrix(product).to(dtype), right)
+            for product in hessian_products(target, gradient, range(d.k))
+        ]
+        return slope, torch.stack(rows)
+
+
+def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Inputs, labels: Tensor) -> list[Tensor]:
+    """Differentiable gradients of the micro-batch's mean loss, one per target, each shaped like its weight.
+
+    Fused attention has no second derivative, so the math kernel is forced around the forward pass.
+
+    Raises:
+        UnsupportedModelError: a weight does not reach the loss.
+    """
+    parameters = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
+    with torch.enable_grad():
+        with sdpa_kernel(SDPBackend.MATH):
+            loss = workload.loss(inputs, labels)
+        if not loss.requires_grad:
+            raise UnsupportedModelError(
+                "the loss does not depend on any measured weight through autograd: the model detaches its output "
+                "or runs under no_grad or inference_mode"
+            )
+        found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+    by_id = dict(zip(map(id, parameters), found, strict=True))
+    out = []
+    for target in targets:
+        gradient = by_id[id(target.layer.parameter)]
+        if gradient is None:  # never zero: the graph may be broken, or the weight unused
+            raise UnsupportedModelError(f"weight {target.layer.name!r} does not reach the loss")
+        out.append(gradient)
+    return out
+
+
+def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]) -> list[Tensor]:
+    """Products H D_k (each shaped like the weight) from a differentiable gradient, for k in ``directions``.
+
+    Raises:
+        UnsupportedModelError: the second derivative does not exist or is identically zero by construction.
+    """
+    layer, d = target.layer, target.directions
+    if not gradient.requires_grad:
+        raise UnsupportedModelError(f"the loss is linear in weight {layer.name!r}: it has no curvature")
+    products = []
+    for k in directions:
+        direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(gradient)
+        try:
+            # A scalar, because autograd imports its symbolic-shape machinery (seconds) to check grad_outputs.
+            slope = (gradient * direction).sum()
+            (product,) = torch.autograd.grad(slope, layer.parameter, retain_graph=True, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            if (
+                "not implemented" in str(error)
+                or "double backward" in str(error)
+                or "once_differentiable" in str(error)
+            ):
+                raise UnsupportedModelError(
+                    f"no second derivative for weight {layer.name!r}: {str(error).splitlines()[0]}"
+                ) from error
+            raise
+        if product is None:
+            raise UnsupportedModelError(f"the loss is linear in weight {layer.name!r}: it has no curvature")
+        products.append(product)
+    return products

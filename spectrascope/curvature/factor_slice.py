@@ -1,0 +1,198 @@
+"""One micro-batch of inputs and cotangents on their way into the sums of Kronecker factors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrascope.curvature.engine import Progress, Target
+from spectrascope.curvature.factor_sums import GramSum, ParameterSums, TargetSums
+from spectrascope.curvature.loss_columns import LossColumns
+from spectrascope.curvature.microbatches import OutOfMemoryError, Schedule, group_borders, is_out_of_memory
+from spectrascope.curvature.patches import gram_of_patches, kernel_first, patches_of, project_patches
+from spectrascope.records.decomposition import DecomposeOptions, Factors, Sharing
+from spectrascope.workload import Workload
+
+__all__ = ["FactorSlice", "Key", "OpenUse", "finish_factors", "run_restarting"]
+
+Key = tuple[int, "int | None"]
+Split = Callable[[Tensor], Tensor]
+Work = Callable[[int, int], None]
+
+
+class _TooLargeError(Exception):
+    """A micro-batch did not fit; what was summed of it cannot be taken back."""
+
+
+class FactorSlice:
+    """Sums of all targets, and what is open of the current micro-batch.
+
+    A use is opened with its input (b, t, g, n), then cotangents (c, b, t, g, w) of its output are added in any number
+    of parts, then it is closed.
+    """
+
+    def __init__(self, workload: Workload, targets: Sequence[Target], options: DecomposeOptions, groups: int) -> None:
+        self.options = options
+        self.workload = workload
+        self.borders = group_borders(workload.source.n, groups)
+        self.left = [t.directions.left.to(workload.device, workload.dtype) for t in targets]
+        self.right = [t.directions.right.to(workload.device, workload.dtype) for t in targets]
+        self.numbers: dict[Key, list[int]] = {}
+        for i, target in enumerate(targets):
+            self.numbers.setdefault((id(target.layer.parameter), target.layer.expert), []).append(i)
+        self.targets: list[TargetSums] = [None] * len(targets)  # type: ignore[list-item]
+        for members in self.numbers.values():
+            basis = torch.cat([targets[i].directions.right for i in members], 1)
+            n = targets[members[0]].layer.info.shape[1]
+            a = GramSum(1, n, basis, workload.device, workload.dtype)
+            shared = ParameterSums(a)
+            for i in members:
+                self.targets[i] = TargetSums(targets[i], shared, self.borders, workload.device)
+
+    def open_linear(self, key: Key, a: Tensor, first: bool) -> OpenUse:
+        """Add the input (b, t, 1, n) of a linear layer to C_A."""
+        members = self.numbers[key]
+        self._count(key, a.shape[1], 1, first)
+        rows = a if self.options.sharing is Sharing.EXPAND else a.sum(1, keepdim=True)
+        self.targets[members[0]].parameter.a.add(rows.reshape(-1, 1, a.shape[-1]))
+        return OpenUse(self, members, [a @ self.right[i] for i in members])
+
+    def open_conv(
+        self, key: Key, x: Tensor, shape: Sequence[int], conv: tuple[Any, ...], first: bool, split: Split
+    ) -> OpenUse:
+        """Add a convolution's input (images, C, …) to C_A; ``split`` makes (b, t, …) of (images, t, …)."""
+        members = self.numbers[key]
+        factor = self.targets[members[0]].parameter.a
+        gram = None
+        if self.options.sharing is Sharing.EXPAND and factor.whole:
+            gram = gram_of_patches(x, shape, conv)
+        if gram is None:
+            a = split(patches_of(x, shape, conv))
+            rows = a if self.options.sharing is Sharing.EXPAND else a.sum(1, keepdim=True)
+            factor.add(rows.reshape(-1, 1, a.shape[-1]))
+            q = [a @ kernel_first(self.right[i], shape[1]) for i in members]
+        else:
+            factor.add_gram(gram)
+            q = [split(project_patches(x, self.right[i], shape, conv)) for i in members]
+        self._count(key, q[0].shape[1], q[0].shape[2], first)
+        return OpenUse(self, members, q)
+
+    def _count(self, key: Key, positions: int, groups: int, first: bool) -> None:
+        if first:
+            parameter = self.targets[self.numbers[key][0]].parameter
+            parameter.positions += positions * groups
+            parameter.blocks += groups
+
+
+@dataclass
+class OpenUse:
+    """One use of a weight within a micro-batch."""
+
+    of: FactorSlice
+    members: list[int]
+    q: list[Tensor]  # per member (b, t, g, K)
+    energy: dict[int, Tensor] = field(default_factory=dict)
+    energy_of_sums: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, delta: Tensor, scale: Tensor | None, *, factor: bool = True) -> list[Tensor]:
+        """Add cotangents (c, b, t, g, w), each output times ``scale`` (m,); with ``factor`` they belong to C_delta.
+
+        Returns:
+            Per member, Σ over positions of (u·delta)(v·a), (c, b, K).
+        """
+        found = []
+        for i, q in zip(self.members, self.q, strict=True):
+            layer = self.of.targets[i].target.layer
+            part, weights = delta, scale
+            if layer.rows is not None:
+                part = torch.cat([delta[..., run] for run in layer.rows], -1)
+                weights = None if scale is None else torch.cat([scale[run] for run in layer.rows])
+            left = self.of.left[i] if weights is None else self.of.left[i] * weights[:, None]
+            groups, width = part.shape[-2:]
+            if groups == 1:
+                p = part[..., 0, :] @ left
+                p = p[..., None, :]
+            else:
+                p = torch.einsum("cbtgw,gwk->cbtgk", part, left.reshape(groups, width, -1))
+            if factor:
+                self._add_factor(i, part, weights, p)
+            found.append(p.mul_(q).sum((2, 3)))
+        return found
+
+    def _add_factor(self, i: int, part: Tensor, scale: Tensor | None, p: Tensor) -> None:
+        reduce = self.of.options.sharing is Sharing.REDUCE
+        rows = part.sum(2) if reduce else part
+        sums = self.of.targets[i]
+        if sums.delta is None:
+            groups, width = part.shape[-2:]
+            sums.delta = GramSum(groups, width, self.of.left[i], part.device, part.dtype)
+        sums.delta.add(rows.reshape(-1, *part.shape[-2:]), scale)
+        if i not in self.energy:
+            self.energy[i] = torch.zeros_like(p[0])
+        for column in p:
+            self.energy[i].addcmul_(column, column)
+        if reduce:
+            summed = p.sum(2).square().sum(0)
+            self.energy_of_sums[i] = self.energy_of_sums[i] + summed if i in self.energy_of_sums else summed
+
+    def close(self, start: int) -> None:
+        """Add what only all columns together tell."""
+        for i, q in zip(self.members, self.q, strict=True):
+            if i not in self.energy:
+                continue  # no cotangent arrived: the output does not depend on this use
+            squares = q.square()
+            if self.of.options.sharing is Sharing.EXPAND:
+                left, right = self.energy[i], squares
+            else:
+                left, right = self.energy_of_sums[i][:, None], q.sum(1, keepdim=True).square()
+            self.of.targets[i].add_rows(start, squares, self.energy[i], left, right)
+
+
+def finish_factors(sums: FactorSlice, shape: LossColumns | None, n: int) -> list[Factors]:
+    """Factors of every target, from sums over n samples and the columns of any micro-batch."""
+    assert shape is not None  # at least one micro-batch was run
+    return [s.finish(n, shape.terms, shape.draws, len(shape.columns), shape.exact, sums.options) for s in sums.targets]
+
+
+def run_restarting(
+    workload: Workload,
+    n: int,
+    micro_batch: int | None,
+    begin: Callable[[], Work],
+    progress: Progress | None,
+) -> None:
+    """Run a schedule; where a micro-batch does not fit, start again with smaller ones."""
+    size = micro_batch
+    candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (32, 64, 128, 256)
+    while True:
+        work = begin()
+        largest = [0]
+
+        def guarded(
+            start: int, stop: int, work: Callable[[int, int], None] = work, largest: list[int] = largest
+        ) -> None:
+            largest[0] = stop - start
+            try:
+                work(start, stop)
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise _TooLargeError from error
+                raise
+
+        try:
+            Schedule(n, size, candidates=candidates).run(guarded, progress)
+        except _TooLargeError as error:
+            size = largest[0] // 2
+            if size < 1:
+                raise OutOfMemoryError(
+                    "out of memory with one sample at a time: use a smaller input, fewer directions (--top-k) or fewer "
+                    "layers (--layers)"
+                ) from error
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        else:
+            return

@@ -1,0 +1,212 @@
+"""Exact curvature for piecewise-linear tails: one backward sweep per logit column serves every weight and every k.
+
+If everything after a weight is piecewise linear, the outputs are linear in the weight near where it stands, so its
+Hessian block is J^T (d²loss/df²) J. Along D_k = u_k v_k^T the derivative of output c is
+
+    s_ck = sum_t (u_k · delta_ct) (v_k · a_t)
+
+with a_t the weight's input at position t and delta_ct the cotangent of output c at the weight's output. The first
+factor needs one backward sweep per column, shared by all weights; the second is a k-filter convolution, done while
+the forward pass runs, so no activation is kept for it. Reference: MEASUREMENT section 5b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spectrascope.curvature.columns import Columns
+from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target
+from spectrascope.curvature.loss_root import output_model
+from spectrascope.curvature.microbatches import Schedule
+from spectrascope.curvature.sweep import sweep_back
+from spectrascope.curvature.tape import Tape, UnsupportedOperationError, WeightUse
+from spectrascope.records.values import EngineName
+from spectrascope.workload import Workload
+
+__all__ = ["GaussNewton"]
+
+_CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """The engine. Exact only for weights that :func:`spectrascope.curvature.choose.choose_engines` admits.
+
+    Args:
+        micro_batch: samples per forward pass; ``None`` tunes it.
+        column_batch: columns swept together; ``None`` chooses by the number of outputs.
+    """
+
+    micro_batch: int | None = None
+    column_batch: int | None = None
+    name: EngineName = EngineName.GAUSS_NEWTON
+
+    def measure(
+        self,
+        workload: Workload,
+        targets: Sequence[Target],
+        *,
+        groups: int = 16,
+        progress: Progress | None = None,
+    ) -> list[Curvature]:
+        """Curvature of each target over the whole batch.
+
+        Cost: one forward pass, C − 1 input-gradient passes (C outputs), and projections that grow with k.
+        Memory: one micro-batch's piecewise-linear masks and its columns; independent of the number of samples.
+
+        Raises:
+            UnsupportedOperationError: the network did something while measuring that it did not do when analysed.
+        """
+        n = workload.source.n
+        sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
+        schedule = Schedule(
+            n,
+            self.micro_batch,
+            candidates=_candidates(workload.device),
+            synchronize=_synchronizer(workload.device),
+        )
+        sweep = _Sweep(workload, targets, self.column_batch)
+
+        def work(start: int, stop: int) -> None:
+            for target, (slope, h, matrix) in zip(sums, sweep.run(start, stop), strict=True):
+                target.matrix += matrix
+                group = torch.bucketize(torch.arange(start, stop), torch.tensor(target.borders[1:-1]), right=True)
+                group = group.to(h.device)
+                target.group_h.index_add_(0, group, h)
+                target.group_sigma.index_add_(0, group, slope)
+
+        with torch.no_grad():
+            schedule.run(work, progress)
+        return [s.finish(self.name, exact=True) for s in sums]
+
+
+def _candidates(device: torch.device) -> tuple[int, ...]:
+    return (16, 32, 64, 128) if device.type == "cpu" else (32, 64, 128, 256, 512, 1024)
+
+
+def _synchronizer(device: torch.device) -> Any:
+    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+
+
+class _Sweep:
+    """Forward and backward over one slice of samples."""
+
+    def __init__(self, workload: Workload, targets: Sequence[Target], column_batch: int | None) -> None:
+        self.workload = workload
+        self.column_batch = column_batch
+        self.sum_dtype = torch.float32 if workload.device.type == "mps" else torch.float64
+        self.parameters: list[torch.nn.Parameter] = []
+        self.targets: list[list[int]] = []  # parameter -> its targets (q, k and v share one)
+        index = {}
+        for i, target in enumerate(targets):
+            key = id(target.layer.parameter)
+            if key not in index:
+                index[key] = len(self.parameters)
+                self.parameters.append(target.layer.parameter)
+                self.targets.append([])
+            self.targets[index[key]].append(i)
+        self.left: list[Tensor] = []  # per parameter (m, K total)
+        self.right: list[Tensor] = []  # per parameter (n, K total)
+        self.slices: dict[int, slice] = {}
+        for numbers in self.targets:
+            lefts, rights, at = [], [], 0
+            for i in numbers:
+                d = targets[i].directions
+                lefts.append(targets[i].layer.embed_left(d.left))
+                rights.append(d.right)
+                self.slices[i] = slice(at, at + d.k)
+                at += d.k
+            self.left.append(torch.cat(lefts, 1).to(workload.device, workload.dtype))
+            self.right.append(torch.cat(rights, 1).to(workload.device, workload.dtype))
+        self.n_targets = len(targets)
+
+    def run(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per target: slope (b, K), curvature (b, K), sum of M (K, K)."""
+        inputs, labels = self.workload.fetch(start, stop)
+        tape = Tape(self.parameters, on_use=self._project_input)
+        with tape:
+            output = self.workload.forward(inputs)
+        number = tape.number_of(output)
+        if number is None or output.dim() != 2 or output.shape[0] != stop - start:
+            raise UnsupportedOperationError("the output is not one row of scores per sample")
+        loss = output_model(output, labels, self.workload.loss_fn)
+        columns = loss.columns()
+        c_total = len(columns)
+        step = self.column_batch or _column_batch(c_total, stop - start, self.workload.device)
+        s: list[Tensor | None] = [None] * len(self.parameters)
+        for first in range(0, c_total, step):
+            part = columns[first : first + step]
+            rows = slice(first, first + len(part))
+
+            def add(use: WeightUse, grad: Columns, rows: slice = rows) -> None:
+                projected = self._project_output(use, grad)
+                whole = s[use.weight]
+                if whole is None:
+                    whole = s[use.weight] = projected.new_zeros(c_total, *projected.shape[1:])
+                whole[rows] += projected
+
+            sweep_back(tape, number, part, add)
+        found: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * self.n_targets
+        for p, numbers in enumerate(self.targets):
+            projected = s[p]
+            if projected is None:
+                raise UnsupportedOperationError("a weight does not reach the output")
+            for i in numbers:
+                found[i] = loss.contract(projected[:, :, self.slices[i]].to(self.sum_dtype))
+        return [f for f in found if f is not None]
+
+    # -- the weight's input: v_k · a --------------------------------------------------------------------------
+
+    def _project_input(self, use: WeightUse) -> Tensor:
+        right = self.right[use.weight]
+        if use.kind == "linear":
+            return use.inputs @ right
+        weight = self.parameters[use.weight]
+        stride, padding, dilation, _, _, groups = use.conv
+        k = right.shape[1]
+        # Convolution kernels work on blocks of 8 output channels; odd numbers can take twice as long.
+        filters = functional.pad(right.t(), (0, 0, 0, -k % 8)).reshape(-1, *weight.shape[1:])
+        x = use.inputs
+        if groups > 1:  # the same filters look at every group's own channels
+            x = x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            filters = filters.contiguous(memory_format=torch.channels_last)
+        q = _CONV[x.dim() - 3](x, filters, None, stride, padding, dilation)
+        return q.flatten(2).transpose(1, 2)[:, :, :k]  # (b·groups, T, K)
+
+    # -- the weight's output: u_k · delta ---------------------------------------------------------------------
+
+    def _project_output(self, use: WeightUse, grad: Columns) -> Tensor:
+        """S (c, b, K) of one use: sum over positions of (u · delta)(v · a)."""
+        left = self.left[use.weight]
+        if grad.scale is not None:
+            left = left * grad.scale[:, None]
+        delta, q = grad.tensor, use.inputs
+        if use.kind == "linear":
+            if q.dim() != 2 or delta.dim() != 3:
+                raise UnsupportedOperationError("a linear layer is applied to more than one row per sample")
+            return (delta @ left) * q
+        groups = use.conv[-1]
+        columns, batch = delta.shape[:2]
+        delta = delta.flatten(3).transpose(2, 3)  # (c, b, T, m)
+        width, k = delta.shape[3] // groups, q.shape[2]
+        mixed = delta.new_empty(columns, batch * groups, k, width)
+        for c in range(columns):
+            part = delta[c]
+            if groups > 1:
+                part = part.unflatten(2, (groups, width)).transpose(1, 2).flatten(0, 1)
+            torch.bmm(q.transpose(1, 2), part, out=mixed[c])
+        mixed = mixed.view(columns, batch, groups, k, width)
+        return (mixed * left.reshape(groups, width, k).transpose(1, 2)).sum((2, 4))
+
+
+def _column_batch(columns: int, batch: int, device: torch.device) -> int:
+    """How many columns to sweep together: enough images per kernel to be efficient, few enough to stay in cache."""
+    images = 128 if device.type == "cpu" else 4096
+    return max(1, min(columns, images // max(batch, 1)))

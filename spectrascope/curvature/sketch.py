@@ -1,0 +1,123 @@
+"""An estimate of the Gauss–Newton part for networks where exact curvature is out of reach.
+
+With xi random, E[xi xi^T] = 1 and independent from loss term to loss term, c = S xi at the outputs (S S^T the loss's
+Hessian there) gives s_k = <D_k, J^T c> with E[s_k s_j] = D_k^T J^T S S^T J D_j: one backward pass serves every weight
+and every k, whatever the network and however many loss terms. Unbiased for the Gauss–Newton part; where the tail is
+smooth the Hessian has a second part, which this leaves out. Reference: MEASUREMENT section 5b.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
+from spectrascope.curvature.loss_root import is_cross_entropy
+from spectrascope.curvature.microbatches import Schedule
+from spectrascope.errors import UnsupportedModelError
+from spectrascope.losses import IGNORED, Loss, scores_of
+from spectrascope.records.values import EngineName, LossName
+from spectrascope.workload import Workload
+
+__all__ = ["GaussNewtonSketch"]
+
+
+@dataclass(frozen=True)
+class GaussNewtonSketch:
+    """The engine. Always an estimate, of the Gauss–Newton part.
+
+    Args:
+        micro_batch: samples per pass; ``None`` tunes it. Smaller ones make more, more independent estimates.
+        probes: random backward passes per micro-batch.
+        seed: of the random vectors.
+    """
+
+    micro_batch: int | None = None
+    probes: int = 16
+    seed: int = 0
+    name: EngineName = EngineName.GAUSS_NEWTON_SKETCH
+
+    def measure(
+        self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None
+    ) -> list[Curvature]:
+        """Estimated curvature of each target over the whole batch, with its standard error per direction.
+
+        Cost: about two forward-equivalents per probe, for all weights and all k.
+
+        Raises:
+            UnsupportedModelError: the loss is not one whose Hessian has a known square root.
+        """
+        n = workload.source.n
+        sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
+        spreads = [torch.zeros_like(s.group_h[0]) for s in sums]
+        parameters = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
+        place = {id(p): i for i, p in enumerate(parameters)}
+
+        def work(start: int, stop: int) -> None:
+            inputs, labels = workload.fetch(start, stop)
+            generator = torch.Generator(device="cpu").manual_seed(self.seed * 1_000_003 + start)
+            size = stop - start
+            with torch.enable_grad():
+                output = workload.forward(inputs)
+                loss = workload.loss_fn(output, labels)
+                first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+                scores = scores_of(output)
+                samples: list[list[Tensor]] = [[] for _ in targets]
+                for _ in range(self.probes):
+                    cotangent = _random_root(workload.loss_fn, scores.detach(), labels, generator)
+                    back = torch.autograd.grad(scores, parameters, cotangent, retain_graph=True, allow_unused=True)
+                    for i, target in enumerate(targets):
+                        gradient = back[place[id(target.layer.parameter)]]
+                        if gradient is None:
+                            raise UnsupportedModelError(f"weight {target.layer.name!r} does not reach the output")
+                        samples[i].append(target_slopes(target, gradient, sums[i].dtype))
+            group = sums[0].group_of(start)
+            for i, target in enumerate(targets):
+                s = torch.stack(samples[i])  # (probes, K)
+                slope = first[place[id(target.layer.parameter)]]
+                assert slope is not None
+                sums[i].add(group, target_slopes(target, slope, sums[i].dtype), s.T @ s / len(s), size)
+                if len(s) > 1:
+                    spreads[i] += s.square().var(0) / len(s) * size**2
+            if progress is not None:
+                progress(stop, n)
+
+        Schedule(n, self.micro_batch, sums[0].borders, candidates=(4, 8, 16, 32)).run(work)
+        return [
+            s.finish(self.name, exact=False, stderr=(spread.sqrt() / n).cpu().double())
+            for s, spread in zip(sums, spreads, strict=True)
+        ]
+
+
+def _random_root(loss_fn: object, scores: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """S xi at the scores (scores' shape), scaled for the mean loss: its outer product is d²L/df² on average."""
+    signs: Tensor = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
+    name = loss_fn.name if isinstance(loss_fn, Loss) else None
+    if name is LossName.BCE:
+        p = scores.sigmoid()
+        root: Tensor = (p * (1 - p) / scores.numel()).sqrt() * signs
+        return root
+    if name is LossName.MSE:
+        return signs * (2.0 / scores.numel()) ** 0.5  # type: ignore[no-any-return]
+    if name not in (LossName.CROSS_ENTROPY, LossName.CAUSAL_LM, LossName.MASKED_LM) and not is_cross_entropy(loss_fn):  # type: ignore[arg-type]
+        raise UnsupportedModelError(
+            "gauss-newton-sketch knows cross-entropy, bce, mse and language-model losses; for another loss use "
+            "--engine auto or finite-difference"
+        )
+    if labels.is_floating_point():
+        raise UnsupportedModelError("gauss-newton-sketch needs class numbers as labels, not class probabilities")
+    found, targets = loss_fn.labelled(scores, labels) if isinstance(loss_fn, Loss) else (scores, labels)
+    axis = -1 if found.shape[:-1] == targets.shape else 1
+    counts = targets != int(getattr(loss_fn, "ignore_index", IGNORED))
+    weight = (counts.to(scores.dtype) / counts.sum()).sqrt().unsqueeze(axis)
+    p = found.softmax(axis)
+    root = p.sqrt()
+    at = signs[:, : found.shape[1]] if found.shape != signs.shape else signs
+    column: Tensor = weight * root * (at - (root * at).sum(axis, keepdim=True) * root)
+    if found.shape == scores.shape:
+        return column
+    padded: Tensor = torch.cat([column, torch.zeros_like(scores[:, column.shape[1] :])], 1)
+    return padded

@@ -1,0 +1,198 @@
+"""Scaled dot-product attention as one operation, whichever fused kernel ran: only its inputs and adjoint are needed.
+
+With S = c q k^T + mask, P = softmax S, G the adjoint of P v and gS = P (G v^T − rowsum(P · G v^T)):
+S' = c (q' k^T + q k'^T), C = S' − rowsum(P S'), P' = P C, out' = P' v + P v', and the second-order terms
+<gS, C²> + 2c <gS, q' k'^T> + 2 <P' v', G>. Reference: SECOND_ORDER section 2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from spectrascope.curvature.tangent.recording import Node
+from spectrascope.curvature.tangent.rule import Order, Pushed, TangentRule, Tangents
+from spectrascope.curvature.tangent.values import dense, gram
+
+__all__ = ["ATTENTION_RULES"]
+
+_CHUNK_BYTES = {"cpu": 2 << 20}
+_CHUNK_BYTES_DEVICE = 512 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Primal:
+    """A few heads: q (N, T, d), k, v, and what follows from them. ``scores`` P and ``pull`` gS are (N, T, T)."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    scores: Tensor
+    adjoint: Tensor | None
+    pull: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    q: Tensor  # (B, H, T, d)
+    k: Tensor  # (B, H or fewer, T, d)
+    v: Tensor
+    mask: Tensor | None  # added to the scores; broadcasts to (B, H, T, T)
+    causal: bool
+    scale: float
+    positions: tuple[int, ...]
+    adjoint: Tensor | None
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        found = {p: dense(t) for p, t in zip(self.positions, z, strict=True) if t is not None}
+        directions = next(iter(found.values())).shape[0]
+        batch, heads, rows, _ = self.q.shape
+        repeat = heads // self.k.shape[1]
+        flat = {p: _heads(t if p == 0 else _repeated(t, repeat, 2)).flatten(1, 2) for p, t in found.items()}
+        n = batch * heads
+        size = self.q.element_size() * directions * rows * self.k.shape[2]
+        step = max(1, _CHUNK_BYTES.get(self.q.device.type, _CHUNK_BYTES_DEVICE) // size)
+        outs, total = [], None
+        for start in range(0, n, step):
+            part = slice(start, min(start + step, n))
+            primal = self._primal(part, repeat, bend)
+            out, bent = self._push(primal, {p: t[:, part] for p, t in flat.items()}, outputs, bend)
+            outs.append(out)
+            if bent is not None:
+                total = bent if total is None else total + bent
+        if not outputs:
+            return (), total
+        whole = torch.cat([o for o in outs if o is not None], 1)
+        return (whole.unflatten(1, (batch, heads)),), total
+
+    def _primal(self, part: slice, repeat: int, bend: bool) -> _Primal:
+        q = self.q.flatten(0, 1)[part]
+        k = _repeated(self.k, repeat, 1).flatten(0, 1)[part]
+        v = _repeated(self.v, repeat, 1).flatten(0, 1)[part]
+        scores = torch.bmm(q, k.transpose(1, 2)) * self.scale
+        if self.mask is not None:
+            batch, heads = self.q.shape[:2]
+            mask = self.mask.expand(batch, heads, *scores.shape[1:])
+            index = torch.arange(part.start, part.stop, device=q.device)
+            scores = scores + mask[index // heads, index % heads]
+        if self.causal:
+            # Where the lengths differ, torch aligns the triangle with the first query and the first key.
+            keep = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril()
+            scores = scores.masked_fill(~keep, -math.inf)
+        scores = scores.softmax(-1).nan_to_num(0.0)  # a query that may look nowhere
+        if self.adjoint is None or not bend:
+            return _Primal(q, k, v, scores, None, None)
+        adjoint = self.adjoint.flatten(0, 1)[part]
+        pull = torch.bmm(adjoint, v.transpose(1, 2))
+        pull = scores * (pull - (scores * pull).sum(-1, keepdim=True))
+        return _Primal(q, k, v, scores, adjoint, pull)
+
+    def _push(
+        self, of: _Primal, z: dict[int, Tensor], outputs: bool, bend: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        zq, zk, zv = (z.get(p) for p in range(3))
+        out = bent = weights = None
+        if zq is not None or zk is not None:
+            moved = self._centred_scores(of, zq, zk)
+            if bend and of.pull is not None:
+                bent = _weighted_gram(moved, of.pull)
+                if zq is not None and zk is not None:
+                    bent = bent + 2 * self.scale * gram(_fold(of.pull.transpose(1, 2), zq), zk)
+            weights = moved.mul_(of.scores.unsqueeze(1))
+        if outputs:
+            if weights is not None:
+                heads, directions, rows, _ = weights.shape
+                out = torch.bmm(weights.flatten(1, 2), of.v).view(heads, directions, rows, -1).transpose(0, 1)
+            if zv is not None:
+                part = _fold(of.scores, zv)
+                out = part if out is None else out.add_(part)
+        if bend and weights is not None and zv is not None and of.adjoint is not None:
+            crossed = 2 * gram((weights.transpose(2, 3) @ of.adjoint.unsqueeze(1)).transpose(0, 1), zv)
+            bent = crossed if bent is None else bent + crossed
+        return out, bent
+
+    def _centred_scores(self, of: _Primal, zq: Tensor | None, zk: Tensor | None) -> Tensor:
+        """S' − rowsum(P S') (N, K, T, T), heads first: every product is then one of large matrices."""
+        moved: Tensor | None = None
+        if zq is not None:
+            directions, heads, rows, width = zq.shape
+            stacked = zq.transpose(0, 1).reshape(heads, directions * rows, width)
+            keys = (of.k * self.scale).transpose(1, 2)
+            moved = torch.bmm(stacked, keys).view(heads, directions, rows, -1)
+        if zk is not None:
+            directions, heads, columns, width = zk.shape
+            stacked = zk.transpose(0, 1).reshape(heads, directions * columns, width)
+            part = torch.bmm(of.q * self.scale, stacked.transpose(1, 2))
+            part = part.view(heads, -1, directions, columns).transpose(1, 2)
+            moved = part.contiguous() if moved is None else moved.add_(part)
+        assert moved is not None
+        return moved.sub_((moved * of.scores.unsqueeze(1)).sum(-1, keepdim=True))
+
+
+def _weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
+    """As :func:`tangent.weighted_gram`, of x (N, K, T, S) with the heads first, where a transpose would copy."""
+    flat = x.flatten(2)
+    return torch.bmm(flat * weight.flatten(1).unsqueeze(1), flat.transpose(1, 2)).sum(0)
+
+
+def _heads(z: Tensor) -> Tensor:
+    return z if z.dim() == 5 else z.unsqueeze(1)
+
+
+def _repeated(x: Tensor, times: int, axis: int) -> Tensor:
+    """Keys and values shared by several query heads, one copy per head."""
+    return x if times == 1 else x.repeat_interleave(times, axis)
+
+
+def _fold(matrix: Tensor, z: Tensor) -> Tensor:
+    """Matrix (N, S, T) times each of z (K, N, T, d), the directions side by side as columns."""
+    k, n, rows, width = z.shape
+    columns = z.permute(1, 2, 0, 3).reshape(n, rows, k * width)
+    out = torch.bmm(matrix, columns).view(n, -1, k, width)
+    return out.permute(2, 0, 1, 3)
+
+
+def _make(node: Node, adjoints: Sequence[Tensor | None]) -> _Attention:
+    q, k, v = (t.detach() for t in node.args[:3])
+    named = _named(node)
+    mask = named.get("attn_mask", named.get("attn_bias"))
+    if mask is not None:
+        mask = mask.detach()
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
+        mask = mask.reshape(*(1,) * (4 - mask.dim()), *mask.shape)
+    scale = named.get("scale")
+    return _Attention(
+        q, k, v, mask, bool(named.get("is_causal", False)),
+        1 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
+        tuple(node.inputs), adjoints[0],
+    )  # fmt: skip
+
+
+def _named(node: Node) -> dict[str, Any]:
+    """All arguments by the names in the operation's schema."""
+    names = [argument.name for argument in node.func._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _accepts(node: Node) -> bool:
+    return (
+        set(node.inputs) <= {0, 1, 2} and all(t.dim() == 4 for t in node.args[:3]) and not _named(node).get("dropout_p")
+    )
+
+
+_KERNELS = (
+    "flash_attention_for_cpu",
+    "flash_attention",
+    "efficient_attention",
+    "cudnn_attention",
+    "fused_attention_overrideable",
+)
+ATTENTION_RULES: dict[str, TangentRule] = {
+    f"aten._scaled_dot_product_{kernel}": TangentRule(Order.CURVED, _make, _accepts) for kernel in _KERNELS
+}

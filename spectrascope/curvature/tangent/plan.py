@@ -1,0 +1,315 @@
+"""From a recording to the steps that every sweep follows: adjoints by one backward pass, constants computed once."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from spectrascope.curvature.microbatches import is_out_of_memory
+from spectrascope.curvature.tangent.chains import Chains, ChainStep
+from spectrascope.curvature.tangent.head import HeadStep, row_order, token_forms
+from spectrascope.curvature.tangent.products import matrix_product
+from spectrascope.curvature.tangent.recording import Node, Recording
+from spectrascope.curvature.tangent.rule import Order, Step, TangentRule
+from spectrascope.curvature.tangent.table import find_rule
+from spectrascope.curvature.tangent.values import Tangent, dense
+from spectrascope.curvature.tape import UnsupportedOperationError
+
+__all__ = ["Footprint", "Plan", "make_plan", "record_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A step among others. ``curved``: weights with second-order terms here; ``wanted``: those needing the outputs."""
+
+    step: Step
+    name: str
+    inputs: tuple[int, ...]
+    outputs: tuple[int | None, ...]
+    curved: int
+    wanted: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes a recording takes, and what each tangent adds while it is pushed."""
+
+    fixed: int
+    per_direction: int
+
+    def of(self, directions: int) -> int:
+        """Bytes with that many tangents."""
+        return self.fixed + directions * self.per_direction
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all sweeps over one micro-batch share.
+
+    ``loss`` is its mean loss, ``gradients`` that loss's gradients in the weights; ``unsupported`` the weights that
+    cannot be followed, by bit, and why.
+    """
+
+    steps: tuple[_Planned, ...]
+    dep: tuple[int, ...]  # per value
+    loss: float
+    gradients: tuple[Tensor | None, ...]
+    unsupported: dict[int, str]
+    footprint: Footprint
+
+    def sweep(self, bit: int, seed: Tangent) -> Tensor:
+        """Second derivatives (K, K) of the micro-batch's mean loss along the tangents ``seed`` of weight ``bit``.
+
+        Raises:
+            UnsupportedOperationError: an operation downstream cannot be followed.
+        """
+        if bit in self.unsupported:
+            raise UnsupportedOperationError(self.unsupported[bit])
+        mask = 1 << bit
+        steps = [s for s in self.steps if (s.curved | s.wanted) & mask]
+        last = {n: i for i, s in enumerate(steps) for n in s.inputs}
+        found: dict[int, Tangent] = {bit: seed}
+        parts: list[Tensor] = []
+        for i, planned in enumerate(steps):
+            z = [found[n] if self.dep[n] & mask else None for n in planned.inputs]
+            try:
+                outs, bent = planned.step.push(z, outputs=bool(planned.wanted & mask), bend=bool(planned.curved & mask))
+            except (NotImplementedError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                first = (str(error).splitlines() or [type(error).__name__])[0]
+                raise UnsupportedOperationError(f"{planned.name}: {first}") from error
+            if bent is not None:
+                parts.append(bent)
+            for used in planned.inputs:
+                if last[used] == i:
+                    found.pop(used, None)
+            for number, tangent in zip(planned.outputs, outs, strict=False):
+                if number is not None and tangent is not None and number in last:
+                    found[number] = tangent
+            missing = [n for n in planned.outputs if n in last and n is not None and n not in found]
+            if missing and planned.wanted & mask:
+                raise UnsupportedOperationError(f"{planned.name} gives no tangent of one of its outputs")
+        if not parts:
+            k = dense(seed).shape[0]
+            return torch.zeros(k, k, dtype=torch.float64)
+        return _summed(parts)
+
+
+def _summed(parts: Sequence[Tensor]) -> Tensor:
+    """Sum of many small matrices, in float64 where the device has it."""
+    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    if any(part.dtype != parts[0].dtype for part in parts):
+        parts = [part.to(wide) for part in parts]
+    return torch.stack(list(parts)).sum(0, dtype=wide)
+
+
+def record_loss(weights: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
+    """Run one differentiable forward pass, loss included, under a recording."""
+    with torch.enable_grad():
+        recording = Recording(weights)
+        with recording:
+            loss = loss_of()
+    return recording, loss
+
+
+@dataclass(frozen=True, slots=True)
+class _Ruled:
+    node: Node
+    rule: TangentRule
+    curved: int
+    wanted: int
+
+
+def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, directions: int) -> Plan:
+    """Adjoints, constants and the order of steps.
+
+    Args:
+        recording: a finished recording.
+        weights: those it was made for.
+        loss: the scalar it ended in.
+        directions: how many tangents will be pushed, over all weights; decides what is worth preparing.
+
+    Raises:
+        UnsupportedOperationError: the loss does not depend on any weight.
+    """
+    end = recording.number_of(loss)
+    if end is None:
+        raise UnsupportedOperationError(
+            "the loss does not depend on any measured weight through autograd: the model detaches its output or runs "
+            "under no_grad or inference_mode"
+        )
+    ruled = _with_rules(recording, end)
+    numbers = sorted({n for r in ruled if r.curved for n in r.node.outputs if n is not None})
+    edges = [(n, edge) for n in numbers if (edge := recording.values[n].gradient_edge()) is not None]
+    found = torch.autograd.grad(loss, [*weights, *(edge for _, edge in edges)], allow_unused=True)
+    gradients, rest = found[: len(weights)], found[len(weights) :]
+    adjoints = {n: a.detach() for (n, _), a in zip(edges, rest, strict=True) if a is not None}
+    dep = tuple(value.dep for value in recording.values)
+    for r in ruled:
+        if r.curved and all(n not in adjoints for n in r.node.outputs if n is not None):
+            # It reaches the loss, so autograd should have found its adjoint: never take it for zero.
+            recording.refuse(r.curved, f"{r.node.name.removeprefix('aten.')} has no adjoint")
+    steps = _steps(recording, ruled, adjoints, directions)
+    plan = Plan(
+        tuple(steps),
+        dep,
+        float(loss.detach()),
+        tuple(None if g is None else g.detach() for g in gradients),
+        dict(recording.unsupported),
+        _footprint(recording, steps),
+    )
+    recording.release()
+    return plan
+
+
+def _footprint(recording: Recording, steps: Sequence[_Planned]) -> Footprint:
+    values = recording.values
+    # A weight is there anyway, and its tangent is two factors.
+    sizes = [0 if v.of_weight else v.nbytes for v in values]
+    kept = sum(size for size, v in zip(sizes, values, strict=True) if not v.view)
+    widest = max((sum(sizes[n] for n in {*s.inputs, *s.outputs} if n is not None) for s in steps), default=0)
+    # Each activation with its adjoint and a constant or two, and forms of the head as large as all of them; a step's
+    # operands, a residual branch beside them.
+    return Footprint(5 * kept, 2 * widest)
+
+
+def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
+    """Nodes that reach the loss, each with its rule and the weights for which it matters."""
+    values = recording.values
+    reaches = {end}
+    kept: list[Node] = []
+    for node in reversed(recording.nodes):
+        if any(n in reaches for n in node.outputs):
+            reaches.update(node.inputs.values())
+            kept.append(node)
+    need = [0] * len(values)
+    ruled: list[_Ruled] = []
+    for node in kept:  # last first
+        rule = find_rule(node)
+        deps = [values[n].dep for n in node.inputs.values()]
+        union = overlap = 0
+        for dep in deps:
+            overlap |= union & dep
+            union |= dep
+        curved = {Order.LINEAR: 0, Order.PRODUCT: overlap, Order.CURVED: union}[rule.order]
+        wanted = 0
+        for n in node.outputs:
+            if n is not None:
+                wanted |= need[n]
+        wanted &= union
+        if not curved | wanted:
+            continue
+        for n in node.inputs.values():
+            need[n] |= (curved | wanted) & values[n].dep
+        ruled.append(_Ruled(node, rule, curved, wanted))
+    return ruled[::-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    """A product whose rows, whole, go into a log-softmax of which only the loss is made."""
+
+    product: Node
+    between: tuple[Node, ...]  # views, and the log-softmax last
+
+    def make(self, adjoints: dict[int, Tensor], directions: int, memory: int) -> Step:
+        softmax = self.between[-1]
+        (number,) = (n for n in softmax.outputs if n is not None)
+        logits = softmax.outs[0].detach().flatten(0, -2)
+        (of,) = (n for n in self.product.outputs if n is not None)
+        product = matrix_product(self.product, adjoints.get(of))
+        rows = row_order(self.between[:-1], product.shape[0])
+        if rows is None:
+            raise NotImplementedError("the rows of the head are mixed before the log-softmax")
+        p = logits.exp()
+        weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True)
+        positive = bool((weights >= 0).all())
+        forms = token_forms(product.right, p, weights, directions, memory) if positive else None
+        return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive, forms)
+
+
+_ROW_WISE = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "slice", "clone", "alias"))
+
+
+def _find_heads(ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> dict[int, _Head]:
+    """Heads by the id of their product's node."""
+    producer = {n: r for r in ruled for n in r.node.outputs if n is not None}
+    consumers = Counter(n for r in ruled for n in r.node.inputs.values())
+    found: dict[int, _Head] = {}
+    for r in ruled:
+        node = r.node
+        if node.name != "aten._log_softmax" or r.wanted or tuple(node.inputs) != (0,):
+            continue
+        if int(node.args[1]) % node.outs[0].dim() != node.outs[0].dim() - 1 or node.outputs[0] not in adjoints:
+            continue
+        between = [node]
+        while True:
+            number = between[-1].inputs[0]
+            above = producer.get(number)
+            if above is None or consumers[number] != 1:
+                break
+            if above.node.name in ("aten.mm", "aten.addmm"):
+                if row_order(between[:0:-1], above.node.outs[0].shape[0]) is not None:
+                    found[id(above.node)] = _Head(above.node, tuple(between[::-1]))
+                break
+            if above.node.name not in _ROW_WISE or tuple(above.node.inputs) != (0,):
+                break
+            between.append(above.node)
+    return found
+
+
+def _steps(
+    recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor], directions: int
+) -> list[_Planned]:
+    values = recording.values
+    # For forms of the head: no more than the weights and activations themselves.
+    memory = sum(v.nbytes for v in values if not v.view)
+    heads = _find_heads(ruled, adjoints)
+    inside = {id(node) for head in heads.values() for node in head.between}
+    chains = Chains(values)
+    placed: list[tuple[float, _Planned]] = []
+    made_at: dict[int, int] = {}
+    used: set[int] = set()
+    with torch.no_grad():
+        for i, r in enumerate(ruled):
+            node = r.node
+            outputs = node.outputs
+            of = [adjoints.get(n) if n is not None and r.curved else None for n in outputs]
+            for n in outputs:
+                if n is not None:
+                    made_at[n] = i
+            if id(node) in inside:
+                continue
+            head = heads.get(id(node))
+            if head is None and chains.take(node, r.curved, of[0] if of else None):
+                continue
+            used.update(node.inputs.values())
+            try:
+                step = r.rule.make(node, of) if head is None else head.make(adjoints, directions, memory)
+            except (NotImplementedError, RuntimeError) as error:
+                if is_out_of_memory(error):
+                    raise
+                recording.refuse(r.curved | r.wanted, (str(error).splitlines() or [node.name])[0])
+                continue
+            inputs, name = tuple(node.inputs.values()), node.name.removeprefix("aten.")
+            if head is None:
+                placed.append((i, _Planned(step, name, inputs, outputs, r.curved, r.wanted)))
+            else:
+                placed.append((i, _Planned(step, f"{name} and log-softmax", inputs, (), r.curved | r.wanted, 0)))
+    for root, chain in chains.by_root.items():
+        leaving = tuple(n for n in chain.slopes if n in used)
+        wanted = 0
+        for n in leaving:
+            wanted |= values[n].dep
+        if not (wanted | chain.curved):
+            continue
+        step = ChainStep(tuple(chain.slopes[n] for n in leaving), chain.bend, values[root].shape)
+        # Directly after what makes the root; weights are there from the start.
+        at = made_at.get(root, -1) + 0.5
+        placed.append((at, _Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted)))
+    return [planned for _, planned in sorted(placed, key=lambda p: p[0])]

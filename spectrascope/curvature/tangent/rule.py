@@ -1,0 +1,78 @@
+"""What a rule makes of a recorded operation: a step that pushes tangents through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from spectrascope.curvature.tangent.recording import Node
+from spectrascope.curvature.tangent.values import Tangent
+
+__all__ = ["LinearStep", "Order", "Pushed", "Step", "TangentRule", "Tangents", "argument"]
+
+Tangents = Sequence["Tangent | None"]
+"""One batch of tangents per tracked input, in the order of the node's ``inputs``; ``None`` where there is none."""
+
+Pushed = Sequence["Tangent | None"]
+"""One batch of tangents per output; ``None`` where an output has none."""
+
+
+class Order(Enum):
+    """Where an operation has second-order terms, away from kinks."""
+
+    LINEAR = "linear"
+    PRODUCT = "product"  # linear in each input: only where two inputs both carry a tangent
+    CURVED = "curved"
+
+
+class Step(Protocol):
+    """An operation with its constants: values and adjoints read off the recording."""
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        """Push tangents through.
+
+        Args:
+            z: tangents of the tracked inputs.
+            outputs: whether the outputs' tangents are wanted.
+            bend: whether the second-order contribution is wanted.
+
+        Returns:
+            The outputs' tangents (empty if not wanted), and the sum (K, K) of <delta, D²phi[z_k, z_j]> over the
+            outputs, of which only the symmetric part means something; ``None`` for zero.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TangentRule:
+    """How one operation behaves.
+
+    ``make(node, adjoints)`` builds its step, ``adjoints`` being one per output, ``None`` where there is none.
+    ``accepts`` says whether the rule covers this call, with tangents where they are.
+    """
+
+    order: Order
+    make: Callable[[Node, Sequence[Tensor | None]], Step]
+    accepts: Callable[[Node], bool] = lambda node: True
+
+
+@dataclass(frozen=True, slots=True)
+class LinearStep:
+    """A step of an operation without second-order terms."""
+
+    apply: Callable[[Tangents], Pushed]
+
+    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+        """Apply the linear map."""
+        return (self.apply(z) if outputs else ()), None
+
+
+def argument(node: Node, position: int, name: str, default: Any) -> Any:
+    """An argument given by position, by name, or not at all."""
+    if len(node.args) > position:
+        return node.args[position]
+    return node.kwargs.get(name, default)

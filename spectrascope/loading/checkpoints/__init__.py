@@ -1,0 +1,1 @@
+"""Checkpoint files to state dicts. Nothing in a file is ever executed."""

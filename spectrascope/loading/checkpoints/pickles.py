@@ -1,0 +1,137 @@
+"""Files written by ``torch.save``, read without running anything in them, and words for those that are not."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.headers import printable
+
+__all__ = ["name_foreign_format", "read_torch"]
+
+_AGAIN = "copy or download it again"
+
+
+def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
+    """Read what ``torch.save`` wrote.
+
+    Args:
+        path: the file.
+        head: its first bytes.
+        headers_only: leave the data where they are; tensors are on the meta device. Files of the format before
+            torch 1.6 have no list of contents and are read in full, then dropped.
+
+    Raises:
+        LoadError: truncated, foreign, compressed, or a pickle that wants to run code (it is not run).
+    """
+    archive = head.startswith(b"PK")
+    if archive:
+        _require_plain_archive(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols, for files that are refused below anyway
+            if headers_only and archive and path.suffix != ".safetensors":
+                return torch.load(str(path), map_location="meta", weights_only=True, mmap=True)
+            # From an open file, because by name torch hands anything called .safetensors to another reader. Not
+            # memory-mapped, because a mapped file can change under a measurement.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="meta" if headers_only else "cpu", weights_only=True)
+    except (Exception, RecursionError) as error:  # a damaged file provokes anything, even UnicodeDecodeError
+        raise _explain(path, head, error) from None
+
+
+def _require_plain_archive(path: Path) -> None:
+    """torch.save never compresses, so what an archive holds cannot be larger than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except Exception:  # zipfile lets through what struct, codecs and seeking raise on damaged entries
+        raise LoadError(
+            f"{path}: truncated or damaged checkpoint, the archive's index at its end is missing or wrong; {_AGAIN}"
+        ) from None
+    if any(entry.filename.endswith(".npy") for entry in entries):
+        raise LoadError(f"{path} is a NumPy archive; expected a file written by torch.save or safetensors")
+    if any("/code/" in entry.filename for entry in entries):
+        return  # TorchScript compresses its program; torch.load says what it is and reads nothing
+    size = path.stat().st_size
+    claimed = sum(entry.file_size for entry in entries)
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or claimed > size:
+        raise LoadError(
+            f"{path}: its archive is compressed or claims {claimed} bytes in a file of {size}; torch.save writes "
+            "neither, re-save it with torch.save(model.state_dict(), ...)"
+        )
+
+
+_FOREIGN = (
+    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow)", "expected PyTorch weights (.pt, .safetensors)"),
+    (b"GGUF", "a GGUF file, whose weights are usually quantised", "load the checkpoint it was made from"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run git lfs pull"),
+    (b"\x1f\x8b", "compressed with gzip", "unpack it first"),
+    (b"\xfd7zXZ", "compressed with xz", "unpack it first"),
+    (b"BZh", "compressed with bzip2", "unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first"),
+    (b"\x93NUMPY", "a NumPy array", "expected a file written by torch.save or safetensors"),
+    (b"<!doctype", "a web page, perhaps a login or error page saved in the file's place", "download the file again"),
+    (b"<html", "a web page, perhaps a login or error page saved in the file's place", "download the file again"),
+    (b"{", "JSON text", "expected weights, or an index of shards called *.index.json"),
+)
+_FOREIGN_SUFFIXES = {
+    ".msgpack": "Flax weights", ".onnx": "an ONNX graph", ".h5": "an HDF5 file", ".pb": "a TensorFlow graph",
+    ".tflite": "a TensorFlow Lite graph", ".mlmodel": "a Core ML model",
+}  # fmt: skip
+
+
+def name_foreign_format(path: Path, head: bytes) -> str:
+    """What a file is, and what to do, where it is plainly no PyTorch checkpoint; else empty."""
+    for magic, what, advice in _FOREIGN:
+        if head.lower().startswith(magic) if magic.startswith(b"<") else head.startswith(magic):
+            return f"is {what}; {advice}"
+    what = _FOREIGN_SUFFIXES.get(path.suffix.lower(), "")
+    return f"is {what}; expected PyTorch weights (.pt, .safetensors)" if what else ""
+
+
+def _explain(path: Path, head: bytes, error: BaseException) -> LoadError:
+    """Say in one line why torch would not read the file."""
+    text = str(error)
+    blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", text)
+    name = (blocked.group(1) or blocked.group(2)) if blocked else ""
+    resave = "re-save it with torch.save(model.state_dict(), ...) or as safetensors"
+    protocol = head[1] if head[:1] == b"\x80" else None
+    if "TorchScript" in text:
+        why = " is a TorchScript program, not weights; save the original network's state_dict() and pass that"
+    elif name.startswith(("torch.nn.", "torchvision.", "timm.", "transformers.")):
+        why = (
+            f" holds a whole pickled network ({name}), which loading would have to run code for; expected "
+            f"weights, {resave}"
+        )
+    elif name:
+        why = (
+            f": its pickle asks to run {name!r}; nothing was run, because a checkpoint may hold weights "
+            f"only; from a source you trust, {resave}"
+        )
+    elif protocol is not None and 2 < protocol <= pickle.HIGHEST_PROTOCOL:
+        why = " is a plain pickle, which may run code and was not run; expected torch.save or safetensors"
+    elif head.startswith(b"PK") or protocol == 2:
+        why = f": truncated or damaged checkpoint ({_brief(error)}); {_AGAIN}"
+    else:
+        why = f" is not a checkpoint ({_brief(error)}); expected a file written by torch.save or safetensors"
+    return LoadError(f"{path}{why}")
+
+
+def _brief(error: BaseException) -> str:
+    """The telling line of an error, shortened; torch buries it below advice to switch its protection off."""
+    text = str(error)
+    inner = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    if inner:
+        text = inner.group(1)
+    elif text.startswith("Weights only load failed"):
+        text = ""
+    first = printable(text).rstrip(".:; ")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

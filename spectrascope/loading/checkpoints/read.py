@@ -1,0 +1,254 @@
+"""Checkpoint files to state dicts. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
+from spectrascope.loading.checkpoints.headers import printable, read_header, shown
+from spectrascope.loading.checkpoints.nests import Found, find_weights
+from spectrascope.loading.checkpoints.pickles import name_foreign_format, read_torch
+from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
+from spectrascope.records.values import Missing
+
+__all__ = ["SUFFIXES", "Checkpoint", "file_sha256", "read_checkpoint", "require_finite", "strip_wrappers"]
+
+SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors")
+
+Held = TypeVar("Held")  # tensors, or what is known of them
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_QUANTISED = "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
+_QUANTISED_NAME = re.compile(r"\.(qweight|qzeros|absmax|quant_map|SCB|weight_scale(_inv)?|quant_state\..*)$")
+_SLACK = 1 << 20  # bytes that small tensors may be larger than their file
+_MOST_SHARED = 64  # times the file's size that all tensors may have, where many names share one
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The weights of one checkpoint, wrapper prefixes removed, floats still in the file's precision.
+
+    ``format`` says how the file was written and where in it the weights were ("pytorch, under 'state_dict'");
+    ``metadata`` holds a safetensors header's strings. ``sha256`` is of the file's bytes; of several files, of the
+    lines "name:sha256" sorted by name. Where only headers were read, the tensors are on the meta device.
+    """
+
+    state_dict: dict[str, Tensor]
+    sha256: str | Missing
+    path: Path
+    format: str
+    metadata: dict[str, str]
+
+    @property
+    def narrow_dtypes(self) -> tuple[str, ...]:
+        """Names of the floating-point dtypes in the file other than float32."""
+        dtypes = {t.dtype for t in self.state_dict.values() if t.is_floating_point()}
+        return tuple(sorted(str(d).removeprefix("torch.") for d in dtypes - {torch.float32}))
+
+
+def file_sha256(path: Path) -> str:
+    """Sha256 of a file's bytes, as hex."""
+    sha = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            sha.update(block)
+    return sha.hexdigest()
+
+
+def strip_wrappers(state_dict: Mapping[str, Held]) -> dict[str, Held]:
+    """Remove what DataParallel, ``torch.compile`` and ``AveragedModel`` put before parameter names.
+
+    In a loop, because they nest in any order; ``_orig_mod.`` also from the middle, where one submodule was
+    compiled.
+
+    >>> list(strip_wrappers({"module._orig_mod.module.fc.weight": torch.ones(1)}))
+    ['fc.weight']
+    """
+    stripped = {key.replace("_orig_mod.", ""): value for key, value in state_dict.items()}
+    if any(key.startswith("module.") for key in stripped):
+        stripped.pop("n_averaged", None)  # AveragedModel's step counter, beside its `module.`
+    while stripped and all(key.startswith("module.") for key in stripped):
+        stripped = {key.removeprefix("module."): value for key, value in stripped.items()}
+    return stripped
+
+
+def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Refuse NaN and infinity.
+
+    Raises:
+        NonFiniteError: a tensor holds one; the first such tensor is named.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise NonFiniteError(
+                f"{where}: {bad} of {tensor.numel()} values of {shown(name)} are NaN or infinite; expected "
+                f"finite weights, use a checkpoint from before training diverged"
+            )
+
+
+def read_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoint:
+    """Read the weights of a checkpoint: a file, an index of shards, or a folder that holds one of these.
+
+    The format is told from a file's first bytes, not from its name. Weights may be nested under ``state_dict``,
+    ``model`` and the like; ``FILE::dotted.key`` names the place.
+
+    Args:
+        path: what to read.
+        headers_only: read names, shapes and dtypes; the data are neither read nor checked.
+
+    Raises:
+        LoadError: no such file, a truncated or foreign file, a pickle that wants to run code (it is not run), a
+            whole pickled network, quantised weights, shards that do not fit their index.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    path, key = _split_key(path)
+    if not _exists(path):
+        raise LoadError(f"{path}: no such file; expected a checkpoint ({' '.join(SUFFIXES)})")
+    if path.is_dir():
+        path = find_in_folder(path, SUFFIXES)
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise LoadError(f"{path} is a pipe or a device; expected a checkpoint in a file")
+    if path.name.endswith(INDEX_SUFFIX):
+        if key:
+            raise LoadError(f"{path} lists shards, which hold tensors and no places; drop ::{key}")
+        parts = _read_index(path, headers_only)
+    else:
+        parts = _read_file(path, key, headers_only)
+    _require_plain(parts.found.tensors, path, sum(file.stat().st_size for file in parts.files))
+    if not headers_only:
+        require_finite(parts.found.tensors, str(path))
+    sha256 = Missing("only headers were read") if headers_only else _sha256_of(parts.files)
+    return Checkpoint(strip_wrappers(parts.found.tensors), sha256, path, _describe(parts), parts.metadata)
+
+
+def _split_key(path: str | Path) -> tuple[Path, str]:
+    file, colons, key = str(path).rpartition("::")
+    if colons and key and _exists(Path(file)) and not _exists(Path(path)):
+        return Path(file), key
+    return Path(path), ""
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:  # a name too long, a folder that may not be entered
+        raise LoadError(f"{shown(str(path))}: cannot be read ({error.strerror or error})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    found: Found
+    written: str
+    metadata: dict[str, str]
+    files: tuple[Path, ...]
+
+
+def _describe(parts: _Parts) -> str:
+    text = parts.written
+    if parts.found.place:
+        text += f", under {shown(parts.found.place)}"
+    if parts.found.others:
+        text += f" ({', '.join(repr(name) for name in parts.found.others)} also there)"
+    return text
+
+
+def _sha256_of(files: Sequence[Path]) -> str:
+    if len(files) == 1:
+        return file_sha256(files[0])
+    lines = "\n".join(f"{file.name}:{file_sha256(file)}" for file in sorted(files))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read_index(path: Path, headers_only: bool) -> _Parts:
+    places, metadata = read_index(path)
+    written: list[str] = []
+
+    def read(shard: Path) -> dict[str, Tensor]:
+        parts = _read_file(shard, "", headers_only)
+        if parts.found.place:
+            raise LoadError(
+                f"{shard} holds its tensors under {shown(parts.found.place)}; expected a shard of {path.name}"
+            )
+        written.append(parts.written)
+        return parts.found.tensors
+
+    tensors = _with_shared_names(read_shards(path, places, read), metadata)
+    files = tuple(path.parent / file for file in dict.fromkeys(places.values()))
+    return _Parts(Found(tensors, ""), f"{written[0]}, {len(files)} shards", metadata, files)
+
+
+def _read_file(path: Path, key: str, headers_only: bool) -> _Parts:
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError as error:
+        raise LoadError(f"{path}: cannot be read ({error.strerror or error})") from None
+    if not head:
+        raise LoadError(f"{path} is empty (0 bytes); expected a checkpoint, copy or download it again")
+    foreign = "" if head[8:9] == b"{" else name_foreign_format(path, head)
+    if foreign:
+        raise LoadError(f"{path} {foreign}")
+    # A safetensors file opens with the length of its JSON header and the header's brace.
+    if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))):
+        header = read_header(path)
+        tensors = header.tensors() if headers_only else _read_safetensors(path)
+        tensors = _with_shared_names({name: tensors[name] for name in header.shapes}, header.metadata)
+        if not tensors:
+            raise LoadError(f"{path} holds no weights: its header lists no tensor")
+        if key:
+            raise LoadError(f"{path} is a safetensors file, which holds tensors and no places; drop ::{key}")
+        return _Parts(Found(tensors, ""), "safetensors", header.metadata, (path,))
+    content = read_torch(path, head, headers_only=headers_only)
+    try:
+        return _Parts(find_weights(content, str(path), key), "pytorch", {}, (path,))
+    except RecursionError:  # a dict inside itself
+        raise LoadError(f"{path}: damaged, its contents hold themselves; copy or download it again") from None
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors
+
+    try:
+        with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
+            # Cloned, because safetensors may map the file, and a mapped file can change under a measurement.
+            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except Exception as error:  # its own error class, and OSError, ValueError, KeyError on odd headers
+        raise LoadError(
+            f"{path}: not a readable safetensors file, truncated or damaged ({type(error).__name__}: "
+            f"{printable(str(error))}); copy or download it again"
+        ) from None
+
+
+def _with_shared_names(tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Tensor]:
+    """Put back the names of shared tensors, which safetensors writes once, the rest into the metadata."""
+    shared = {name: tensors[kept] for name, kept in metadata.items() if kept in tensors and name not in tensors}
+    return {**tensors, **shared}
+
+
+def _require_plain(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8) or _QUANTISED_NAME.search(name):
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype}; {_QUANTISED}")
+        if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype} without its scale; {_QUANTISED}")
+        if tensor.layout is not torch.strided or tensor.is_complex():
+            raise LoadError(f"{path}: {shown(name)} is a sparse or complex tensor; expected dense real weights")
+        if tensor.numel() * tensor.element_size() > size + _SLACK:  # one stored value may be spread over any shape
+            raise LoadError(
+                f"{path}: damaged, {shown(name)} of shape {tuple(tensor.shape)} is larger than the whole file ({size} "
+                "bytes)"
+            )
+    total = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    if total > _MOST_SHARED * (size + _SLACK):  # one stored value may be spread over any number of tensors
+        raise LoadError(f"{path}: damaged, its tensors take {total} bytes in a file of {size}")

@@ -1,0 +1,1 @@
+"""A data string to a fixed, seeded, ordered batch of samples."""

@@ -1,0 +1,207 @@
+"""Text in contiguous blocks of tokens, for causal and masked language models."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from spectrascope.errors import DataError
+from spectrascope.loading.data.sampling import DataRequest, LoadedData, choose, describe, shown
+from spectrascope.loading.data.tokens import (
+    Tokeniser,
+    block_length,
+    byte_tokeniser,
+    own_tokeniser,
+    require_in_vocabulary,
+    text_input,
+)
+from spectrascope.loading.loaded import TextInput
+from spectrascope.losses import IGNORED
+from spectrascope.records.values import LossName, Missing, Task
+from spectrascope.workload import SampleSource
+
+__all__ = ["LM_TASKS", "MAX_BYTES", "Masking", "masking", "text_blocks", "text_file"]
+
+LM_TASKS = (Task.CAUSAL_LM, Task.MASKED_LM)
+
+# More text than any measurement reads, and tokens of all of it are held in memory.
+MAX_BYTES = 64 * 2**20
+
+_MASKED_SHARE = 0.15
+
+
+def text_file(path: Path, request: DataRequest) -> LoadedData:
+    """Blocks of the tokens of one file.
+
+    Raises:
+        DataError: no such file, not text, too short, or a network that does not read text this way.
+    """
+    name = f"text:{shown(path)}"
+    text_input(request, name)
+    if not path.is_file():
+        raise DataError(f"{name}: no such file; expected a plain text file")
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{name}: cannot be read ({error.strerror}); expected a plain text file") from None
+    notes: tuple[str, ...] = ()
+    if len(content) > MAX_BYTES:
+        content = content[: _whole_characters(content[:MAX_BYTES])]
+        notes = (f"only the first {MAX_BYTES // 2**20} MiB of {shown(path)} were used",)
+    return text_blocks(name, content, request, notes)
+
+
+def text_blocks(name: str, content: bytes, request: DataRequest, notes: tuple[str, ...] = ()) -> LoadedData:
+    """Cut text into blocks without overlap, and choose among them.
+
+    Raises:
+        DataError: bytes that are not text, too few of them, or a network that does not read text this way.
+    """
+    text = text_input(request, name)
+    loss = _require_language_loss(name, request)
+    length = block_length(request, text)
+    mask = masking(request, text, length) if loss is LossName.MASKED_LM else None
+    tokens, how = _tokens(name, content, text, request)
+    require_in_vocabulary(tokens, text, name, request.network)
+    n_blocks = len(tokens) // length
+    if n_blocks == 0:
+        raise DataError(
+            f"{name}: {len(tokens)} tokens are less than one block of {length}; expected a longer text, or give a "
+            f"smaller --block-size"
+        )
+    chosen = choose(request, n_blocks, None)
+    blocks = torch.from_numpy(tokens[: n_blocks * length].reshape(n_blocks, length).astype(np.int32))
+    targets = "the next token" if mask is None else f"the {mask.count} masked tokens of each block"
+    return describe(
+        request,
+        name,
+        _Blocks(blocks, tuple(chosen.indices), mask),
+        n_available=n_blocks,
+        n_classes=Missing("a language model's classes are its vocabulary"),
+        preprocessing=f"{how}; blocks of {length} without overlap, no special tokens added",
+        label_order=f"targets are {targets}, numbered as tokens",
+        notes=notes + chosen.notes,
+    )
+
+
+def _require_language_loss(name: str, request: DataRequest) -> LossName:
+    if request.loaded.info.task is Task.SEQUENCE_CLASSIFICATION:
+        raise DataError(
+            f"{name} has no classes, but {request.network} classifies texts; expected folder:PATH with one "
+            f"sub-folder of .txt files per class"
+        )
+    loss = request.usual_loss
+    if loss not in (LossName.CAUSAL_LM, LossName.MASKED_LM):
+        raise DataError(
+            f"{name} has tokens as targets, which loss {loss.value} does not take; expected --loss causal-lm or "
+            f"masked-lm (a language model's usual one is chosen by auto)"
+        )
+    return loss
+
+
+def _whole_characters(content: bytes) -> int:
+    """Length of the bytes up to the last whole UTF-8 character."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(content[-8:])
+    return len(content) - len(decoder.getstate()[0])
+
+
+def _tokens(name: str, content: bytes, text: TextInput, request: DataRequest) -> tuple[NDArray[np.int64], str]:
+    tokeniser = own_tokeniser(text) or byte_tokeniser(text)
+    try:
+        tokeniser = tokeniser or _characters(name, content.decode("utf-8-sig"), text, request)
+        return tokeniser.encode(content), tokeniser.description
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{name}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); expected a plain "
+            f"text file, convert it to UTF-8"
+        ) from None
+
+
+def _characters(name: str, string: str, text: TextInput, request: DataRequest) -> Tokeniser:
+    """Number the text's own characters in sorted order, as character-level models usually do."""
+    alphabet = sorted(set(string))
+    if not text.vocab_size:
+        raise DataError(
+            f"{name}: {request.network} came without a tokenizer ({text.tokenizer}) and does not say how large its "
+            f"vocabulary is; put the tokenizer's files beside its weights, or pass tokens as npz:PATH"
+        )
+    if len(alphabet) > text.vocab_size:
+        raise DataError(
+            f"{name}: {len(alphabet)} different characters, but {request.network} has a vocabulary of "
+            f"{text.vocab_size} and came without a tokenizer ({text.tokenizer}); put the tokenizer's files beside its "
+            f"weights, or pass tokens as npz:PATH"
+        )
+    code_points = np.array([ord(c) for c in alphabet], dtype=np.uint32)
+
+    def encode(content: bytes) -> NDArray[np.int64]:
+        points = np.frombuffer(content.decode("utf-8-sig").encode("utf-32-le"), dtype="<u4")
+        return np.searchsorted(code_points, points).astype(np.int64)
+
+    how = f"the text's {len(alphabet)} characters numbered in sorted order, a guess (tokenizer: {text.tokenizer})"
+    return Tokeniser(encode, how)
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Which positions of a block are hidden from a masked language model: ``count`` of them, fixed by the seed."""
+
+    token: int
+    count: int
+    seed: int
+
+    def positions(self, block: int, length: int) -> NDArray[np.int64]:
+        """The hidden positions of a block, by its number."""
+        rng = np.random.default_rng([self.seed, 3, block])
+        return np.sort(rng.permutation(length)[: self.count])
+
+    def apply(self, tokens: Tensor, blocks: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+        """Inputs with hidden tokens replaced, and targets that are −100 everywhere else."""
+        inputs, targets = tokens.clone(), torch.full_like(tokens, IGNORED)
+        for row, block in enumerate(blocks):
+            hidden = torch.from_numpy(self.positions(block, tokens.shape[1]))
+            targets[row, hidden] = tokens[row, hidden]
+            inputs[row, hidden] = self.token
+        return inputs, targets
+
+
+def masking(request: DataRequest, text: TextInput, length: int) -> Masking:
+    """Hide 15 % of each block, at least one token.
+
+    Raises:
+        DataError: the network does not say which token hides another.
+    """
+    if text.mask_id is None or (text.vocab_size and text.mask_id >= text.vocab_size):
+        raise DataError(
+            f"{request.network} is a masked language model, but names no mask token within its vocabulary "
+            f"(tokenizer: {text.tokenizer}); put the tokenizer's files beside its weights, or pass masked inputs and "
+            f"targets as npz:PATH"
+        )
+    return Masking(text.mask_id, max(1, round(_MASKED_SHARE * length)), request.seed)
+
+
+@dataclass(frozen=True)
+class _Blocks(SampleSource):
+    """Chosen blocks of tokens; a causal model's targets are the tokens themselves, shifted by its loss."""
+
+    blocks: Tensor
+    indices: tuple[int, ...]
+    mask: Masking | None
+
+    @property
+    def n(self) -> int:
+        """Number of blocks chosen."""
+        return len(self.indices)
+
+    def fetch(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Tokens and targets of blocks ``start … stop−1``."""
+        chosen = self.indices[start:stop]
+        tokens = self.blocks[list(chosen)].to(torch.int64)
+        return (tokens, tokens) if self.mask is None else self.mask.apply(tokens, chosen)

@@ -1,0 +1,1 @@
+"""Hugging Face folders, Hub repositories and adapters to networks."""

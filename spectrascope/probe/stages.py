@@ -1,0 +1,256 @@
+"""The stages of a measurement that cost time: gradient, directions, curvature. Silent; progress by callback."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from spectrascope.curvature.choose import EngineChoice
+from spectrascope.curvature.double_backprop import DoubleBackprop, hessian_products, loss_gradients
+from spectrascope.curvature.engine import Curvature, Progress, Target
+from spectrascope.curvature.engines import make_engine
+from spectrascope.curvature.tangent.engine import Tangents
+from spectrascope.curvature.tape import UnsupportedOperationError
+from spectrascope.errors import NonFiniteError, UnsupportedModelError
+from spectrascope.network.layers import WeightLayer
+from spectrascope.numerics.directions import spectral_norm, top_directions
+from spectrascope.probe.gradients import GradientPass, measure_gradients
+from spectrascope.records.report import ProbeOptions
+from spectrascope.records.values import EngineName
+from spectrascope.workload import Workload
+
+__all__ = [
+    "FoundTargets",
+    "Measured",
+    "OnProgress",
+    "StageClock",
+    "find_targets",
+    "forced_micro_batch",
+    "measure_targets",
+    "silent",
+]
+
+OnProgress = Callable[[str, float, int], None]
+"""(stage, done, total); stages: check, gradient, directions, curvature, self-check."""
+
+
+def silent(stage: str, done: float, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+@dataclass
+class StageClock:
+    """Wall seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to stage ``name``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+@dataclass
+class Measured:
+    """What the measuring stages found, weight by weight."""
+
+    gradient: GradientPass
+    targets: list[Target]
+    curvatures: list[Curvature]
+    reasons: dict[str, str]
+    failed: dict[str, str]
+    noise: dict[str, float]
+    micro_batch: int
+
+    def drop(self, name: str, reason: str) -> None:
+        """Take back the measurement of a weight: its row says ``reason`` instead."""
+        keep = [i for i, target in enumerate(self.targets) if target.layer.name != name]
+        self.targets = [self.targets[i] for i in keep]
+        self.curvatures = [self.curvatures[i] for i in keep]
+        self.failed[name] = reason
+
+
+@dataclass(frozen=True)
+class FoundTargets:
+    """Directions of every weight that has any, why the others have none, and the noise of each gradient."""
+
+    gradient: GradientPass
+    targets: list[Target]
+    failed: dict[str, str]
+    noise: dict[str, float]
+
+
+def forced_micro_batch(options: ProbeOptions) -> int | None:
+    """Samples per micro-batch, ``None`` where they are to be found."""
+    return None if options.micro_batch == "auto" else int(options.micro_batch)
+
+
+def find_targets(
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    options: ProbeOptions,
+    clock: StageClock,
+    on_progress: OnProgress = silent,
+) -> FoundTargets:
+    """Gradients of all weights, and the directions along which each is to be measured."""
+    with clock.stage("gradient"):
+        gradient = measure_gradients(
+            workload,
+            layers,
+            micro_batch=forced_micro_batch(options),
+            progress=lambda done, total: on_progress("gradient", done, total),
+        )
+    failed = dict(gradient.missing)
+    targets: list[Target] = []
+    noise: dict[str, float] = {}
+    with clock.stage("directions"):
+        for i, layer in enumerate(layers):
+            on_progress("directions", i, len(layers))
+            if layer.name in failed:
+                continue
+            try:
+                directions = top_directions(gradient.gradients[layer.name], options.top_k, workload.dtype)
+            except NonFiniteError as error:
+                failed[layer.name] = str(error)
+                continue
+            if directions.rank == 0:
+                failed[layer.name] = "the gradient is exactly zero: the loss does not see this weight on this batch"
+                continue
+            if gradient.half_difference is not None:
+                noise[layer.name] = spectral_norm(gradient.half_difference[layer.name])
+            targets.append(Target(layer, directions))
+        on_progress("directions", len(layers), len(layers))
+    return FoundTargets(gradient, targets, failed, noise)
+
+
+def measure_targets(
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    choices: Sequence[EngineChoice],
+    options: ProbeOptions,
+    clock: StageClock,
+    on_progress: OnProgress = silent,
+) -> Measured:
+    """Gradient, directions, curvature: the work that costs time. The model is already held still."""
+    found = find_targets(workload, layers, options, clock, on_progress)
+    choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
+    engines = [choice_of[t.layer.name] for t in found.targets]
+    with clock.stage("curvature"):
+        curvatures = _Curvatures(workload, found.targets, options, forced_micro_batch(options), on_progress)
+        curvatures.measure(engines)
+    keep = [(t, c) for t, c in zip(found.targets, curvatures.curvatures, strict=True) if c is not None]
+    return Measured(
+        found.gradient,
+        [t for t, _ in keep],
+        [c for _, c in keep],
+        {t.layer.name: c.reason for t, c in zip(found.targets, engines, strict=True)} | curvatures.reasons,
+        found.failed | curvatures.failed,
+        found.noise,
+        found.gradient.micro_batch,
+    )
+
+
+_ORDER = (
+    EngineName.GAUSS_NEWTON,
+    EngineName.TANGENT,
+    EngineName.DOUBLE_BACKPROP,
+    EngineName.GAUSS_NEWTON_SKETCH,
+    EngineName.FINITE_DIFFERENCE,
+)
+_NEXT = {
+    EngineName.GAUSS_NEWTON: EngineName.TANGENT,
+    EngineName.TANGENT: EngineName.DOUBLE_BACKPROP,
+}
+"""What measures a weight that an exact engine gives up: another exact one."""
+
+
+class _Curvatures:
+    """Curvature of every target, each by its engine; what one engine gives up goes to the next, with the reason."""
+
+    def __init__(
+        self,
+        workload: Workload,
+        targets: Sequence[Target],
+        options: ProbeOptions,
+        micro_batch: int | None,
+        on_progress: OnProgress,
+    ) -> None:
+        self.workload = workload
+        self.targets = targets
+        self.options = options
+        self.micro_batch = micro_batch
+        self.on_progress = on_progress
+        self.curvatures: list[Curvature | None] = [None] * len(targets)
+        self.reasons: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+
+    def measure(self, choices: Sequence[EngineChoice]) -> None:
+        """Run the engines in order, cheapest first."""
+        queues = {name: [i for i, c in enumerate(choices) if c.engine is name] for name in _ORDER}
+        done = 0
+        for name in _ORDER:
+            indices = sorted(queues[name])
+            if not indices:
+                continue
+            runs = 1 + sum(bool(queues[later]) for later in _ORDER[_ORDER.index(name) + 1 :])
+            results = self._run(name, indices, self._from(done, done + runs * self.workload.source.n))
+            done += self.workload.source.n
+            for i, result in zip(indices, results, strict=True):
+                if not isinstance(result, str):
+                    self._keep(i, result)
+                elif name in _NEXT and not (name is EngineName.GAUSS_NEWTON is self.options.engine):
+                    queues[_NEXT[name]].append(i)
+                    self.reasons[self.targets[i].layer.name] = f"{name.value} gave up: {result}"
+                else:
+                    self._fail(i, name, result)
+
+    def _from(self, start: int, total: int) -> Progress:
+        """Progress of one engine among several."""
+        return lambda done, _: self.on_progress("curvature", start + done, total)
+
+    def _keep(self, i: int, curvature: Curvature) -> None:
+        if bool(torch.isfinite(curvature.matrix).all()):
+            self.curvatures[i] = curvature
+        else:
+            self.failed[self.targets[i].layer.name] = "the curvature holds NaN or infinity"
+
+    def _fail(self, i: int, name: EngineName, reason: str) -> None:
+        if name is EngineName.GAUSS_NEWTON:
+            raise UnsupportedModelError(f"gauss-newton cannot follow this network: {reason}")
+        hint = "; --engine finite-difference would estimate it" if name is EngineName.DOUBLE_BACKPROP else ""
+        self.failed[self.targets[i].layer.name] = reason + hint
+
+    def _run(self, name: EngineName, indices: Sequence[int], progress: Progress) -> list[Curvature | str]:
+        engine = make_engine(name, self.micro_batch, self.options.seed)
+        targets = [self.targets[i] for i in indices]
+        groups = self.options.groups
+        if isinstance(engine, Tangents):
+            return engine.measure_each(self.workload, targets, groups=groups, progress=progress)
+        if isinstance(engine, DoubleBackprop):
+            problems = [_fails_double_backprop(self.workload, target) for target in targets]
+            fine = [t for t, problem in zip(targets, problems, strict=True) if problem is None]
+            measured = iter(engine.measure(self.workload, fine, groups=groups, progress=progress) if fine else ())
+            return [next(measured) if problem is None else problem for problem in problems]
+        try:
+            return [*engine.measure(self.workload, targets, groups=groups, progress=progress)]
+        except UnsupportedOperationError as error:
+            return [str(error)] * len(targets)
+
+
+def _fails_double_backprop(workload: Workload, target: Target) -> str | None:
+    """Try one product on two samples, so that a weight without second derivatives fails alone and early."""
+    inputs, labels = workload.fetch(0, min(2, workload.source.n))
+    try:
+        (gradient,) = loss_gradients(workload, [target], inputs, labels)
+        hessian_products(target, gradient, [0])
+    except UnsupportedModelError as error:
+        return str(error)
+    return None

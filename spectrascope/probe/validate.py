@@ -1,0 +1,323 @@
+"""Take the suggested steps for real: directions and curvature from half of the batch, the loss from the other half."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from spectrascope.advice.advise import advise
+from spectrascope.errors import DataError
+from spectrascope.network.guards import held_still
+from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.numerics.directions import Directions, top_directions
+from spectrascope.numerics.transfer import QuadraticModel, StepOutcome, make_quadratic_model, transfer
+from spectrascope.numerics.vectors import too_few
+from spectrascope.probe.gradients import measure_gradients
+from spectrascope.probe.prepare import prepare_workload, with_fastest_format
+from spectrascope.probe.run import run_probe
+from spectrascope.probe.stages import OnProgress, silent
+from spectrascope.records.advice import Advice, ValidatedStep, ValidateOn, Validation
+from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions, Report
+from spectrascope.records.values import Missing, PowerFit
+from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
+
+__all__ = ["MAX_HELD_OUT", "advise_and_validate", "correlate", "search_line"]
+
+MAX_HELD_OUT = 512
+"""Samples of the other half whose loss is followed: line searches take some 25 forward passes over them per weight."""
+
+_MICRO_BATCH = 128
+_EXPONENTS = ("0", "1", "beta", "2")
+_AGREEMENT = 0.95
+
+
+def advise_and_validate(
+    model: nn.Module,
+    source: SampleSource,
+    loss_fn: LossFunction | None = None,
+    *,
+    options: ProbeOptions,
+    model_info: ModelInfo,
+    data_info: DataInfo,
+    train_batch: int | None = None,
+    on: ValidateOn = ValidateOn.HELD_OUT,
+    command: str = "",
+    notes: Sequence[str] = (),
+    on_progress: OnProgress = silent,
+) -> Advice:
+    """Measure on the first half of the samples, advise, and take every step, by default on the other half.
+
+    Each measured weight is moved along -U diag(T) Vᵀ for b = 0, 1, the measured beta, 2, and along the model's best
+    combination M⁻¹ sigma, everything else left as it was; a line search finds the length that lowers the loss most.
+    Weights are put back bit by bit.
+
+    Args:
+        model: any module; left exactly as found.
+        source: the samples; they are halved as they come, so they should be in random order.
+        loss_fn: (output, targets) -> mean loss; softmax cross-entropy when ``None``.
+        options: what to measure and how.
+        model_info: provenance of the model.
+        data_info: provenance of all samples.
+        train_batch: see :func:`spectrascope.advice.advise.advise`.
+        on: whose loss is followed: of the other half, or of the measured half itself.
+        command: the command line, for the record.
+        notes: what the reader must know of the model and the data.
+        on_progress: called with (stage, done, total).
+
+    Returns:
+        The advice from the first half, with its validation.
+
+    Raises:
+        DataError: fewer than four samples.
+        SpectrascopeError: as :func:`spectrascope.probe.run.run_probe`.
+
+    Cost: a measurement of half the samples and about 25 forward passes per weight over
+        at most 512 samples of the other half, or the measured half.
+    Reference: MEASUREMENT section 8.
+    """
+    half = source.n // 2
+    if half < 2:
+        raise DataError(f"{source.n} samples cannot be halved for --validate: at least 4 are needed")
+    measured = _Part(source, 0, half)
+    about = f"{data_info.id}, first half of {source.n:,} samples"
+    report = run_probe(
+        model,
+        measured,
+        loss_fn,
+        options=options,
+        model_info=model_info,
+        data_info=replace(data_info, id=about, n=half, digest=measured.digest()),
+        command=command,
+        notes=notes,
+        on_progress=on_progress,
+    )
+    advice = advise(report, train_batch=train_batch)
+    checked = _Part(source, half, min(half, MAX_HELD_OUT)) if on is ValidateOn.HELD_OUT else measured
+    found = _validate(model, measured, checked, loss_fn, report, options, on_progress)
+    return replace(advice, validation=replace(found, on=on) if isinstance(found, Validation) else found)
+
+
+@dataclass(frozen=True)
+class _Part(SampleSource):
+    """A run of samples of a source."""
+
+    source: SampleSource
+    first: int
+    size: int
+
+    @property
+    def n(self) -> int:
+        return self.size
+
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
+        return self.source.fetch(self.first + start, self.first + stop)
+
+
+def _validate(
+    model: nn.Module,
+    measured: SampleSource,
+    checked: SampleSource,
+    loss_fn: LossFunction | None,
+    report: Report,
+    options: ProbeOptions,
+    on_progress: OnProgress,
+) -> Validation | Missing:
+    workload = prepare_workload(model, measured, loss_fn, options)
+    rows = {row.info.name: row for row in report.layers if isinstance(row, LayerReport)}
+    candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
+    layers = [layer for layer in candidates if isinstance(layer, WeightLayer) and layer.name in rows]
+    steps: list[ValidatedStep] = []
+    with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
+        workload = with_fastest_format(workload)
+        gradients = measure_gradients(workload, layers).gradients
+        loss = _Loss(replace(workload, source=checked))
+        before = loss()
+        for done, layer in enumerate(layers):
+            on_progress("validate", done, len(layers))
+            row = rows[layer.name]
+            sigma, matrix = _window(row)
+            quadratic = make_quadratic_model(sigma, matrix)
+            if isinstance(quadratic, Missing):
+                continue
+            directions = top_directions(gradients[layer.name], options.top_k, workload.dtype)
+            steps += _take_steps(layer, row, quadratic, directions, loss, before)
+        on_progress("validate", len(layers), len(layers))
+    if not steps:
+        return Missing("no weight has positive curvature along its first direction")
+    return _summarise(steps, measured.n, checked.n, before)
+
+
+def _window(row: LayerReport) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:
+    first, last = row.analysis.window
+    window = slice(first - 1, last)
+    return row.measurement.sigma[window], [line[window] for line in row.measurement.curvature_matrix[window]]
+
+
+class _Loss:
+    """The mean loss over the samples that are followed, which are read once."""
+
+    def __init__(self, workload: Workload) -> None:
+        self.workload = workload
+        n = workload.source.n
+        ends = [(start, min(start + _MICRO_BATCH, n)) for start in range(0, n, _MICRO_BATCH)]
+        self.batches = [(*workload.fetch(start, stop), stop - start) for start, stop in ends]
+
+    def __call__(self) -> float:
+        with torch.no_grad():
+            total = sum(float(self.workload.loss(x, y)) * size for x, y, size in self.batches)
+        return total / self.workload.source.n
+
+
+def _take_steps(
+    layer: WeightLayer,
+    row: LayerReport,
+    quadratic: QuadraticModel,
+    directions: Directions,
+    loss: _Loss,
+    before: float,
+) -> list[ValidatedStep]:
+    first = row.analysis.window[0] - 1
+    span = slice(first, first + quadratic.sigma.size)
+    left, right = directions.left[:, span], directions.right[:, span]
+    parameter, original = layer.parameter, layer.parameter.detach().clone()
+    beta = row.analysis.beta
+    exponents = {"0": 0.0, "1": 1.0, "2": 2.0} | ({"beta": beta.value} if isinstance(beta, PowerFit) else {})
+    weights = {name: transfer(quadratic.sigma, exponents[name]) for name in _EXPONENTS if name in exponents}
+    weights["best"] = quadratic.best
+    found = []
+    for name, values in weights.items():
+        predicted = quadratic.step(values)
+        if isinstance(predicted, Missing):
+            continue
+        matrix = -(left * torch.from_numpy(values)) @ right.T
+        direction = layer.tensor(matrix.to(parameter.device, parameter.dtype))
+
+        def loss_at(length: float, direction: Tensor = direction) -> float:
+            with torch.no_grad():
+                parameter.copy_(original + length * direction)
+            return loss()
+
+        try:
+            length, lowest = search_line(loss_at, predicted.length)
+        finally:
+            with torch.no_grad():
+                parameter.copy_(original)
+        found.append(_step(layer.name, name, exponents.get(name, 0.0), predicted, before - lowest, length))
+    return [replace(step, measured_efficiency=step.measured / quadratic.best_decrease) for step in found]
+
+
+def _step(
+    layer: str, name: str, exponent: float, predicted: StepOutcome, measured: float, length: float
+) -> ValidatedStep:
+    return ValidatedStep(
+        layer=layer,
+        name=name,
+        exponent=exponent,
+        predicted=predicted.decrease,
+        measured=measured,
+        predicted_efficiency=predicted.efficiency,
+        measured_efficiency=0.0,
+        predicted_length=predicted.length,
+        measured_length=length,
+    )
+
+
+def search_line(loss_at: Callable[[float], float], length: float, *, most: int = 12) -> tuple[float, float]:
+    """Return a step length and the loss there, the lowest found along a line.
+
+    The length given and its half and double are tried, then on by factors of two while the lowest lies at an end, and
+    at last the vertex of the parabola through the three lengths around the lowest.
+
+    Args:
+        loss_at: the loss after a step of some length; NaN counts as infinitely high.
+        length: where to begin, above 0.
+        most: how often at most to go on beyond an end.
+
+    >>> length, loss = search_line(lambda x: (x - 5.0) ** 2, 1.0)
+    >>> round(length, 12), round(loss, 12)
+    (5.0, 0.0)
+    """
+    losses: dict[float, float] = {}
+
+    def look(at: float) -> None:
+        value = loss_at(at)
+        losses[at] = math.inf if math.isnan(value) else value
+
+    for factor in (0.5, 1.0, 2.0):
+        look(factor * length)
+    for _ in range(most):
+        tried = sorted(losses)
+        lowest = min(tried, key=lambda at: losses[at])
+        if lowest == tried[-1]:
+            look(2 * lowest)
+        elif lowest == tried[0]:
+            look(lowest / 2)
+        else:
+            break
+    tried = sorted(losses)
+    place = tried.index(min(tried, key=lambda at: losses[at]))
+    if 0 < place < len(tried) - 1:
+        around = tried[place - 1 : place + 2]
+        heights = [losses[at] for at in around]
+        if all(math.isfinite(height) for height in heights):
+            vertex = _vertex(around, heights)
+            if vertex is not None and around[0] < vertex < around[2]:
+                look(vertex)
+    best = min(losses, key=lambda at: losses[at])
+    return best, losses[best]
+
+
+def _vertex(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Where the parabola through three points is lowest; ``None`` if it has no lowest point."""
+    first, second = (y[1] - y[0]) / (x[1] - x[0]), (y[2] - y[1]) / (x[2] - x[1])
+    bend = (second - first) / (x[2] - x[0])
+    return None if bend <= 0 else (x[0] + x[1]) / 2 - first / (2 * bend)
+
+
+def _summarise(steps: Sequence[ValidatedStep], n_measured: int, n_checked: int, before: float) -> Validation:
+    ranked = [step for step in steps if step.name in _EXPONENTS]
+    by_step: dict[str, float | Missing] = {}
+    for name in _EXPONENTS:
+        own = [step for step in ranked if step.name == name]
+        by_step[name] = correlate([s.predicted_efficiency for s in own], [s.measured_efficiency for s in own])
+    downhill = [step for step in ranked if step.measured > 0]
+    layers = list(dict.fromkeys(step.layer for step in ranked))
+    agrees = 0
+    for layer in layers:
+        own = [step for step in ranked if step.layer == layer]
+        chosen = max(own, key=lambda step: step.predicted_efficiency)
+        agrees += chosen.measured >= _AGREEMENT * max(step.measured for step in own)
+    return Validation(
+        on=ValidateOn.HELD_OUT,
+        n_measured=n_measured,
+        n_checked=n_checked,
+        loss=before,
+        n_layers=len(layers),
+        correlation=correlate([s.predicted_efficiency for s in ranked], [s.measured_efficiency for s in ranked]),
+        correlation_by_step=by_step,
+        correlation_decrease=correlate(
+            [math.log(s.predicted) for s in downhill], [math.log(s.measured) for s in downhill]
+        ),
+        best_agrees=agrees,
+        steps=tuple(steps),
+    )
+
+
+def correlate(x: Sequence[float], y: Sequence[float]) -> float | Missing:
+    """Return Pearson's correlation coefficient.
+
+    >>> correlate([1.0, 2.0, 4.0], [3.0, 5.0, 9.0])
+    1.0
+    >>> correlate([1.0, 2.0], [3.0, 5.0])
+    Missing(reason='2 points, a correlation needs at least 3')
+    """
+    if len(x) < 3:
+        return too_few(len(x), "point", "a correlation", 3)
+    a, b = np.asarray(x) - np.mean(x), np.asarray(y) - np.mean(y)
+    scale = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return Missing("all values are equal") if scale == 0 else round(float(a @ b) / scale, 12)

@@ -1,0 +1,70 @@
+"""What a dry run says of a network before anything is measured: frozen records, standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions
+from spectrascope.records.values import SCHEMA_VERSION, EngineName, Missing
+
+__all__ = ["CostEstimate", "InspectedWeight", "Inspection"]
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedWeight:
+    """One weight, and what ``probe`` would do with it.
+
+    ``reason`` says why it would be skipped, and is empty where it would be measured. ``directions`` is how many
+    directions would be looked at, 0 for a skipped weight.
+    """
+
+    info: LayerInfo
+    measured: bool
+    reason: str
+    directions: int
+    engine: EngineName | Missing
+    engine_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CostEstimate:
+    """What a run would cost. Estimates, all of them: good for a choice between days and minutes.
+
+    ``*_passes`` are in forward-equivalents, multiples of one plain forward pass over all ``num_samples``.
+    ``flops_per_sample`` are those of one forward pass, a multiply and an add counted as two. ``fixed_bytes`` is
+    held throughout (weights, summed gradients, directions); ``bytes_per_sample`` comes on top for every sample of a
+    micro-batch.
+    """
+
+    gradient_passes: float | Missing
+    sweep_passes: float | Missing
+    tangent_passes: float | Missing
+    product_passes: float | Missing
+    estimate_passes: float | Missing
+    total_passes: float | Missing
+    flops_per_sample: int | Missing
+    total_flops: float | Missing
+    fixed_bytes: int
+    bytes_per_sample: int | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """A dry run: every parameter, what would be measured by which engine, and at what cost.
+
+    ``loaded`` is ``headers`` where no tensor of the checkpoint was read, else ``weights``. ``inputs`` says what
+    one sample was taken to be.
+    """
+
+    model: ModelInfo
+    versions: dict[str, str]
+    command: str
+    loaded: str
+    inputs: str | Missing
+    options: ProbeOptions
+    weights: tuple[InspectedWeight, ...]
+    n_measured: int
+    n_skipped: int
+    cost: CostEstimate
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION

@@ -1,0 +1,1 @@
+"""Records as pages for a browser: single files that open offline."""

@@ -1,0 +1,130 @@
+"""A trajectory as one page for a browser; see :mod:`spectrascope.reports.html.page`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records.values import Missing
+from spectrascope.reports.charts.training_charts import NUMBER_NAMES, layer_chart, share_chart, track_chart
+from spectrascope.reports.figures import format_count, format_percent
+from spectrascope.reports.html.page import LayerDetail, draw_figure, fill_page
+from spectrascope.reports.html.rows import Choice, LayerFacts, PageCell, PageColumn, PageRow, PageTable
+from spectrascope.reports.views.document import DASH, Sheet
+from spectrascope.reports.views.facts import describe_run
+from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
+from spectrascope.reports.views.trajectory import build_checkpoint_sheet, say_trajectory
+
+__all__ = ["trajectory_html"]
+
+_FOLLOWED = (TrackedNumber.BETA, TrackedNumber.ALPHA_G, TrackedNumber.ALPHA_H, TrackedNumber.PR_H, TrackedNumber.PR_G)
+
+
+def trajectory_html(trajectory: Trajectory) -> str:
+    """Write a trajectory as a page: the medians and every layer over training, the rank models, the checkpoints."""
+    points = trajectory.points
+    charts = [share_chart(trajectory), *(track_chart(trajectory, number) for number in _FOLLOWED)]
+    span = f"{trajectory.step_name} {points[0].step:g} to {points[-1].step:g}"
+    sheet: Sheet = build_checkpoint_sheet(trajectory)
+    return fill_page(
+        "report.html.j2",
+        title=f"{trajectory.model}: curvature over training",
+        subtitle=f"{format_count(len(points), 'checkpoint')}, {span}",
+        words=say_trajectory(trajectory),
+        warnings=[(f"{point.label} has no numbers: {point.reason}.", "alarm") for point in points if point.reason]
+        + [(f"{note}.", "warning") for note in trajectory.notes],
+        pictures_title="Over training",
+        charts=[draw_figure(chart, f"training-{i}") for i, chart in enumerate(charts)],
+        table=_build_table(trajectory),
+        sheets=[sheet],
+        meaning=[
+            "A line per layer, coloured by kind, and the median over layers; the band is the middle half of β.",
+            "β: curvature h grows as σ^β along the gradient's singular directions. α_G and α_H: how fast σ and h decay "
+            "with rank. PR: how many directions carry curvature and gradient.",
+            "Rank models: which law σ follows in its rank, by BIC.",
+        ],
+        layers=[_detail(trajectory, i, track) for i, track in enumerate(trajectory.layers)],
+        facts=[
+            *describe_run(trajectory.provenance),
+            *((f"{trajectory.step_name} {point.step:g}", point.label) for point in points),
+        ],
+    )
+
+
+def _build_table(trajectory: Trajectory) -> PageTable:
+    kinds = tuple(dict.fromkeys(track.kind.value for track in trajectory.layers))
+    numbers = [NUMBER_NAMES[number] for number in _FOLLOWED]
+    return PageTable(
+        id="layer-table",
+        label="Layers, first checkpoint → last",
+        columns=(
+            PageColumn("layer", "name of the parameter", right=False),
+            PageColumn("kind", "the operation that uses it", right=False),
+            *(PageColumn(name, "first → last; sorted by the last") for name in numbers),
+            PageColumn("change of β", "last − first"),
+            PageColumn("rank model", "first → last", right=False),
+        ),
+        rows=tuple(_row(i, track) for i, track in enumerate(trajectory.layers)),
+        choices=(Choice("Kind", "kind", kinds),) if len(kinds) > 1 else (),
+    )
+
+
+def _row(index: int, track: LayerTrack) -> PageRow:
+    beta = _known(track, TrackedNumber.BETA)
+    change = beta[-1] - beta[0] if len(beta) > 1 else None
+    models = [RANK_MODEL_NAMES[model] for model in track.rank_models if not isinstance(model, Missing)]
+    said = DASH if not models else models[0] if models[0] == models[-1] else f"{models[0]} → {models[-1]}"
+    return PageRow(
+        track.name,
+        (
+            PageCell(track.name, track.name),
+            PageCell(track.kind.value, track.kind.value),
+            *(_ends(track, number) for number in _FOLLOWED),
+            PageCell(DASH, "") if change is None else PageCell(f"{change:+.2f}".replace("-", "−"), repr(change)),
+            PageCell(said, said if models else ""),
+        ),
+        (("kind", track.kind.value),),
+        detail=str(index),
+    )
+
+
+def _ends(track: LayerTrack, number: TrackedNumber) -> PageCell:
+    known = _known(track, number)
+    if not known:
+        reasons = [value.reason for value in track.values[number.value] if isinstance(value, Missing)]
+        return PageCell(DASH, "", reasons[-1] if reasons else "")
+    text = f"{known[0]:.2f} → {known[-1]:.2f}" if len(known) > 1 else f"{known[0]:.2f}"
+    return PageCell(text, repr(known[-1]))
+
+
+def _known(track: LayerTrack, number: TrackedNumber) -> list[float]:
+    return [value for value in track.values[number.value] if not isinstance(value, Missing)]
+
+
+def _detail(trajectory: Trajectory, index: int, track: LayerTrack) -> LayerDetail:
+    chart = layer_chart(trajectory, track)
+    return LayerDetail(
+        index,
+        tuple(_at_checkpoint(trajectory, track, place) for place in range(len(trajectory.points))),
+        (draw_figure(replace(chart, title="β, α_G and α_H over training"), f"layer-{index}"),),
+        (),
+    )
+
+
+def _at_checkpoint(trajectory: Trajectory, track: LayerTrack, place: int) -> LayerFacts:
+    point, model = trajectory.points[place], track.rank_models[place]
+    label = f"{trajectory.step_name} {point.step:g}"
+    beta = track.values[TrackedNumber.BETA.value][place]
+    if isinstance(beta, Missing):
+        return LayerFacts(label, DASH, beta.reason)
+    others = [
+        f"{NUMBER_NAMES[number]} {value:.2f}"
+        for number in _FOLLOWED[1:]
+        if not isinstance(value := track.values[number.value][place], Missing)
+    ]
+    error = track.values[TrackedNumber.TRIANGLE_ERROR.value][place]
+    if not isinstance(error, Missing):
+        others.append(f"triangle error {format_percent(error)}")
+    if not isinstance(model, Missing):
+        others.append(RANK_MODEL_NAMES[model])
+    return LayerFacts(label, f"β {beta:.2f}", ", ".join(others))

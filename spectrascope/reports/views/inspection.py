@@ -1,0 +1,99 @@
+"""A dry run as a document."""
+
+from __future__ import annotations
+
+from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
+from spectrascope.records.values import LayerRole, Missing
+from spectrascope.reports.figures import format_bytes, format_count, format_large
+from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
+from spectrascope.reports.views.facts import describe_model
+
+__all__ = ["build_inspection"]
+
+
+def build_inspection(inspection: Inspection) -> Document:
+    """Every weight of two or more dimensions with its engine, and the estimated cost."""
+    shown = [row for row in inspection.weights if not _is_vector(row)]
+    how = "names and shapes only" if inspection.loaded == "headers" else "the weights themselves"
+    sample = inspection.inputs if isinstance(inspection.inputs, str) else f"not known ({inspection.inputs.reason})"
+    return Document(
+        title="spectrascope: what probe would measure",
+        facts=(
+            *describe_model(inspection.model),
+            ("read", how),
+            ("sample", sample),
+            ("cost", _describe_cost(inspection.cost, inspection.options.num_samples)),
+            ("memory", _describe_memory(inspection.cost)),
+            *(("note", note) for note in inspection.notes),
+        ),
+        sheets=(_build_sheet(shown, len(inspection.weights) - len(shown)),),
+        closing=(
+            (
+                f"{inspection.n_measured} rows would be measured, {inspection.n_skipped} skipped. Costs are estimates.",
+                Tone.PLAIN,
+            ),
+        ),
+    )
+
+
+def _is_vector(row: InspectedWeight) -> bool:
+    return not row.measured and len(row.info.stored_shape) < 2
+
+
+def _describe_cost(cost: CostEstimate, num_samples: int) -> str:
+    if isinstance(cost.total_passes, Missing):
+        return f"not estimated ({cost.total_passes.reason})"
+    parts = []
+    for value, what in (
+        (cost.gradient_passes, "gradient"),
+        (cost.sweep_passes, "sweeps"),
+        (cost.tangent_passes, "tangents"),
+        (cost.product_passes, "products"),
+        (cost.estimate_passes, "estimates"),
+    ):
+        if not isinstance(value, Missing) and value:
+            parts.append(f"{what} {value:,.0f}")
+    text = f"about {cost.total_passes:,.0f} forward passes over {num_samples:,} samples ({', '.join(parts)})"
+    if isinstance(cost.flops_per_sample, Missing) or isinstance(cost.total_flops, Missing):
+        return text
+    return f"{text}, {format_large(cost.total_flops)}FLOP at {format_large(cost.flops_per_sample)}FLOP per sample"
+
+
+def _describe_memory(cost: CostEstimate) -> str:
+    text = f"about {format_bytes(cost.fixed_bytes)} throughout"
+    if isinstance(cost.bytes_per_sample, Missing):
+        return text
+    return f"{text}, and {format_bytes(cost.bytes_per_sample)} per sample of a micro-batch"
+
+
+def _build_sheet(rows: list[InspectedWeight], n_vectors: int) -> Sheet:
+    notes = Footnotes()
+    columns = (
+        Column("weight", right=False),
+        Column("kind", right=False, drop_order=3),
+        Column("role", right=False, drop_order=2),
+        Column("m × n"),
+        Column("stored", drop_order=5),
+        Column("K", drop_order=1),
+        Column("engine", right=False),
+    )
+    vectors = f"{format_count(n_vectors, 'vector')} (biases, gains of normalisations) not listed."
+    hidden = (vectors,) if n_vectors else ()
+    lines = tuple(_line(row, notes) for row in rows)
+    return Sheet("Weights", columns, lines, (*notes.lines(), *hidden))
+
+
+def _line(row: InspectedWeight, notes: Footnotes) -> Row:
+    info = row.info
+    m, n = info.shape
+    name = info.name if not info.tied_names else f"{info.name} = {', '.join(info.tied_names)}"
+    role = info.role.value if info.role is not LayerRole.OTHER else DASH
+    head = (name, info.kind.value, f"{role}, frozen" if info.frozen else role, f"{m}×{n}")
+    stored = "×".join(str(size) for size in info.stored_shape) or DASH
+    if not row.measured:
+        return Row((*head, stored, DASH, notes.mark("skipped", row.reason)), Tone.QUIET)
+    if isinstance(row.engine, Missing):
+        engine = notes.missing(row.engine)
+    else:
+        engine = notes.mark(row.engine.value, row.engine_reason)
+    return Row((*head, stored, str(row.directions), engine))

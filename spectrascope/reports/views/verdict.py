@@ -1,0 +1,184 @@
+"""A gate's verdict and a comparison as documents, for the terminal and for a CI summary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from spectrascope.records.comparison import Change, Comparison, Difference, Value
+from spectrascope.records.values import Missing
+from spectrascope.records.verdict import Finding, Mark, Outcome, Verdict
+from spectrascope.reports.figures import format_count, format_percent
+from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
+
+__all__ = ["build_comparison", "build_verdict", "format_value"]
+
+_TONES = {
+    Mark.FAILED: Tone.ALARM,
+    Mark.INCONCLUSIVE: Tone.WARNING,
+    Mark.INFORMATIONAL: Tone.QUIET,
+    Mark.PASSED: Tone.PLAIN,
+}
+_WORDS = {Outcome.PASS: "PASSED", Outcome.FAIL: "FAILED", Outcome.INCONCLUSIVE: "INCONCLUSIVE"}
+_CLOSING = {Outcome.PASS: Tone.PLAIN, Outcome.FAIL: Tone.ALARM, Outcome.INCONCLUSIVE: Tone.WARNING}
+_WHOLE = "(whole report)"
+
+
+def build_verdict(verdict: Verdict, *, every: bool = False) -> Document:
+    """The verdict in a word, what fails first, and how the reports were made differently.
+
+    Args:
+        verdict: what a gate answered.
+        every: list checks that passed too.
+    """
+    shown = [finding for finding in verdict.findings if every or finding.mark is not Mark.PASSED]
+    sheets = [_findings_sheet(shown)] if shown else []
+    if verdict.differences:
+        sheets.append(_differences_sheet(verdict.differences, "baseline", "report"))
+    return Document(
+        title=f"spectrascope gate: {_WORDS[verdict.outcome]}",
+        facts=(
+            ("report", verdict.report),
+            ("baseline", verdict.baseline),
+            ("policy", verdict.policy.source),
+            ("checks", verdict.summary),
+        ),
+        sheets=tuple(sheets),
+        closing=_conclude(verdict),
+    )
+
+
+def build_comparison(comparison: Comparison) -> Document:
+    """What changed, number by number, and how the reports were made differently."""
+    sheets = [_differences_sheet(comparison.differences, "before", "after")] if comparison.differences else []
+    if comparison.changes:
+        sheets.append(_changes_sheet(comparison.changes))
+    n_changed = comparison.n_compared - comparison.n_unchanged
+    lines = [(f"{n_changed} of {format_count(comparison.n_compared, 'number')} changed.", Tone.PLAIN)]
+    if any(not isinstance(change.stderrs, Missing) for change in comparison.changes):
+        pairing = "the same samples" if comparison.paired else "different samples"
+        text = f"stderr is the change over its own standard error, for two batches of {pairing}; beyond 3 is rare."
+        lines.append((text, Tone.PLAIN))
+    if not comparison.comparable:
+        lines.append(("The reports were made differently: changes need not come from the network.", Tone.WARNING))
+    return Document(
+        title="spectrascope compare",
+        facts=(("before", comparison.before), ("after", comparison.after)),
+        sheets=tuple(sheets),
+        closing=tuple(lines),
+    )
+
+
+def format_value(value: Value) -> str:
+    """Write a reported number or word for a cell of a table.
+
+    >>> format_value(1.98765), format_value(True), format_value("lognormal"), format_value(12345678.0)
+    ('1.988', 'yes', 'lognormal', '1.235e+07')
+    """
+    if isinstance(value, Missing):
+        return DASH
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _conclude(verdict: Verdict) -> tuple[tuple[str, Tone], ...]:
+    lines = []
+    if verdict.n_noise_checks:
+        share = format_percent(verdict.policy.false_alarms)
+        sampling = "on the same samples, so their noise is shared" if verdict.paired else "on different samples"
+        lines.append(
+            (
+                f"Noise: {format_count(verdict.n_noise_checks, 'check')} share a false-alarm probability of {share}; "
+                f"the reports were measured {sampling}.",
+                Tone.PLAIN,
+            )
+        )
+    if verdict.forced:
+        forbidding = [difference.what for difference in verdict.differences if difference.forbids]
+        verb = "differs" if len(forbidding) == 1 else "differ"
+        lines.append((f"Compared by force: {', '.join(forbidding)} {verb}.", Tone.WARNING))
+    if not verdict.findings:
+        advice = [item.advice for item in verdict.differences if item.forbids and item.advice]
+        lines += [(f"To compare: {text}.", Tone.PLAIN) for text in advice]
+    lines.append((f"{_WORDS[verdict.outcome]}: {verdict.summary}.", _CLOSING[verdict.outcome]))
+    return tuple(lines)
+
+
+def _findings_sheet(findings: Sequence[Finding]) -> Sheet:
+    columns = (
+        Column("layer", right=False),
+        Column("number", right=False),
+        Column("baseline"),
+        Column("now"),
+        Column("change", drop_order=2),
+        Column("allowed", drop_order=1),
+        Column("finding", right=False, strong=True),
+        Column("rule", right=False, drop_order=3),
+    )
+    notes = Footnotes()
+    rows = tuple(Row(_finding_cells(finding, notes), _TONES[finding.mark]) for finding in findings)
+    return Sheet("Findings, the worst first", columns, rows, notes.lines())
+
+
+def _finding_cells(finding: Finding, notes: Footnotes) -> tuple[str, ...]:
+    explained = isinstance(finding.severity, Missing) and finding.mark is not Mark.PASSED
+    mark = finding.mark.value
+    return (
+        finding.layer or _WHOLE,
+        finding.number or "status",
+        format_value(finding.before),
+        format_value(finding.after),
+        _signed(finding.change),
+        format_value(finding.allowed),
+        notes.mark(mark, finding.message) if explained else mark,
+        finding.rule,
+    )
+
+
+def _changes_sheet(changes: Sequence[Change]) -> Sheet:
+    columns = (
+        Column("layer", right=False),
+        Column("number", right=False),
+        Column("before"),
+        Column("after"),
+        Column("change", strong=True),
+        Column("change %", drop_order=2),
+        Column("stderr", drop_order=1),
+    )
+    notes = Footnotes()
+    rows = tuple(Row(_change_cells(change, notes)) for change in changes)
+    return Sheet("Numbers", columns, rows, notes.lines())
+
+
+def _change_cells(change: Change, notes: Footnotes) -> tuple[str, ...]:
+    values = [notes.missing(v) if isinstance(v, Missing) else format_value(v) for v in (change.before, change.after)]
+    relative = DASH
+    if not isinstance(change.change, Missing) and isinstance(change.before, (int, float)) and change.before:
+        relative = _signed(100 * change.change / abs(change.before), ".1f")
+    stderrs = _signed(change.stderrs, ".1f")
+    return change.layer or _WHOLE, change.number, *values, _signed(change.change), relative, stderrs
+
+
+def _signed(value: float | Missing, form: str = ".4g") -> str:
+    """Write a change with its sign, unless nothing is left of it: ``0.0``, not ``-0.0``."""
+    if isinstance(value, Missing):
+        return DASH
+    text = format(value, f"+{form}")
+    return text if float(text) else text[1:]
+
+
+def _differences_sheet(differences: Sequence[Difference], before: str, after: str) -> Sheet:
+    columns = (
+        Column("made differently", right=False),
+        Column(before, right=False),
+        Column(after, right=False),
+        Column("", right=False, drop_order=1),
+    )
+    rows = tuple(
+        Row(
+            (item.what, item.before, item.after, "not comparable" if item.forbids else "noted"),
+            Tone.WARNING if item.forbids else Tone.QUIET,
+        )
+        for item in differences
+    )
+    return Sheet("How the reports were made", columns, rows)
