@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 
 import jsonschema
-from cli_fixtures import run_command  # noqa: F401
 
 from spectrascope.reports.schema import report_schema
+from tests.support.cli_fixtures import run_command  # noqa: F401
 
 
 def test_probe_show_and_triangle(tmp_path: Path, run_command) -> None:

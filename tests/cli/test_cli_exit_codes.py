@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_fixtures import calls, report, run_command, saved  # noqa: F401
 
 from spectrascope.cli import main
 from spectrascope.errors import DataError, LoadError, OptionError
+from tests.support.cli_fixtures import calls, report, run_command, saved  # noqa: F401
 
 
 def _fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

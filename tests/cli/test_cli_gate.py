@@ -11,12 +11,12 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import pytest
-from cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
-from made_up_reports import big_report, mixed_report
 
 from spectrascope.cli import main
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports import report_from_json, report_to_json
+from tests.support.cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
+from tests.support.made_up_reports import big_report, mixed_report
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from cli_fixtures import run_command  # noqa: F401
 
 from spectrascope import __version__
 from spectrascope.cli import main
 from spectrascope.cli.app import app
+from tests.support.cli_fixtures import run_command  # noqa: F401
 
 COMMANDS = [
     "probe", "triangle", "decompose", "weights", "inspect", "suggest-beta", "show", "plot", "trajectory", "bench",

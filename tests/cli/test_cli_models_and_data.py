@@ -200,7 +200,7 @@ def test_inspect_of_a_masked_language_model(
     tokenizer: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A dry run reads no tokenizer, and needs no mask token."""
-    from tests.loading import hf_networks
+    from tests.support import hf_networks
 
     folder = hf_networks.save(hf_networks.build("bert-masked"), tmp_path / "bert")
     if tokenizer:
@@ -218,7 +218,7 @@ def test_inspect_of_a_masked_language_model(
 
 def test_inspect_refuses_a_quantised_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Also where its files hold plain numbers: listing weights to be measured would mislead."""
-    from tests.loading import hf_networks
+    from tests.support import hf_networks
 
     folder = hf_networks.save(hf_networks.build("llama"), tmp_path / "net")
     hf_networks.edit_config(folder, quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True})

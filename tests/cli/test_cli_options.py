@@ -4,12 +4,12 @@
 from pathlib import Path
 
 import pytest
-from cli_fixtures import calls, report, saved  # noqa: F401
 
 from spectrascope.cli import main
 from spectrascope.losses import CrossEntropy
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import EngineName, LossName
+from tests.support.cli_fixtures import calls, report, saved  # noqa: F401
 
 ALL = [
     *("--arch", "resnet20", "--num-classes", "10", "--dataset", "folder:x", "--data-root", "/d", "--download"),

@@ -8,16 +8,13 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))  # the made-up reports are shared with its tests
-
-from chart_cases import training_checkpoints
-from cli_fixtures import Calls, calls, report, saved  # noqa: F401
-from made_up_reports import big_report
-
 from spectrascope.cli import main
 from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
 from spectrascope.reports.charts.chart import Picture
+from tests.support.chart_cases import training_checkpoints
+from tests.support.cli_fixtures import Calls, calls, report, saved  # noqa: F401
+from tests.support.made_up_reports import big_report
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 

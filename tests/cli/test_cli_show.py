@@ -11,12 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from cli_fixtures import report, run_command, saved  # noqa: F401
-from made_up_reports import LONG_NAME, big_report
 
 from spectrascope.cli import main
 from spectrascope.records.report import Report
 from spectrascope.reports import Format, Sort, report_from_json, report_to_json
+from tests.support.cli_fixtures import report, run_command, saved  # noqa: F401
+from tests.support.made_up_reports import LONG_NAME, big_report
 
 
 def _show(capsys, *arguments: str) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from cli_fixtures import START, calls, report, run_command, saved  # noqa: F401
 
 from spectrascope.advice.advise import advise
 from spectrascope.cli import main
 from spectrascope.records.report import Report
 from spectrascope.reports.emit import emit_torch
+from tests.support.cli_fixtures import START, calls, report, run_command, saved  # noqa: F401
 
 
 def _suggest(capsys, *arguments: str) -> str:

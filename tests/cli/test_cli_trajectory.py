@@ -3,20 +3,16 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))  # the made-up reports are shared with its tests
-
-from chart_cases import training_checkpoints
-from cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
 
 from spectrascope.cli import main
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports import read_report, report_to_json
+from tests.support.chart_cases import training_checkpoints
+from tests.support.cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
 
 
 @pytest.fixture

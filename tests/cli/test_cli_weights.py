@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_fixtures import report, saved  # noqa: F401
 from safetensors.torch import save_file
 
 from spectrascope.cli import main
+from tests.support.cli_fixtures import report, saved  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from gate_reports import NAMES, network, with_measurement, with_run, with_status, without
 
 from spectrascope.errors import OptionError
 from spectrascope.gate.changes import compare
@@ -12,6 +11,7 @@ from spectrascope.gate.numbers import HEADLINES, SUMMARY_HEADLINES
 from spectrascope.records.comparison import WHOLE_REPORT, Change
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.reports.render import Format, render_comparison
+from tests.support.gate_reports import NAMES, network, with_measurement, with_run, with_status, without
 
 BASE = network()
 DRIFTED = network(layer2_conv_weight={"beta": 2.3})

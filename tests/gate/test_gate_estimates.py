@@ -6,7 +6,6 @@ from statistics import median
 
 import numpy as np
 import pytest
-from gate_reports import NAMES, network, with_measurement
 
 from spectrascope.gate.estimates import engine_error, engine_error_of_median
 from spectrascope.gate.judgement import judge
@@ -17,6 +16,7 @@ from spectrascope.numerics.participation import effective_rank, participation_ra
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.records.verdict import Outcome
+from tests.support.gate_reports import NAMES, network, with_measurement
 
 LAYER = NAMES[2]
 NUMBERS = {

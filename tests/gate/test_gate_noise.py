@@ -6,7 +6,6 @@ from math import exp, log
 
 import numpy as np
 import pytest
-from gate_reports import NAMES, network, with_measurement
 
 from spectrascope.gate.judgement import judge
 from spectrascope.gate.noise import FIXED_DIRECTIONS, LARGEST, NoiseMeter, StandardError
@@ -18,6 +17,7 @@ from spectrascope.numerics.sample_groups import SampleGroups
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import Mark, Outcome
+from tests.support.gate_reports import NAMES, network, with_measurement
 
 ONE, OTHER = network(1), network(2)
 

@@ -5,8 +5,6 @@ import re
 from dataclasses import dataclass, replace
 
 import pytest
-from gate_reports import network
-from made_up_reports import make_info, make_layer, make_measurement, mixed_report
 
 from spectrascope.errors import PolicyError
 from spectrascope.gate.grammar import parse_rule
@@ -23,6 +21,8 @@ from spectrascope.gate.numbers import (
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import Missing, PowerFit
 from spectrascope.reports.json import report_to_json
+from tests.support.gate_reports import network
+from tests.support.made_up_reports import make_info, make_layer, make_measurement, mixed_report
 
 WIDE = make_layer(make_info("wide"), make_measurement(k=44), top_k=44)
 REPORT = mixed_report()

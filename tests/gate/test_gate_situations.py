@@ -7,7 +7,13 @@ from math import exp
 from pathlib import Path
 
 import pytest
-from gate_reports import (
+
+from spectrascope.cli import main
+from spectrascope.numerics.analysis import analyse
+from spectrascope.records.report import Report, SkippedLayer
+from spectrascope.records.values import EngineName, LayerKind, LayerStatus, Missing
+from spectrascope.reports.json import report_to_json
+from tests.support.gate_reports import (
     K,
     extended,
     measured,
@@ -18,13 +24,7 @@ from gate_reports import (
     with_status,
     without,
 )
-from made_up_reports import make_info
-
-from spectrascope.cli import main
-from spectrascope.numerics.analysis import analyse
-from spectrascope.records.report import Report, SkippedLayer
-from spectrascope.records.values import EngineName, LayerKind, LayerStatus, Missing
-from spectrascope.reports.json import report_to_json
+from tests.support.made_up_reports import make_info
 
 BASE = network()
 LAYER = "layer2.conv.weight"

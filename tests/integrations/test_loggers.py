@@ -7,13 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "reports"))  # the made-up reports are shared with its tests
-
-from made_up_reports import mixed_report
-
 from spectrascope.errors import OptionError
 from spectrascope.integrations.loggers import JsonLinesLog, TensorBoardLog, WandbLog
 from spectrascope.integrations.metrics import report_metrics
+from tests.support.made_up_reports import mixed_report
 
 METRICS = report_metrics(mixed_report())
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from training_runs import image_task, mini_gpt2, same_weights, small_cnn, token_blocks, train_cnn
 
 from spectrascope.cli import main
 from spectrascope.errors import OptionError, SpectrascopeError
@@ -18,6 +17,7 @@ from spectrascope.integrations.loggers import JsonLinesLog
 from spectrascope.integrations.monitor import CurvatureMonitor, random_state_kept
 from spectrascope.records.report import LayerReport
 from spectrascope.reports.read import read_report
+from tests.support.training_runs import image_task, mini_gpt2, same_weights, small_cnn, token_blocks, train_cnn
 
 PLENTY = 1e9
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_cases import power_law, walk_floats
 from scipy import stats
 
 from spectrascope.numerics import fits
 from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta, fit_log_log
 from spectrascope.records.values import Interval, Missing, PowerFit
+from tests.support.numerics_cases import power_law, walk_floats
 
 positive = st.floats(1e-6, 1e6)
 exponents = st.floats(-4.0, 4.0)

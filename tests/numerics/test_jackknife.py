@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_cases import power_law
 from scipy import stats
 
 from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta, fit_log_log, log_slopes
 from spectrascope.numerics.sample_groups import SampleGroups, jackknife
 from spectrascope.records.values import Interval, Missing, PowerFit
+from tests.support.numerics_cases import power_law
 
 
 def make_groups(

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numerics_cases import make_measurement, power_law, walk_floats
 
 from spectrascope.errors import OptionError
 from spectrascope.numerics.analysis import analyse, compare_triangle, find_window
@@ -12,6 +11,7 @@ from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.sample_groups import SampleGroups
 from spectrascope.records.report import Analysis, Measurement
 from spectrascope.records.values import Interval, Missing, PowerFit, RankModel, ZetaBound
+from tests.support.numerics_cases import make_measurement, power_law, walk_floats
 
 
 def make_triangle_case(n: int = 12, **options: object) -> Measurement:

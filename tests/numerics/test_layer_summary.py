@@ -3,12 +3,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numerics_cases import make_measurement, power_law, walk_floats
 
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.report import LayerInfo, LayerReport, SkippedLayer
 from spectrascope.records.values import Interval, LayerKind, LayerRole, LayerStatus, Missing, RankModel
+from tests.support.numerics_cases import make_measurement, power_law, walk_floats
 
 
 def make_info(kind: LayerKind) -> LayerInfo:

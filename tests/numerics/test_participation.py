@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_cases import power_law
 from scipy import special
 
 from spectrascope.numerics.participation import effective_rank, participation_ratio, zeta_bound
 from spectrascope.records.values import Missing
+from tests.support.numerics_cases import power_law
 
 spectra = st.lists(st.floats(1e-200, 1e200), min_size=1, max_size=30)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numerics_cases import power_law, walk_floats
 
 from spectrascope.numerics.rank_models import compare_rank_models
 from spectrascope.records.values import Missing, RankComparison, RankModel, RankModelFit
+from tests.support.numerics_cases import power_law, walk_floats
 
 K20 = np.arange(1.0, 21.0)
 

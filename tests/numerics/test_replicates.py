@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from numerics_cases import make_measurement
 
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta
@@ -13,6 +12,7 @@ from spectrascope.numerics.replicates import perturb_curvatures, replicate_numbe
 from spectrascope.numerics.sample_groups import SampleGroups, jackknife_stderr
 from spectrascope.records.report import LayerInfo, LayerReport
 from spectrascope.records.values import LayerKind, LayerRole, Missing
+from tests.support.numerics_cases import make_measurement
 
 INFO = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (40, 50), (40, 50))
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 import yaml
-from made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report, mixed_report
 from rich.console import Console
 from torch import nn
 
@@ -19,6 +18,7 @@ from spectrascope.records.values import LayerKind, LayerRole, Missing
 from spectrascope.reports.emit import Emission, emit_advice, emit_torch, emit_yaml
 from spectrascope.reports.render import Format, render_advice
 from spectrascope.reports.suggestion_csv import COLUMNS
+from tests.support.made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report, mixed_report
 
 
 @pytest.fixture(scope="module")

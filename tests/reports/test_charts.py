@@ -9,11 +9,8 @@ import xml.etree.ElementTree as ET
 from dataclasses import replace
 
 import pytest
-from chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, one_layer_report, skipped_report
 from hypothesis import example, given
 from hypothesis import strategies as st
-from made_up_reports import make_info, make_layer, make_measurement, make_report
-from report_fixtures import big_report, report  # noqa: F401
 
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit
@@ -34,6 +31,9 @@ from spectrascope.reports.charts.network_charts import (
 from spectrascope.reports.charts.pictures import FEW, PANELS, PictureKind, report_pictures
 from spectrascope.reports.charts.sparklines import log_sparkline, sparkline
 from spectrascope.reports.charts.svg import chart_svg
+from tests.support.chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, one_layer_report, skipped_report
+from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report
+from tests.support.report_fixtures import big_report, report  # noqa: F401
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -9,9 +9,6 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
-from made_up_reports import make_info, make_layer, make_measurement, make_report
-from report_fixtures import big_report, report  # noqa: F401
 
 from spectrascope.advice.trajectory import build_trajectory
 from spectrascope.records.report import LayerReport, Measurement, Report
@@ -19,6 +16,9 @@ from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.html.page import report_html
 from spectrascope.reports.html.rows import layer_facts
 from spectrascope.reports.html.trajectory import trajectory_html
+from tests.support.chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
+from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report
+from tests.support.report_fixtures import big_report, report  # noqa: F401
 
 VOID = {"meta", "link", "input", "wbr", "img", "br"}
 

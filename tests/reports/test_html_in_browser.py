@@ -4,8 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Browser, chromium
-from chart_cases import (
+
+from spectrascope.advice.trajectory import build_trajectory
+from spectrascope.reports.charts.inks import DARK, LIGHT
+from spectrascope.reports.html.page import report_html
+from spectrascope.reports.html.trajectory import trajectory_html
+from tests.support.browser import Browser, chromium
+from tests.support.chart_cases import (
     HOSTILE_NAMES,
     blocks_report,
     hostile_report,
@@ -13,12 +18,7 @@ from chart_cases import (
     skipped_report,
     training_checkpoints,
 )
-from made_up_reports import LONG_NAME, big_report, mixed_report
-
-from spectrascope.advice.trajectory import build_trajectory
-from spectrascope.reports.charts.inks import DARK, LIGHT
-from spectrascope.reports.html.page import report_html
-from spectrascope.reports.html.trajectory import trajectory_html
+from tests.support.made_up_reports import LONG_NAME, big_report, mixed_report
 
 ROWS = "#layer-table tbody tr"
 NAMES = f"{ROWS} th"

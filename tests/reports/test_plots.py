@@ -9,13 +9,13 @@ import warnings
 import xml.etree.ElementTree as ET
 
 import pytest
-from chart_cases import HOSTILE_NAMES, blocks_report, hostile_report, one_layer_report, skipped_report
-from report_fixtures import big_report, report  # noqa: F401
 
 from spectrascope.errors import OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports.charts.pictures import PictureKind, report_pictures
 from spectrascope.reports.charts.plots import draw_pages, draw_picture
+from tests.support.chart_cases import HOSTILE_NAMES, blocks_report, hostile_report, one_layer_report, skipped_report
+from tests.support.report_fixtures import big_report, report  # noqa: F401
 
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 

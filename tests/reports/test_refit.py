@@ -4,12 +4,12 @@
 from dataclasses import replace
 
 import pytest
-from report_fixtures import report  # noqa: F401
 
 from spectrascope.errors import OptionError
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.reports.json import report_from_json, report_to_json
 from spectrascope.reports.refit import refit
+from tests.support.report_fixtures import report  # noqa: F401
 
 
 def _beta(report: Report) -> float:

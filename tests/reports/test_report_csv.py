@@ -7,8 +7,6 @@ import json
 import re
 
 import pytest
-from made_up_reports import LONG_NAME
-from report_fixtures import bench, report  # noqa: F401
 from rich.console import Console
 
 from spectrascope.records.report import LayerReport, Report
@@ -18,6 +16,8 @@ from spectrascope.reports.json import report_to_json
 from spectrascope.reports.order import Sort
 from spectrascope.reports.table import report_table
 from spectrascope.reports.views.layer_sheet import build_layer_sheet
+from tests.support.made_up_reports import LONG_NAME
+from tests.support.report_fixtures import bench, report  # noqa: F401
 
 
 def _rows(text: str) -> list[dict[str, str]]:

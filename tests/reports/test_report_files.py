@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
-from report_fixtures import report  # noqa: F401
 
 from spectrascope.errors import OptionError, ReportFormatError
 from spectrascope.records.report import Report
 from spectrascope.reports import check_writable, read_report, report_to_json, write_text_atomically
+from tests.support.report_fixtures import report  # noqa: F401
 
 
 def test_write_and_read(tmp_path: Path, report: Report) -> None:

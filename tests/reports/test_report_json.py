@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
-from report_fixtures import bench, report  # noqa: F401
 
 from spectrascope.errors import NonFiniteError, ReportFormatError
 from spectrascope.records.report import LayerReport, ProbeOptions, Report, SkippedLayer
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, ZetaBound
 from spectrascope.reports.json import record_to_json, report_from_json, report_to_json
+from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
+from tests.support.report_fixtures import bench, report  # noqa: F401
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 reason = st.text(min_size=1)

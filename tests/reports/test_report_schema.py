@@ -7,11 +7,11 @@ from importlib.resources import files
 
 import jsonschema
 import pytest
-from made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
-from report_fixtures import report  # noqa: F401
 
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.schema import report_schema
+from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
+from tests.support.report_fixtures import report  # noqa: F401
 
 VALIDATOR = jsonschema.Draft202012Validator(report_schema())
 

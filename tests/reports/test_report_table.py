@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_up_reports import LONG_NAME, decomposed_report, make_info, make_layer, make_measurement, make_report
-from report_fixtures import bench, big_report, report  # noqa: F401
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
@@ -22,6 +20,15 @@ from spectrascope.reports.render import render_comparison
 from spectrascope.reports.views.in_words import say_in_words
 from spectrascope.reports.views.report import build_probe
 from spectrascope.reports.views.words import warn
+from tests.support.made_up_reports import (
+    LONG_NAME,
+    decomposed_report,
+    make_info,
+    make_layer,
+    make_measurement,
+    make_report,
+)
+from tests.support.report_fixtures import bench, big_report, report  # noqa: F401
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -1,0 +1,84 @@
+"""Fixtures of the command line; imported by name, because doctest collection allows one ``conftest`` only."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from spectrascope.records.report import Report
+from spectrascope.reports import report_to_json
+from tests.support.made_up_reports import made_up_bench, mixed_report
+
+START = "import sys; from spectrascope.cli import main; sys.exit(main())"
+
+
+@dataclass
+class Calls:
+    """What a command asked the layers below for; set ``error`` to have the measurement fail."""
+
+    seen: dict[str, tuple[tuple, dict[str, Any]]] = field(default_factory=dict)
+    error: BaseException | None = None
+
+
+@pytest.fixture(scope="session")
+def report() -> Report:
+    return mixed_report()
+
+
+@pytest.fixture
+def saved(tmp_path: Path, report: Report) -> Path:
+    """A saved report."""
+    path = tmp_path / "saved.json"
+    path.write_text(report_to_json(report), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """Stand-ins for loading and measuring, which need torch and take time."""
+    calls = Calls()
+    loaded = SimpleNamespace(model="model", info=mixed_report().provenance.model, workload=None, notes=())
+    data = SimpleNamespace(source="source", info="data info", notes=("a note",))
+
+    def stand_in(module: str, name: str, result: object) -> None:
+        def function(*args: object, **kwargs: Any) -> object:
+            calls.seen[name] = (args, kwargs)
+            if name.startswith("run_"):
+                kwargs["on_progress"]("check", 0, 1)
+                kwargs["on_progress"]("gradient", 1, 10)
+                if calls.error is not None:
+                    raise calls.error
+            return result
+
+        fake = ModuleType(module)
+        setattr(fake, name, function)
+        monkeypatch.setitem(sys.modules, module, fake)
+
+    stand_in("spectrascope.loading.models.open", "load_model", loaded)
+    stand_in("spectrascope.loading.data.open", "load_dataset", data)
+    stand_in("spectrascope.probe.run", "run_probe", mixed_report())
+    stand_in("spectrascope.probe.bench", "run_bench", made_up_bench())
+    return calls
+
+
+@pytest.fixture(scope="session")
+def run_command() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run ``spectrascope ARGUMENTS`` as a user would, in a process of its own."""
+
+    def run(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", START, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+            encoding="utf-8",
+            **options,
+        )
+
+    return run
