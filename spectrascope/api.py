@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from spectrascope.errors import OptionError
 from spectrascope.losses import make_loss, task_of
+from spectrascope.measure.run import run_probe
 from spectrascope.network.effective import unwrapped
-from spectrascope.probe.run import run_probe
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.values import EngineName, Missing
@@ -149,7 +149,7 @@ def decompose(
     Cost: for weights whose tail is piecewise linear, about half as much again as a probe; for others, a forward and a
     backward pass per column on top of it.
     """
-    from spectrascope.probe.decompose import run_decompose
+    from spectrascope.measure.decompose import run_decompose
 
     try:
         wanted = DecomposeOptions(FisherType(fisher), Sharing(sharing), draws)
@@ -233,7 +233,7 @@ def weights(
 
     Cost: the eigenvalues of one Gram matrix per weight.
     """
-    from spectrascope.probe.weights import measure_network_weights, measure_tensors
+    from spectrascope.measure.weights import measure_network_weights, measure_tensors
 
     try:
         view = ConvView(conv)

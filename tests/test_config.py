@@ -10,8 +10,8 @@ import pytest
 from spectrascope.cli import main
 from spectrascope.config import OPTIONS, Configuration, find_configuration, read_policy_table
 from spectrascope.errors import OptionError, PolicyError
-from spectrascope.gate.grammar import parse_rule
-from spectrascope.gate.policy import DEFAULT_RULES, policy_from_table
+from spectrascope.gating.grammar import parse_rule
+from spectrascope.gating.policy import DEFAULT_RULES, policy_from_table
 from spectrascope.records.values import EngineName
 from tests.support.cli_fixtures import Calls, calls, report, saved  # noqa: F401
 

@@ -16,20 +16,20 @@ FLOORS = {
     "errors": 0, "text": 0, "records": 0,
     "numerics": 1, "losses": 1, "config": 1, "optim": 1, "data": 1,
     "reports": 2, "workload": 2,
-    "advice": 3, "gate": 3, "network": 3,
+    "advice": 3, "gating": 3, "network": 3,
     "curvature": 4, "loading": 4,
-    "probe": 5,
+    "measure": 5,
     "api": 6,
     "integrations": 7,
     "cli": 8,
     "__main__": 9,
 }  # fmt: skip
 ROOMS = {
-    "records", "numerics", "network", "curvature", "probe", "loading", "advice", "gate", "reports", "optim",
+    "records", "numerics", "network", "curvature", "measure", "loading", "advice", "gating", "reports", "optim",
     "integrations", "cli",
 }  # fmt: skip
 FILES = {"api.py", "config.py", "errors.py", "text.py", "losses.py", "workload.py"}
-TORCH_FREE = ("errors", "text", "records", "config", "advice", "gate", "reports")
+TORCH_FREE = ("errors", "text", "records", "config", "advice", "gating", "reports")
 TORCH_MODULES = {"torch", "torchvision", "transformers", "safetensors"}
 
 
@@ -100,6 +100,14 @@ def test_no_class_name_stands_twice() -> None:
     assert not {name: where for name, where in places.items() if len(where) > 1}
 
 
+def test_no_room_hides_a_public_function() -> None:
+    """Importing ``spectrascope.x.y`` binds the room to ``spectrascope.x``, over a function of that name."""
+    import spectrascope
+
+    commands = {"probe", "triangle", "decompose", "weights", "gate", "compare", "suggest", "trajectory", "inspect"}
+    assert not (ROOMS | {f.removesuffix(".py") for f in FILES}) & (commands | set(spectrascope.__all__))
+
+
 def test_top_of_the_house() -> None:
     found = {p.name for p in ROOT.iterdir() if p.suffix in ("", ".py") and p.name != "__pycache__"}
     assert found == ROOMS | FILES | {"__init__.py", "__main__.py", "data"}
@@ -114,7 +122,7 @@ def test_report_readers_never_name_torch(path: Path) -> None:
 def test_reading_rooms_import_without_torch() -> None:
     code = (
         "import sys, spectrascope, spectrascope.reports.render, spectrascope.reports.refit, spectrascope.cli.app;"
-        "import spectrascope.gate, spectrascope.config, spectrascope.reports.junit;"
+        "import spectrascope.gating, spectrascope.config, spectrascope.reports.junit;"
         "import spectrascope.advice.advise;"
         "assert not {'torch', 'torchvision', 'transformers'} & set(sys.modules), sorted(sys.modules)"
     )

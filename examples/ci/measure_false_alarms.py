@@ -24,7 +24,7 @@ import torch
 from scipy import special
 
 import spectrascope
-from spectrascope.gate import default_policy, judge
+from spectrascope.gating import default_policy, judge
 from spectrascope.loading.data.open import load_dataset
 from spectrascope.loading.models.open import load_model
 from spectrascope.records.report import Report

@@ -70,7 +70,7 @@ def compare(
     if output is not None:
         check_writable(output)
     one, other = (refit(read_report(path), top_k=top_k, min_rank=min_rank) for path in (before, after))
-    from spectrascope.gate.changes import compare as list_changes
+    from spectrascope.gating.changes import compare as list_changes
 
     found = list_changes(
         one, other, layers=layers or (), exclude=exclude or (), numbers=number or (), precision=precision, unchanged=all

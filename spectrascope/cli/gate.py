@@ -125,7 +125,7 @@ def gate(
         top_k = options.top_k if "top_k" in given else None
         min_rank = window.min_rank if "min_rank" in given else None
         report, base = (refit(item, top_k=top_k, min_rank=min_rank) for item in (report, base))
-    from spectrascope.gate.judgement import judge
+    from spectrascope.gating.judgement import judge
 
     verdict = judge(report, base, rules, force=force)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)
@@ -134,7 +134,7 @@ def gate(
 
 
 def _read_policy(path: Path | None, rules: list[str]) -> GatePolicy:
-    from spectrascope.gate.policy import add_rules, default_policy, policy_from_table
+    from spectrascope.gating.policy import add_rules, default_policy, policy_from_table
 
     if path is not None:
         policy = policy_from_table(read_policy_table(path), str(path))

@@ -28,7 +28,7 @@ def look_at(target: Request, options: ProbeOptions, *, command: str, quiet: bool
     """
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
-        from spectrascope.probe.inspect import inspect_headers, inspect_model
+        from spectrascope.measure.inspect import inspect_headers, inspect_model
 
         on_progress("import", 1, 1)
         on_progress("load", 0, 1)

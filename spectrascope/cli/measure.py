@@ -48,10 +48,10 @@ def measure(
 
     def runner() -> Callable[..., Report]:
         if decompose is None:
-            from spectrascope.probe.run import run_probe
+            from spectrascope.measure.run import run_probe
 
             return run_probe
-        from spectrascope.probe.decompose import run_decompose
+        from spectrascope.measure.decompose import run_decompose
 
         return functools.partial(run_decompose, decompose=decompose)
 
@@ -67,7 +67,7 @@ def measure_bench(target: Request, options: ProbeOptions, *, rounds: int, comman
     """
 
     def runner() -> Callable[..., BenchReport]:
-        from spectrascope.probe.bench import run_bench
+        from spectrascope.measure.bench import run_bench
 
         return run_bench
 
@@ -85,7 +85,7 @@ def measure_validated(
     """
 
     def runner() -> Callable[..., Advice]:
-        from spectrascope.probe.validate import advise_and_validate
+        from spectrascope.measure.validate import advise_and_validate
 
         return advise_and_validate
 

@@ -89,7 +89,7 @@ def _measure(
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
         from spectrascope.loading.models.open import load_model
-        from spectrascope.probe.weights import measure_network_weights, measure_tensors
+        from spectrascope.measure.weights import measure_network_weights, measure_tensors
 
         on_progress("import", 1, 1)
         on_progress("load", 0, 1)

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spectrascope.measure.weights import measure_weight
 from spectrascope.numerics.spectra import gram_eigenvalues
 from spectrascope.numerics.tails import fit_tail
-from spectrascope.probe.weights import measure_weight
 from spectrascope.records.report import LayerInfo
 from spectrascope.records.values import LayerKind, LayerRole, Missing
 from spectrascope.records.weights import TailFit, WeightOptions
@@ -136,7 +136,7 @@ def test_double_precision_is_for_tails_that_reach_too_low(
         seen.append(precise)
         return gram_eigenvalues(matrix, precise=precise)
 
-    monkeypatch.setattr("spectrascope.probe.weights.gram_eigenvalues", noted)
+    monkeypatch.setattr("spectrascope.measure.weights.gram_eigenvalues", noted)
     info = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, (1100, 1100), (1100, 1100))
     row = measure_weight(info, matrix, WeightOptions())
     assert seen == routes

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spectrascope.cli import main
-from spectrascope.gate import compare, default_policy, judge
+from spectrascope.gating import compare, default_policy, judge
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import LayerStatus, Missing, Task
 from spectrascope.records.verdict import Outcome

@@ -61,8 +61,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     stand_in("spectrascope.loading.models.open", "load_model", loaded)
     stand_in("spectrascope.loading.data.open", "load_dataset", data)
-    stand_in("spectrascope.probe.run", "run_probe", mixed_report())
-    stand_in("spectrascope.probe.bench", "run_bench", made_up_bench())
+    stand_in("spectrascope.measure.run", "run_probe", mixed_report())
+    stand_in("spectrascope.measure.bench", "run_bench", made_up_bench())
     return calls
 
 

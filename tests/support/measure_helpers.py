@@ -10,10 +10,10 @@ from torch import Tensor
 
 from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.losses import CausalLM
+from spectrascope.measure.gradients import measure_gradients
 from spectrascope.network.guards import held_still
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.directions import top_directions
-from spectrascope.probe.gradients import measure_gradients
 from spectrascope.workload import TensorSource, Workload
 from tests.support import oracles
 

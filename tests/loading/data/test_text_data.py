@@ -126,7 +126,7 @@ def test_image_sets_for_a_network_that_reads_tokens(spec: str) -> None:
 
 
 def test_only_the_beginning_of_a_very_long_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrascope.loading import text as room
+    from spectrascope.loading.data import text as room
 
     file.write_text("é" * 500, encoding="utf-8")
     monkeypatch.setattr(room, "MAX_BYTES", 101)

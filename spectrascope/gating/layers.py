@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from spectrascope.gate.policy import matches
+from spectrascope.gating.policy import matches
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Mark

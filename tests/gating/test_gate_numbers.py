@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import pytest
 
 from spectrascope.errors import PolicyError
-from spectrascope.gate.grammar import parse_rule
-from spectrascope.gate.numbers import (
+from spectrascope.gating.grammar import parse_rule
+from spectrascope.gating.numbers import (
     HEADLINES,
     SUMMARY_HEADLINES,
     canonical,

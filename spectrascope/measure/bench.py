@@ -17,11 +17,11 @@ from spectrascope.curvature.double_backprop import hessian_products, loss_gradie
 from spectrascope.curvature.engine import Target
 from spectrascope.curvature.engines import make_engine
 from spectrascope.errors import OptionError
+from spectrascope.measure.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
+from spectrascope.measure.run import versions
+from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
 from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.network.layers import WeightLayer, find_layers
-from spectrascope.probe.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
-from spectrascope.probe.run import versions
-from spectrascope.probe.stages import Measured, OnProgress, StageClock, measure_targets, silent
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 from spectrascope.records.values import EngineName
@@ -55,7 +55,7 @@ def run_bench(
         Times, their ratio per round, and the largest relative difference of h.
 
     Raises:
-        SpectrascopeError: as :func:`spectrascope.probe.run.run_probe`.
+        SpectrascopeError: as :func:`spectrascope.measure.run.run_probe`.
     """
     if rounds < 1 or products_per_layer < 1 or reference_samples < 1:
         raise OptionError("--rounds, --products and --reference-samples must be at least 1")

@@ -13,7 +13,7 @@ is taken for an exponent of one batch, and errors of numbers of h alone are wide
 Single ``sigma[k]`` and ``h[k]`` vary in proportion to their size, so their errors are those of the logarithm: a
 curvature that grew tenfold is not excused by the tenfold noise it brought along.
 
-Where an engine only estimates h, its own error comes on top (:mod:`spectrascope.gate.estimates`).
+Where an engine only estimates h, its own error comes on top (:mod:`spectrascope.gating.estimates`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from spectrascope.gate.estimates import engine_error, engine_error_of_median
+from spectrascope.gating.estimates import engine_error, engine_error_of_median
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, PowerFit
 

@@ -17,9 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectrascope.curvature.choose import EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
+from spectrascope.measure.run import versions
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
-from spectrascope.probe.run import versions
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, LayerStatus, Missing

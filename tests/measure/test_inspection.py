@@ -12,8 +12,8 @@ from torch import nn
 
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.losses import CausalLM
-from spectrascope.probe.inspect import inspect_headers, inspect_model
-from spectrascope.probe.run import run_probe
+from spectrascope.measure.inspect import inspect_headers, inspect_model
+from spectrascope.measure.run import run_probe
 from spectrascope.records.inspection import Inspection
 from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions
 from spectrascope.records.values import EngineName, LayerRole, Missing

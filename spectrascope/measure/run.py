@@ -22,14 +22,14 @@ from spectrascope.errors import (
     UnsupportedModelError,
 )
 from spectrascope.losses import loss_label
+from spectrascope.measure.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
+from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
 from spectrascope.network.effective import parametrized_weights, unwrapped
 from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.numerics.summary import summarise
-from spectrascope.probe.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
-from spectrascope.probe.stages import Measured, OnProgress, StageClock, measure_targets, silent
 from spectrascope.records.report import (
     DataInfo,
     LayerInfo,

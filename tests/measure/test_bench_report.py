@@ -10,7 +10,7 @@ from torch import nn
 
 from spectrascope.curvature import gauss_newton
 from spectrascope.errors import OptionError
-from spectrascope.probe.bench import run_bench
+from spectrascope.measure.bench import run_bench
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 from spectrascope.records.values import Missing
 from tests.support.cases import CASES, make_workload

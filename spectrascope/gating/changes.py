@@ -6,10 +6,10 @@ import fnmatch
 from collections.abc import Iterator, Sequence
 
 from spectrascope.errors import OptionError
-from spectrascope.gate.conditions import is_number
-from spectrascope.gate.layers import pair_layers, restrict
-from spectrascope.gate.noise import NoiseMeter, StandardError
-from spectrascope.gate.numbers import (
+from spectrascope.gating.conditions import is_number
+from spectrascope.gating.layers import pair_layers, restrict
+from spectrascope.gating.noise import NoiseMeter, StandardError
+from spectrascope.gating.numbers import (
     HEADLINES,
     SUMMARY_HEADLINES,
     layer_value,
@@ -17,7 +17,7 @@ from spectrascope.gate.numbers import (
     report_value,
     same_value,
 )
-from spectrascope.gate.provenance import find_differences, is_same_batch, name_report
+from spectrascope.gating.provenance import find_differences, is_same_batch, name_report
 from spectrascope.records.comparison import WHOLE_REPORT, Change, Comparison, Value
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import Missing

@@ -14,7 +14,7 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import OptionError
-from spectrascope.probe.weights import measure_weight
+from spectrascope.measure.weights import measure_weight
 from spectrascope.records.report import LayerInfo, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, Missing, PowerFit
 from spectrascope.records.weights import ConvView, TailFit, WeightOptions, WeightTail

@@ -9,7 +9,7 @@ from torch import nn
 from spectrascope.api import describe_source
 from spectrascope.errors import DataError
 from spectrascope.losses import make_loss
-from spectrascope.probe.validate import advise_and_validate, correlate, search_line
+from spectrascope.measure.validate import advise_and_validate, correlate, search_line
 from spectrascope.records.advice import Advice, ValidateOn, Validation
 from spectrascope.records.report import ModelInfo, ProbeOptions
 from spectrascope.records.values import LossName, Missing, Task

@@ -7,10 +7,10 @@ from math import exp, log
 import numpy as np
 import pytest
 
-from spectrascope.gate.judgement import judge
-from spectrascope.gate.noise import FIXED_DIRECTIONS, LARGEST, NoiseMeter, StandardError
-from spectrascope.gate.numbers import layer_value
-from spectrascope.gate.policy import default_policy, policy_from_table
+from spectrascope.gating.judgement import judge
+from spectrascope.gating.noise import FIXED_DIRECTIONS, LARGEST, NoiseMeter, StandardError
+from spectrascope.gating.numbers import layer_value
+from spectrascope.gating.policy import default_policy, policy_from_table
 from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.participation import participation_ratio
 from spectrascope.numerics.sample_groups import SampleGroups

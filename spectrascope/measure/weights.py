@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import OptionError
+from spectrascope.measure.inspect import inspect_headers
+from spectrascope.measure.run import versions
 from spectrascope.network.effective import parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.fits import fit_alpha_g
 from spectrascope.numerics.rank_models import compare_rank_models
 from spectrascope.numerics.spectra import gram_eigenvalues
 from spectrascope.numerics.tails import fit_tail
-from spectrascope.probe.inspect import inspect_headers
-from spectrascope.probe.run import versions
 from spectrascope.records.report import (
     NOT_SELECTED,
     LayerInfo,

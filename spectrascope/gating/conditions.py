@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from spectrascope.gate.noise import LARGEST, StandardError
+from spectrascope.gating.noise import LARGEST, StandardError
 from spectrascope.records.comparison import Value
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import Condition, Direction, Limit, Rule

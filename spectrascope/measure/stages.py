@@ -16,9 +16,9 @@ from spectrascope.curvature.engines import make_engine
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.curvature.tape import UnsupportedOperationError
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
+from spectrascope.measure.gradients import GradientPass, measure_gradients
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import spectral_norm, top_directions
-from spectrascope.probe.gradients import GradientPass, measure_gradients
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload

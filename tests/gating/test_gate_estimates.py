@@ -7,10 +7,10 @@ from statistics import median
 import numpy as np
 import pytest
 
-from spectrascope.gate.estimates import engine_error, engine_error_of_median
-from spectrascope.gate.judgement import judge
-from spectrascope.gate.noise import NoiseMeter
-from spectrascope.gate.policy import policy_from_table
+from spectrascope.gating.estimates import engine_error, engine_error_of_median
+from spectrascope.gating.judgement import judge
+from spectrascope.gating.noise import NoiseMeter
+from spectrascope.gating.policy import policy_from_table
 from spectrascope.numerics.fits import fit_alpha_h, fit_beta
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.records.report import LayerReport, Report

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from spectrascope.gate.conditions import Evidence, Judged, judge_rule, needs_baseline
-from spectrascope.gate.layers import LayerPair, check_layers, pair_layers, restrict
-from spectrascope.gate.noise import NoiseMeter
-from spectrascope.gate.numbers import is_of_report, layer_value, report_value
-from spectrascope.gate.policy import matches
-from spectrascope.gate.provenance import find_differences, is_same_batch, name_report
+from spectrascope.gating.conditions import Evidence, Judged, judge_rule, needs_baseline
+from spectrascope.gating.layers import LayerPair, check_layers, pair_layers, restrict
+from spectrascope.gating.noise import NoiseMeter
+from spectrascope.gating.numbers import is_of_report, layer_value, report_value
+from spectrascope.gating.policy import matches
+from spectrascope.gating.provenance import find_differences, is_same_batch, name_report
 from spectrascope.records.comparison import WHOLE_REPORT, Difference, Value
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, RankComparison

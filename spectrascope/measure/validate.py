@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from spectrascope.advice.advise import advise
 from spectrascope.errors import DataError
+from spectrascope.measure.gradients import measure_gradients
+from spectrascope.measure.prepare import prepare_workload, with_fastest_format
+from spectrascope.measure.run import run_probe
+from spectrascope.measure.stages import OnProgress, silent
 from spectrascope.network.guards import held_still
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.directions import Directions, top_directions
 from spectrascope.numerics.transfer import QuadraticModel, StepOutcome, make_quadratic_model, transfer
 from spectrascope.numerics.vectors import too_few
-from spectrascope.probe.gradients import measure_gradients
-from spectrascope.probe.prepare import prepare_workload, with_fastest_format
-from spectrascope.probe.run import run_probe
-from spectrascope.probe.stages import OnProgress, silent
 from spectrascope.records.advice import Advice, ValidatedStep, ValidateOn, Validation
 from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions, Report
 from spectrascope.records.values import Missing, PowerFit
@@ -74,7 +74,7 @@ def advise_and_validate(
 
     Raises:
         DataError: fewer than four samples.
-        SpectrascopeError: as :func:`spectrascope.probe.run.run_probe`.
+        SpectrascopeError: as :func:`spectrascope.measure.run.run_probe`.
 
     Cost: a measurement of half the samples and about 25 forward passes per weight over
         at most 512 samples of the other half, or the measured half.

@@ -11,8 +11,7 @@ from spectrascope.curvature.factor_sweep import measure_with_curvature
 from spectrascope.curvature.kronecker import measure_without_curvature
 from spectrascope.curvature.tape import UnsupportedOperationError
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.network.layers import WeightLayer
-from spectrascope.probe.stages import (
+from spectrascope.measure.stages import (
     Measured,
     OnProgress,
     StageClock,
@@ -21,6 +20,7 @@ from spectrascope.probe.stages import (
     measure_targets,
     silent,
 )
+from spectrascope.network.layers import WeightLayer
 from spectrascope.records.decomposition import DecomposeOptions, Factors
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import EngineName, Missing
@@ -31,7 +31,7 @@ __all__ = ["FactorStage"]
 
 @dataclass
 class FactorStage:
-    """Measures as :func:`spectrascope.probe.stages.measure_targets` does and keeps every weight's factors.
+    """Measures as :func:`spectrascope.measure.stages.measure_targets` does and keeps every weight's factors.
 
     Where Gauss–Newton measures the curvature, its sweep sums the factors too; other weights get backward passes of
     their own after their curvature is known.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from spectrascope.errors import PolicyError
-from spectrascope.gate.numbers import canonical, require_known
+from spectrascope.gating.numbers import canonical, require_known
 from spectrascope.records.verdict import Condition, Direction, Limit, Rule
 
 __all__ = ["parse_rule"]

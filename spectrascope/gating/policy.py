@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from spectrascope.errors import PolicyError
-from spectrascope.gate.grammar import parse_rule
+from spectrascope.gating.grammar import parse_rule
 from spectrascope.records.verdict import Action, GatePolicy
 
 __all__ = ["DEFAULT_RULES", "POLICY_KEYS", "add_rules", "default_policy", "matches", "policy_from_table"]

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 
 from spectrascope.errors import OptionError
-from spectrascope.gate.changes import compare
-from spectrascope.gate.noise import NoiseMeter
-from spectrascope.gate.numbers import HEADLINES, SUMMARY_HEADLINES
+from spectrascope.gating.changes import compare
+from spectrascope.gating.noise import NoiseMeter
+from spectrascope.gating.numbers import HEADLINES, SUMMARY_HEADLINES
 from spectrascope.records.comparison import WHOLE_REPORT, Change
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.reports.render import Format, render_comparison

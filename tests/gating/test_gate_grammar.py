@@ -3,8 +3,8 @@
 import pytest
 
 from spectrascope.errors import PolicyError
-from spectrascope.gate.grammar import parse_rule
-from spectrascope.gate.policy import DEFAULT_RULES, add_rules, default_policy, matches, policy_from_table
+from spectrascope.gating.grammar import parse_rule
+from spectrascope.gating.policy import DEFAULT_RULES, add_rules, default_policy, matches, policy_from_table
 from spectrascope.records.verdict import Action, Condition, Direction, Limit
 
 BOTH, RISE, FALL = Direction.BOTH, Direction.RISE, Direction.FALL

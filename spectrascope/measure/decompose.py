@@ -8,10 +8,10 @@ from dataclasses import replace
 from torch import nn
 
 from spectrascope.errors import OptionError
+from spectrascope.measure.factor_stage import FactorStage
+from spectrascope.measure.run import run_probe
+from spectrascope.measure.stages import OnProgress, silent
 from spectrascope.numerics.alignment import align
-from spectrascope.probe.factor_stage import FactorStage
-from spectrascope.probe.run import run_probe
-from spectrascope.probe.stages import OnProgress, silent
 from spectrascope.records.decomposition import DecomposeOptions, Decomposition, Factors
 from spectrascope.records.report import DataInfo, LayerReport, LayerRow, ModelInfo, ProbeOptions, Report
 from spectrascope.records.values import Missing

@@ -1,0 +1,1 @@
+"""Words and names that every room writes alike."""
