@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,6 +22,7 @@ __all__ = [
     "FirstSamples",
     "Inputs",
     "LossFunction",
+    "PickedSamples",
     "SampleSource",
     "TensorSource",
     "Workload",
@@ -111,6 +112,43 @@ class FirstSamples(SampleSource):
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """The same samples as in the whole source."""
         return self.source.fetch(start, stop)
+
+
+@dataclass(frozen=True)
+class PickedSamples(SampleSource):
+    """Some samples of a source in an order of their own: dealt to groups at random, or a part of each group."""
+
+    source: SampleSource
+    indices: tuple[int, ...]
+
+    @property
+    def n(self) -> int:
+        """Number of samples."""
+        return len(self.indices)
+
+    def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
+        """Gather the samples, one run of neighbours at a time."""
+        chosen = self.indices[start:stop]
+        if isinstance(self.source, TensorSource):
+            index = torch.tensor(chosen, dtype=torch.int64)
+            inputs, targets = self.source.inputs, self.source.targets
+            if isinstance(inputs, Tensor):
+                return inputs[index], targets[index]
+            return {name: tensor[index] for name, tensor in inputs.items()}, targets[index]
+        parts, first = [], 0
+        for i in range(1, len(chosen) + 1):
+            if i == len(chosen) or chosen[i] != chosen[i - 1] + 1:
+                parts.append(self.source.fetch(chosen[first], chosen[i - 1] + 1))
+                first = i
+        targets = torch.cat([part[1] for part in parts])
+        if isinstance(parts[0][0], Tensor):
+            return torch.cat([part[0] for part in parts if isinstance(part[0], Tensor)]), targets
+        named = [part[0] for part in parts if not isinstance(part[0], Tensor)]
+        return {name: torch.cat([inputs[name] for inputs in named]) for name in named[0]}, targets
+
+    def pick(self, places: Sequence[int]) -> PickedSamples:
+        """Some of these, by place."""
+        return PickedSamples(self.source, tuple(self.indices[place] for place in places))
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
 from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
@@ -22,7 +23,8 @@ class GradientPass:
     """Mean gradients and what the same pass tells about the batch.
 
     ``gradients[name]`` is the m × n mean gradient; ``half_difference[name]`` is (G_1 − G_2)/2 of the two
-    half-batches, whose spectral norm estimates the sampling noise of the singular values. ``missing`` maps a
+    half-batches, whose spectral norm estimates the sampling noise of the singular values. ``by_group[name]``
+    (groups, m, n) are the mean gradients of the sample groups asked for. ``missing`` maps a
     weight without a gradient to the reason. ``accuracy`` is top-1 over all labels (tokens, for a
     language model), ``None`` where outputs are not class scores.
     """
@@ -33,6 +35,7 @@ class GradientPass:
     loss: float
     accuracy: float | None
     micro_batch: int
+    by_group: dict[str, Tensor]
 
 
 def measure_gradients(
@@ -40,6 +43,7 @@ def measure_gradients(
     layers: Sequence[WeightLayer],
     *,
     micro_batch: int | None = None,
+    borders: Sequence[int] = (),
     progress: Callable[[float, int], None] | None = None,
 ) -> GradientPass:
     """One forward and one backward pass over the batch.
@@ -48,6 +52,7 @@ def measure_gradients(
         workload: the model is expected in eval mode with only the layers' weights requiring gradients.
         layers: the weights.
         micro_batch: samples per pass; ``None`` tunes it.
+        borders: sample numbers [0, …, n] between which gradients are kept by group; none are when empty.
         progress: called with (samples done, samples in all).
 
     Returns:
@@ -58,19 +63,16 @@ def measure_gradients(
         NonFiniteError: loss or gradient is NaN or infinite.
         UnsupportedModelError: no weight reaches the loss, or autograd fails on the network.
 
-    Cost: about three forward-equivalents.
+    Cost: about three forward-equivalents. Memory: 16 bytes per weight, and for each group 4 (8 in float64).
     """
     n = workload.source.n
-    half = n // 2
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    dtype = torch.float32 if workload.device.type == "mps" else torch.float64
-    sums = [[torch.zeros(p.shape, dtype=dtype, device=workload.device) for p in parameters] for _ in range(2)]
-    seen = [False] * len(parameters)
-    totals = torch.zeros(4, dtype=dtype, device=workload.device)
+    sums = _GradientSums(workload, parameters, borders)
+    totals = torch.zeros(4, dtype=sums.dtype, device=workload.device)
     per_sample: set[int] = set()
     classes = [True]
     candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (64, 128, 256, 512, 1024)
-    schedule = Schedule(n, micro_batch, [half] if half else [], candidates=candidates)
+    schedule = Schedule(n, micro_batch, sums.cuts, candidates=candidates)
 
     def work(start: int, stop: int) -> None:
         inputs, targets = workload.fetch(start, stop)
@@ -78,11 +80,7 @@ def measure_gradients(
             output = workload.forward(inputs)
             loss = workload.loss_fn(output, targets)
             found = _differentiate(loss, parameters)
-        side = sums[int(start >= half)]
-        for i, gradient in enumerate(found):
-            if gradient is not None:
-                seen[i] = True
-                side[i].add_(gradient, alpha=stop - start)
+        sums.add(found, start, stop)
         counts = _count_labels(workload.loss_fn, output, targets)
         if counts is None:
             classes[0] = False
@@ -106,27 +104,59 @@ def measure_gradients(
         )
     if not torch.isfinite(totals[0]):
         raise NonFiniteError(f"the mean loss over {n} samples is {loss}: check the preprocessing and the labels")
-    index = {id(p): i for i, p in enumerate(parameters)}
-    gradients: dict[str, Tensor] = {}
-    difference: dict[str, Tensor] = {}
-    missing: dict[str, str] = {}
-    for layer in layers:
-        i = index[id(layer.parameter)]
-        if not seen[i]:
-            missing[layer.name] = "the weight does not reach the loss (unused, or cut off by detach)"
-            continue
-        first, second = (layer.matrix(side[i]) for side in sums)
-        gradients[layer.name] = (first + second) / n
-        if half:
-            difference[layer.name] = (first / half - second / (n - half)) / 2
-    return GradientPass(
-        gradients,
-        difference if half else None,
-        missing,
-        loss,
-        n_correct / n_labels if classes[0] and n_labels else None,
-        schedule.chosen,
-    )
+    accuracy = n_correct / n_labels if classes[0] and n_labels else None
+    return sums.finish(layers, loss, accuracy, schedule.chosen)
+
+
+class _GradientSums:
+    """Gradients added up over micro-batches: by half batch in float64, by sample group in the precision they have."""
+
+    def __init__(self, workload: Workload, parameters: Sequence[nn.Parameter], borders: Sequence[int]) -> None:
+        self.n, self.half, self.borders = workload.source.n, workload.source.n // 2, list(borders)
+        self.dtype = torch.float32 if workload.device.type == "mps" else torch.float64
+        self.kept = torch.float64 if workload.dtype is torch.float64 else torch.float32
+        shapes, device = [tuple(p.shape) for p in parameters], workload.device
+        self.halves = [[torch.zeros(shape, dtype=self.dtype, device=device) for shape in shapes] for _ in range(2)]
+        n_groups = max(0, len(borders) - 1)
+        self.groups = [torch.zeros((n_groups, *shape), dtype=self.kept, device=device) for shape in shapes]
+        self.seen = [False] * len(parameters)
+        self.index = {id(p): i for i, p in enumerate(parameters)}
+
+    @property
+    def cuts(self) -> list[int]:
+        """Sample numbers that no micro-batch may straddle."""
+        return sorted({self.half, *self.borders} - {0})
+
+    def add(self, gradients: Sequence[Tensor | None], start: int, stop: int) -> None:
+        """Add the gradients of a micro-batch's mean loss, one per parameter."""
+        side = self.halves[int(start >= self.half)]
+        group = bisect.bisect_right(self.borders, start) - 1
+        for i, gradient in enumerate(gradients):
+            if gradient is not None:
+                self.seen[i] = True
+                side[i].add_(gradient, alpha=stop - start)
+                if self.borders:
+                    self.groups[i][group].add_(gradient, alpha=stop - start)
+
+    def finish(self, layers: Sequence[WeightLayer], loss: float, accuracy: float | None, chosen: int) -> GradientPass:
+        """Mean gradients of every weight, seen as a matrix."""
+        gradients: dict[str, Tensor] = {}
+        difference: dict[str, Tensor] = {}
+        by_group: dict[str, Tensor] = {}
+        missing: dict[str, str] = {}
+        sizes = torch.tensor(self.borders).diff()[:, None, None]
+        for layer in layers:
+            i = self.index[id(layer.parameter)]
+            if not self.seen[i]:
+                missing[layer.name] = "the weight does not reach the loss (unused, or cut off by detach)"
+                continue
+            first, second = (layer.matrix(side[i]) for side in self.halves)
+            gradients[layer.name] = (first + second) / self.n
+            if self.borders:
+                by_group[layer.name] = torch.stack([layer.matrix(g) for g in self.groups[i]]) / sizes.to(first.device)
+            if self.half:
+                difference[layer.name] = (first / self.half - second / (self.n - self.half)) / 2
+        return GradientPass(gradients, difference if self.half else None, missing, loss, accuracy, chosen, by_group)
 
 
 def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

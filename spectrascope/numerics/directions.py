@@ -12,9 +12,10 @@ from torch import Tensor
 
 from spectrascope.errors import NonFiniteError
 
-__all__ = ["Directions", "spectral_norm", "top_directions"]
+__all__ = ["Directions", "join_directions", "largest_singular_value", "spectral_norm", "top_directions"]
 
 _DENSE_MAX = 2048  # smaller side up to which all singular vectors are computed
+_POWER_MIN = 384  # smaller side up to which eigenvalues are as fast as power iteration
 _SPECTRUM_MAX = 8192  # smaller side up to which at least all singular values are
 
 
@@ -155,3 +156,51 @@ def spectral_norm(matrix: Tensor) -> float:
     if min(work.shape) <= _DENSE_MAX:
         return scale * float(_singular_values(work)[0])
     return scale * float(_krylov(work, 1)[1][0])
+
+
+def join_directions(parts: Sequence[Directions]) -> Directions:
+    """Put several sets of directions of one matrix side by side, to be measured in one sweep.
+
+    Their order is kept; ``rank`` and ``spectrum`` are of none of them.
+
+    >>> one = top_directions(torch.eye(2), 2)
+    >>> join_directions([one, one]).k
+    4
+    """
+    if len(parts) == 1:
+        return parts[0]
+    return Directions(
+        torch.cat([d.sigma for d in parts]),
+        torch.cat([d.left for d in parts], 1),
+        torch.cat([d.right for d in parts], 1),
+        sum(d.k for d in parts),
+        None,
+    )
+
+
+def largest_singular_value(matrix: Tensor) -> float:
+    """Largest singular value of a matrix (m, n), to a thousandth where it is large; on the matrix's device.
+
+    Small matrices by the eigenvalues of their Gram matrix; others by block power iteration until it stands still, for
+    thresholds of noise, of which many are wanted.
+
+    >>> round(largest_singular_value(torch.tensor([[3.0, 0.0], [4.0, 0.0]])), 12)
+    5.0
+    """
+    dtype = torch.float32 if matrix.device.type == "mps" else torch.float64
+    work = matrix.detach().to(dtype)
+    scale = float(work.abs().max())
+    if scale == 0.0:
+        return 0.0
+    work = work / scale
+    if min(work.shape) <= _POWER_MIN:
+        return scale * float(_singular_values(work)[0])
+    start = torch.randn(work.shape[1], 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    block, before = start.to(work), 0.0
+    for _ in range(60):
+        block, _ = torch.linalg.qr(work.T @ (work @ block))
+        value = float(torch.linalg.matrix_norm(work @ block, 2))
+        if value - before <= 1e-4 * value:
+            break
+        before = value
+    return scale * value

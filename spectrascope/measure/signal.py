@@ -1,0 +1,250 @@
+"""Held-out directions, null draws and their curvature: what tells signal from sampling noise. Silent.
+
+Samples are dealt to groups at random, once; every group's gradient of a weight is kept until its directions are known.
+The curvature of a fold is measured on that fold's samples only, so all folds together are one pass over the batch; the
+directions of the whole batch and of null draws ride along in the same sweeps. References: SIGNAL sections 2 and 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from spectrascope.curvature.engine import Curvature, Target
+from spectrascope.curvature.microbatches import group_borders
+from spectrascope.network.layers import WeightLayer
+from spectrascope.numerics.directions import Directions, join_directions, largest_singular_value, top_directions
+from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values
+from spectrascope.records.signal import HeldOut, NullDraws
+from spectrascope.records.values import Missing
+from spectrascope.workload import PickedSamples, SampleSource
+
+__all__ = ["Deal", "Part", "SignalCurvature", "SignalTarget", "deal_samples", "find_signal_target", "join_folds"]
+
+NULL_SIGMA_DRAWS = 20
+"""Null draws whose largest singular value sets the threshold of signal."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A fold: its sample groups, and the samples on which its curvature is measured, by place in the dealt batch."""
+
+    groups: range
+    group_sizes: tuple[int, ...]
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Deal:
+    """The batch dealt to sample groups, and the groups to folds.
+
+    ``source`` holds the samples of group 0, of group 1, …; ``borders`` says where each begins.
+    """
+
+    source: PickedSamples
+    borders: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    @property
+    def n_groups(self) -> int:
+        """Number of sample groups."""
+        return len(self.borders) - 1
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Samples per group."""
+        return tuple(b - a for a, b in zip(self.borders, self.borders[1:], strict=False))
+
+    @property
+    def n_curvature(self) -> int:
+        """Samples on which curvature is measured."""
+        return sum(len(part.places) for part in self.parts)
+
+
+def deal_samples(source: SampleSource, *, groups: int, folds: int, curvature_samples: int, seed: int) -> Deal:
+    """Deal samples to groups at random, so that no group is of one class or of one part of a text.
+
+    Args:
+        source: the batch.
+        groups: number of groups; at most one per sample.
+        folds: number of folds, each a union of groups; 1 for none.
+        curvature_samples: how many samples curvature is measured on, evenly over the groups; at most all.
+        seed: of the order.
+    """
+    n = source.n
+    order = np.random.default_rng([seed, n]).permutation(n)
+    groups = max(1, min(groups, n))
+    ranges = split_folds(groups, folds)
+    borders, parts = [0], []
+    fold_sizes, fold_wanted = (np.diff(group_borders(count, len(ranges))) for count in (n, min(n, curvature_samples)))
+    for members, size, wanted in zip(ranges, fold_sizes.tolist(), fold_wanted.tolist(), strict=True):
+        start = borders[-1]
+        inner = group_borders(size, len(members))
+        taken = np.diff(group_borders(wanted, len(members))).tolist()
+        places = [start + a + i for a, count in zip(inner, taken, strict=False) for i in range(count)]
+        parts.append(Part(members, tuple(taken), tuple(places)))
+        borders.extend(start + border for border in inner[1:])
+    return Deal(PickedSamples(source, tuple(order.tolist())), tuple(borders), tuple(parts))
+
+
+@dataclass(frozen=True)
+class SignalTarget:
+    """One weight: directions of the whole batch, of each fold's complement and of null draws, and slopes by group.
+
+    ``slopes`` (groups, K) are along the directions of the whole batch, ``held_out`` (groups, K') along those that the
+    group's own fold did not choose; float64 on the CPU, as all else.
+    """
+
+    layer: WeightLayer
+    directions: Directions
+    folds: tuple[Directions, ...]
+    nulls: tuple[Directions, ...]
+    slopes: Tensor
+    held_out: Tensor | None
+    null_sigma: tuple[float, ...]
+
+    def target(self, fold: int, *, published: bool) -> Target:
+        """What is to be measured on a fold's samples: all these directions at once."""
+        wanted = [self.directions] if published else []
+        if self.folds:
+            wanted.append(self.folds[fold])
+        return Target(self.layer, join_directions([*wanted, *self.nulls]))
+
+
+def find_signal_target(
+    layer: WeightLayer, mean: Tensor, by_group: Tensor, deal: Deal, *, top_k: int, dtype: torch.dtype, folds: bool,
+    nulls: int, seed: int,
+) -> SignalTarget:  # fmt: skip
+    """Find a weight's directions: of its whole gradient, of each fold's complement, and of draws of the noise.
+
+    Args:
+        layer: the weight.
+        mean: its mean gradient (m, n).
+        by_group: mean gradients of the sample groups (groups, m, n).
+        deal: which groups are in which fold.
+        top_k: directions wanted of each.
+        dtype: the precision of the measurement; sets the rank cut.
+        folds: whether held-out directions are wanted.
+        nulls: null draws along which curvature is to be measured.
+        seed: of the null draws.
+
+    Raises:
+        NonFiniteError: the gradient holds NaN or infinity.
+
+    Cost: a singular value decomposition per fold and null draw, and singular values alone for 20 more null draws.
+    """
+    directions = top_directions(mean, top_k, dtype)
+    n, sizes = sum(deal.sizes), deal.sizes
+    found: list[Directions] = []
+    held_out: Tensor | None = None
+    if folds and deal.n_groups >= 4 and len(deal.parts) > 1:
+        total = mean.to(by_group.device, torch.float64) * n
+        for part in deal.parts:
+            own = _combine(by_group, [float(size) if g in part.groups else 0.0 for g, size in enumerate(sizes)])
+            inside = sum(sizes[g] for g in part.groups)
+            found.append(top_directions((total - own) / (n - inside), top_k, dtype))
+        k = min(d.k for d in found)
+        found = [d.pick(range(k)) for d in found]
+        held_out = torch.cat([_slopes(by_group, d, p.groups) for p, d in zip(deal.parts, found, strict=True)])
+    draws = draw_signs(deal.n_groups, max(NULL_SIGMA_DRAWS, nulls), seed) if deal.n_groups >= 4 else np.zeros((0, 1))
+    noise = (_combine(by_group, (row / deal.n_groups).tolist()) for row in draws)
+    sigma, chosen = [], []
+    for i, draw in enumerate(noise):
+        sigma.append(largest_singular_value(draw))
+        if i < nulls:
+            chosen.append(top_directions(draw, top_k, dtype))
+    return SignalTarget(
+        layer, directions, tuple(found), tuple(chosen), _slopes(by_group, directions, range(deal.n_groups)), held_out,
+        tuple(sigma),
+    )  # fmt: skip
+
+
+def _combine(by_group: Tensor, weights: Sequence[float]) -> Tensor:
+    """Σ w_b G_b (m, n) in float64, one group at a time: all at once would double what is kept."""
+    total = torch.zeros(by_group.shape[1:], dtype=torch.float64, device=by_group.device)
+    for group, weight in zip(by_group, weights, strict=True):
+        if weight:
+            total.add_(group, alpha=weight)
+    return total
+
+
+def _slopes(by_group: Tensor, directions: Directions, groups: range) -> Tensor:
+    """Slopes <D_k, G_b> of some groups (groups, K), float64 on the CPU."""
+    left, right = directions.left.to(by_group.device), directions.right.to(by_group.device)
+    return torch.stack([(by_group[g].double() @ right * left).sum(0) for g in groups]).cpu()
+
+
+@dataclass(frozen=True)
+class SignalCurvature:
+    """The parts of one weight's measurement, put together from all folds; ``None`` where they were not asked for."""
+
+    published: Curvature | None
+    held_out: HeldOut | Missing
+    null: NullDraws | Missing
+
+
+def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], *, published: bool) -> SignalCurvature:
+    """Put one weight's curvature together from its folds.
+
+    Args:
+        target: the weight and its directions.
+        deal: the folds.
+        measured: curvature on each fold's samples, along :meth:`SignalTarget.target`.
+        published: whether the whole batch's directions were among them.
+    """
+    counts = torch.tensor([float(len(part.places)) for part in deal.parts], dtype=torch.float64)
+    share = counts / counts.sum()
+    k_all, k_held = (target.directions.k if published else 0), (target.folds[0].k if target.folds else 0)
+    whole, held = slice(0, k_all), slice(k_all, k_all + k_held)
+    matrix = sum(float(w) * c.matrix for w, c in zip(share, measured, strict=True))
+    group_h = torch.cat([c.group_h for c in measured])
+    assert isinstance(matrix, Tensor)
+    curvature = None
+    if published:
+        stderr = None
+        if measured[0].stderr is not None:
+            squares = [(w * c.stderr[whole]) ** 2 for w, c in zip(share, measured, strict=True) if c.stderr is not None]
+            stderr = torch.stack(squares).sum(0).sqrt()
+        curvature = Curvature(
+            matrix=matrix[whole, whole], group_h=group_h[:, whole], group_sigma=target.slopes,
+            group_sizes=deal.sizes, engine=measured[0].engine, exact=measured[0].exact, stderr=stderr,
+        )  # fmt: skip
+    held_out: HeldOut | Missing = Missing("held-out slopes need at least 4 sample groups")
+    unread = Missing("not fitted yet")
+    if target.held_out is not None:
+        held_matrix, held_h = matrix[held, held], group_h[:, held]
+        held_out = HeldOut(
+            n_folds=len(deal.parts),
+            slopes=_numbers(torch.tensor(deal.sizes).double() @ target.held_out / sum(deal.sizes)),
+            t=tuple(t_values(target.held_out.numpy(), deal.sizes).tolist()),
+            h=_numbers(held_matrix.diagonal()),
+            curvature_matrix=tuple(map(_numbers, held_matrix)),
+            group_slopes=tuple(map(_numbers, target.held_out)),
+            group_h=tuple(map(_numbers, held_h)),
+            beta=unread,
+            step_exponent=unread,
+        )
+    quantile = null_quantile(target.null_sigma)
+    null: NullDraws | Missing = (
+        quantile if isinstance(quantile, Missing) else _null_draws(target, matrix, k_all + k_held, quantile)
+    )
+    return SignalCurvature(curvature, held_out, null)
+
+
+def _null_draws(target: SignalTarget, matrix: Tensor, at: int, quantile: float) -> NullDraws:
+    h = []
+    for draw in target.nulls:
+        h.append(_numbers(matrix.diagonal()[at : at + draw.k]))
+        at += draw.k
+    unread = Missing("not fitted yet")
+    return NullDraws(
+        target.null_sigma, quantile, tuple(_numbers(d.sigma) for d in target.nulls), tuple(h), unread, unread
+    )
+
+
+def _numbers(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(value) for value in values)

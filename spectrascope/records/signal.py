@@ -1,0 +1,106 @@
+"""What of a measurement is signal: held-out slopes and curvature, null draws, samples needed. Frozen records.
+
+Glossary: fold f, a union of sample groups; D_k^(-f) the k-th singular direction of the gradient of all other folds;
+slope s_k, the gradient of samples that did not choose the direction, along it; t_k = s_k over its standard error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spectrascope.records.values import Interval, Missing, PowerFit
+
+__all__ = ["HeldOut", "NullBeta", "NullDraws", "SamplesNeeded", "StepExponent"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepExponent:
+    """The exponent b in [0, 3] whose step U diag(sigma^(1-b)) Vᵀ lowers the loss most on samples held out.
+
+    ``interval`` is the jackknife's over sample groups. ``determined`` is false, with the ``reason``, where the interval
+    covers all of [0, 3] or no exponent predicts a decrease beyond its error: then ``value`` says nothing.
+    ``decrease`` is by how much the loss falls with the best length at ``value``, ``decrease_0``, ``_1`` and ``_2`` at
+    gradient descent, Muon and Newton, ``decrease_best`` with the best combination of directions there is; each in
+    units of the loss, by the local quadratic model.
+    """
+
+    value: float
+    interval: Interval
+    determined: bool
+    reason: str
+    decrease: float
+    decrease_stderr: float | Missing
+    decrease_0: float
+    decrease_1: float
+    decrease_2: float
+    decrease_best: float | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Slopes and curvature on samples that did not choose the directions; arrays over ranks k = 1 … K.
+
+    ``slopes`` and ``h`` are means over ``n_folds`` folds of <D_k^(-f), G_f> and <D_k^(-f), H_f D_k^(-f)>, and ``t``
+    the slopes over their standard errors. ``group_slopes[g][k]`` and ``group_h[g][k]`` are those of each sample group.
+    A slope can be negative: then a step along that direction raises the loss on fresh samples. ``beta`` is fitted to
+    the directions with t of at least 2. ``n_folds`` is 0 where the directions come from elsewhere (an optimizer's
+    momentum), so that every sample is held out.
+    """
+
+    n_folds: int
+    slopes: tuple[float, ...]
+    t: tuple[float, ...]
+    h: tuple[float, ...]
+    curvature_matrix: tuple[tuple[float, ...], ...]
+    group_slopes: tuple[tuple[float, ...], ...]
+    group_h: tuple[tuple[float, ...], ...]
+    beta: PowerFit | Missing
+    step_exponent: StepExponent | Missing
+
+    def __post_init__(self) -> None:
+        k = len(self.slopes)
+        if not k == len(self.t) == len(self.h) == len(self.curvature_matrix):
+            raise ValueError(f"{k} held-out slopes, {len(self.t)} t, {len(self.h)} curvatures")
+        if len(self.group_slopes) != len(self.group_h):
+            raise ValueError("sample groups of different number")
+
+
+@dataclass(frozen=True, slots=True)
+class NullBeta:
+    """Beta where there is nothing but sampling noise: mean and range over draws of the gradient's noise."""
+
+    value: float
+    low: float
+    high: float
+    n_draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class NullDraws:
+    """Gradients of nothing but sampling noise: the sample groups' with random signs, so that their mean cancels.
+
+    ``sigma_1`` are the largest singular values of the draws and ``quantile`` their 95 % quantile: a singular value of
+    the gradient above it is signal. ``sigma[r][k]`` and ``h[r][k]`` are singular values of draw r and the curvature
+    along its directions, for the draws along which curvature was measured. ``beta`` is fitted to those as the
+    measured beta is; ``contains_beta`` says whether the measured beta lies within their range.
+    """
+
+    sigma_1: tuple[float, ...]
+    quantile: float
+    sigma: tuple[tuple[float, ...], ...]
+    h: tuple[tuple[float, ...], ...]
+    beta: NullBeta | Missing
+    contains_beta: bool | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class SamplesNeeded:
+    """Samples that bring directions to three standard errors of their slope, as t² grows with the samples.
+
+    ``for_4`` is the number for the four directions that are nearest to it, ``for_all`` for every one of the window;
+    ``n_resolved`` directions are there already.
+    """
+
+    n_resolved: int
+    for_4: float | Missing
+    for_all: float | Missing
