@@ -18,7 +18,7 @@ from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.microbatches import group_borders
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions, join_directions, largest_singular_value, top_directions
-from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values
+from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values, widen_groups
 from spectrascope.records.signal import HeldOut, NullDraws
 from spectrascope.records.values import Missing
 from spectrascope.workload import PickedSamples, SampleSource
@@ -217,10 +217,11 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
     unread = Missing("not fitted yet")
     if target.held_out is not None:
         held_matrix, held_h = matrix[held, held], group_h[:, held]
+        wide = widen_groups(target.held_out.numpy(), target.directions.sigma[:k_held].numpy(), deal.sizes)
         held_out = HeldOut(
             n_folds=len(deal.parts),
             slopes=_numbers(torch.tensor(deal.sizes).double() @ target.held_out / sum(deal.sizes)),
-            t=tuple(t_values(target.held_out.numpy(), deal.sizes).tolist()),
+            t=tuple(t_values(wide, deal.sizes).tolist()),
             h=_numbers(held_matrix.diagonal()),
             curvature_matrix=tuple(map(_numbers, held_matrix)),
             group_slopes=tuple(map(_numbers, target.held_out)),

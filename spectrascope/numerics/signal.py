@@ -25,7 +25,16 @@ from scipy import special
 from spectrascope.numerics.fits import MIN_POINTS, fit_beta, fit_log_log
 from spectrascope.numerics.sample_groups import MIN_GROUPS, jackknife_stderr
 from spectrascope.numerics.vectors import Table, Vector, as_vector, interval_about, too_few
-from spectrascope.records.signal import HeldOut, NullBeta, NullDraws, SamplesNeeded, StepExponent
+from spectrascope.records.report import Analysis, LayerReport, Measurement
+from spectrascope.records.signal import (
+    HeldOut,
+    NullBeta,
+    NullDraws,
+    SamplesNeeded,
+    SignalSummary,
+    SignalVerdict,
+    StepExponent,
+)
 from spectrascope.records.values import Interval, Missing, PowerFit
 
 __all__ = [
@@ -37,12 +46,16 @@ __all__ = [
     "find_step_exponent",
     "fit_held_out_beta",
     "null_quantile",
+    "pool_step_exponents",
     "read_held_out",
     "read_null",
+    "read_signal",
     "samples_needed",
     "split_folds",
     "step_replicates",
+    "summarise_signal",
     "t_values",
+    "widen_groups",
 ]
 
 LEAST_T = 2.0
@@ -135,7 +148,27 @@ def t_values(group_slopes: ArrayLike, sizes: Sequence[int]) -> Vector:
     mean, without = _means(table, np.asarray(sizes, dtype=np.float64))
     n = len(table)
     stderr = np.sqrt((n - 1) / n * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
-    return np.divide(mean, stderr, out=np.zeros_like(mean), where=stderr > 0)
+    return np.asarray(np.divide(mean, stderr, out=np.zeros_like(mean), where=stderr > 0))
+
+
+def widen_groups(group_slopes: ArrayLike, sigma: ArrayLike, sizes: Sequence[int]) -> Table:
+    """Spread the slopes of sample groups about their mean, so that their scatter is that of the mean over folds.
+
+    Every fold's samples chose the directions of the other folds, so the folds' slopes are correlated: where a direction
+    is all noise, a pair of groups enters twice by the same product, and the variance of the mean is twice what the
+    groups' scatter says; where it is all signal, it is not. In between the factor taken is 2 - rho², rho = s/sigma the
+    share of the direction that is signal. In simulations with known slopes it brings the share of slopes within two
+    standard errors from 0.87 to 0.935 … 0.96, where Student's t with 15 degrees of freedom promises 0.936.
+
+    Args:
+        group_slopes: held-out slopes, shape (groups, k).
+        sigma: singular values of the whole batch's gradient, shape (k,).
+        sizes: samples per group.
+    """
+    table, weights = np.asarray(group_slopes, dtype=np.float64), np.asarray(sizes, dtype=np.float64)
+    mean = weights @ table / weights.sum()
+    share = np.clip(mean / as_vector(sigma, "sigma"), 0.0, 1.0)
+    return np.asarray(mean + np.sqrt(2 - share**2) * (table - mean))
 
 
 def _means(table: Table, sizes: Vector) -> tuple[Vector, Table]:
@@ -351,6 +384,117 @@ def _sum_or_missing(values: Sequence[float | Missing]) -> float | Missing:
     return total
 
 
+def read_signal(
+    measurement: Measurement, held_out: HeldOut | Missing, null: NullDraws | Missing, analysis: Analysis
+) -> tuple[HeldOut | Missing, NullDraws | Missing, Analysis]:
+    """Fit everything of one weight that tells signal from noise, over the window of its analysis.
+
+    Args:
+        measurement: sigma and sample groups.
+        held_out: held-out slopes and curvature; its fits are replaced.
+        null: null draws; their fits are replaced.
+        analysis: whose ``n_signal``, ``signal_share`` and ``samples_needed`` are filled in.
+
+    Returns:
+        The three, fitted; arrays stay as they were measured.
+    """
+    window = analysis.window
+    first, last = window[0] - 1, window[1]
+    if isinstance(null, Missing):
+        n_signal: int | Missing = null
+    else:
+        null = read_null(null, analysis.beta, window)
+        n_signal = count_signal(measurement.sigma[first:last], null.quantile)
+    share: tuple[float, ...] | Missing
+    needed: SamplesNeeded | Missing
+    if isinstance(held_out, Missing):
+        share, needed = held_out, held_out
+    else:
+        held_out = read_held_out(held_out, measurement.sigma, measurement.group_sizes, window)
+        last = min(last, len(held_out.slopes))
+        pairs = zip(held_out.slopes[first:last], measurement.sigma[first:last], strict=True)
+        share = tuple(s / sigma for s, sigma in pairs)
+        needed = samples_needed(held_out.t[first:last], sum(measurement.group_sizes))
+    return held_out, null, replace(analysis, n_signal=n_signal, signal_share=share, samples_needed=needed)
+
+
+def summarise_signal(layers: Sequence[LayerReport]) -> SignalSummary | Missing:
+    """Say what of a whole report is signal: counts, one exponent for all weights together, and a verdict.
+
+    "No signal" where no exponent is determined and the null's threshold is passed on no more weights than chance passes
+    it; "undetermined" where no exponent is determined.
+
+    Args:
+        layers: measured weights.
+    """
+    held = [row for row in layers if isinstance(row.held_out, HeldOut)]
+    if not held:
+        return next((row.held_out for row in layers if isinstance(row.held_out, Missing)), Missing("no layer"))
+    steps = [s for row in held if isinstance(s := _held(row).step_exponent, StepExponent) and s.determined]
+    pooled = pool_step_exponents(held)
+    signals = [row.analysis.n_signal for row in held if not isinstance(row.analysis.n_signal, Missing)]
+    needed = [row.analysis.samples_needed for row in held if isinstance(row.analysis.samples_needed, SamplesNeeded)]
+    nulls = [row.null.beta for row in layers if isinstance(row.null, NullDraws) and isinstance(row.null.beta, NullBeta)]
+    inside = [row.null.contains_beta for row in layers if isinstance(row.null, NullDraws)]
+    known = [flag for flag in inside if not isinstance(flag, Missing)]
+    values = [step.value for step in steps]
+    n_layers_signal = sum(n > 0 for n in signals)
+    determined = isinstance(pooled, StepExponent) and pooled.determined
+    chance = 0.05 * len(signals) + 2 * math.sqrt(0.05 * 0.95 * len(signals))
+    verdict = SignalVerdict.SIGNAL if determined else SignalVerdict.UNDETERMINED
+    if not determined and signals and n_layers_signal <= chance:
+        verdict = SignalVerdict.NO_SIGNAL
+    nothing = Missing("no weight determines an exponent of its own")
+    return SignalSummary(
+        verdict=verdict,
+        n_layers=len(held),
+        n_directions=sum(len(_share(row)) for row in held),
+        n_signal=sum(signals),
+        n_layers_signal=n_layers_signal,
+        n_resolved=sum(n.n_resolved for n in needed),
+        step_exponent=pooled,
+        n_determined=len(steps),
+        exponent_median=float(np.median(values)) if values else nothing,
+        exponent_iqr=Interval(*map(float, np.quantile(values, [0.25, 0.75]))) if values else nothing,
+        null_beta_median=float(np.median([n.value for n in nulls])) if nulls else Missing("no null beta was measured"),
+        n_null=len(known),
+        n_inside_null=sum(known),
+        samples_for_4=_median_of([n.for_4 for n in needed]),
+        samples_for_all=_median_of([n.for_all for n in needed]),
+    )
+
+
+def pool_step_exponents(layers: Sequence[LayerReport]) -> StepExponent | Missing:
+    """Find the one exponent for all weights together, from their held-out slopes and curvature."""
+    weights, groups = [], set()
+    for row in layers:
+        if isinstance(row.held_out, HeldOut) and _share(row):
+            sizes = row.measurement.group_sizes
+            weights.append(step_replicates(row.held_out, row.measurement.sigma, sizes, row.analysis.window))
+            groups.add(len(sizes))
+    if len(groups) > 1:
+        return Missing("weights were measured with different numbers of sample groups")
+    return find_step_exponent(weights, groups.pop()) if weights else Missing("no weight has held-out slopes")
+
+
+def _held(row: LayerReport) -> HeldOut:
+    assert isinstance(row.held_out, HeldOut)
+    return row.held_out
+
+
+def _share(row: LayerReport) -> tuple[float, ...]:
+    return () if isinstance(row.analysis.signal_share, Missing) else row.analysis.signal_share
+
+
+def _median_of(values: Sequence[float | Missing]) -> float | Missing:
+    """Median where half or more of the values are there; those that are not count as larger than any."""
+    numbers = sorted(value for value in values if not isinstance(value, Missing))
+    if 2 * len(numbers) <= len(values):
+        return next((v for v in values if isinstance(v, Missing)), Missing("no weight has held-out slopes"))
+    place = len(values) // 2
+    return numbers[place] if len(values) % 2 else (numbers[place - 1] + numbers[min(place, len(numbers) - 1)]) / 2
+
+
 def step_replicates(
     held_out: HeldOut, sigma: ArrayLike, sizes: Sequence[int], window: tuple[int, int]
 ) -> StepReplicates:
@@ -366,11 +510,17 @@ def step_replicates(
     chosen = slice(first, last)
     return StepReplicates(
         as_vector(sigma, "sigma")[chosen],
-        np.asarray(held_out.group_slopes)[:, chosen],
+        _widened(held_out, sigma, sizes)[:, chosen],
         np.asarray(held_out.group_h)[:, chosen],
         np.asarray(held_out.curvature_matrix)[chosen, chosen],
         sizes,
     )
+
+
+def _widened(held_out: HeldOut, sigma: ArrayLike, sizes: Sequence[int]) -> Table:
+    if held_out.n_folds == 0:  # the directions came from elsewhere: no sample chose them
+        return np.asarray(held_out.group_slopes, dtype=np.float64)
+    return widen_groups(held_out.group_slopes, as_vector(sigma, "sigma")[: len(held_out.slopes)], sizes)
 
 
 def read_held_out(measured: HeldOut, sigma: ArrayLike, sizes: Sequence[int], window: tuple[int, int]) -> HeldOut:
@@ -388,7 +538,7 @@ def read_held_out(measured: HeldOut, sigma: ArrayLike, sizes: Sequence[int], win
         return replace(measured, beta=empty, step_exponent=empty)
     chosen = slice(first, last)
     beta = fit_held_out_beta(
-        np.asarray(measured.group_slopes)[:, chosen], np.asarray(measured.group_h)[:, chosen], sizes
+        _widened(measured, sigma, sizes)[:, chosen], np.asarray(measured.group_h)[:, chosen], sizes
     )
     step = find_step_exponent([step_replicates(measured, sigma, sizes, window)], len(sizes))
     return replace(measured, beta=beta, step_exponent=step)

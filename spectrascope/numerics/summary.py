@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from spectrascope.numerics.signal import summarise_signal
 from spectrascope.records.report import LayerReport, LayerRow, Summary, SummaryGroup
 from spectrascope.records.values import (
     Interval,
@@ -53,6 +54,7 @@ def summarise(layers: Sequence[LayerRow]) -> Summary:
             _summarise_group(kind.value, [row for row in measured if row.info.kind is kind]) for kind in kinds
         ),
         well_conditioned_median=_well_conditioned_medians(measured),
+        signal=summarise_signal(measured),
     )
 
 

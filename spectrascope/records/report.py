@@ -14,6 +14,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from spectrascope.records.signal import (
+    NOT_HELD_OUT,
+    Estimate,
+    GradientSource,
+    HeldOut,
+    LabelSource,
+    NullDraws,
+    SamplesNeeded,
+    SignalSummary,
+)
 from spectrascope.records.values import (
     ADDED_LATER,
     SCHEMA_VERSION,
@@ -120,7 +130,11 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """What follows from a :class:`Measurement` by fits over a window ``(k1, k2)``, 1-based and inclusive."""
+    """What follows from a :class:`Measurement` by fits over a window ``(k1, k2)``, 1-based and inclusive.
+
+    ``n_signal`` leading directions have a sigma that sampling noise alone would not reach; ``signal_share`` is the
+    held-out slope over sigma, direction by direction; ``samples_needed`` what it takes to resolve them.
+    """
 
     window: tuple[int, int]
     beta: PowerFit | Missing
@@ -136,6 +150,9 @@ class Analysis:
     off_diagonal_mass: float | Missing
     curvature_eigenvalues: tuple[float, ...]
     beta_quartiles: tuple[BetaQuartile, ...] | Missing
+    n_signal: int | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
+    signal_share: tuple[float, ...] | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
+    samples_needed: SamplesNeeded | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +163,8 @@ class LayerReport:
     measurement: Measurement
     analysis: Analysis
     decomposition: Any = field(default=NOT_DECOMPOSED, metadata=ADDED_LATER)  # its record stands on the next floor
+    held_out: HeldOut | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
+    null: NullDraws | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
 
     @property
     def status(self) -> LayerStatus:
@@ -255,6 +274,12 @@ class ProbeOptions:
     groups: int = 16
     self_check: bool = True
     split_fused: bool = field(default=True, metadata=ADDED_LATER)
+    estimate: Estimate = field(default=Estimate.BOTH, metadata=ADDED_LATER)
+    null_draws: int | str = field(default="auto", metadata=ADDED_LATER)
+    curvature_samples: int | str = field(default="auto", metadata=ADDED_LATER)
+    folds: int = field(default=4, metadata=ADDED_LATER)
+    gradient: GradientSource = field(default=GradientSource.BATCH, metadata=ADDED_LATER)
+    labels: LabelSource = field(default=LabelSource.DATA, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,6 +306,7 @@ class Summary:
     by_kind: tuple[SummaryGroup, ...]
     # Medians over layers whose triangle is well conditioned, keys beta, alpha_g, alpha_h, triangle_error.
     well_conditioned_median: dict[str, float] | Missing
+    signal: SignalSummary | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,60 @@ slope s_k, the gradient of samples that did not choose the direction, along it; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from spectrascope.records.values import Interval, Missing, PowerFit
 
-__all__ = ["HeldOut", "NullBeta", "NullDraws", "SamplesNeeded", "StepExponent"]
+__all__ = [
+    "NOT_HELD_OUT",
+    "Estimate",
+    "GradientSource",
+    "HeldOut",
+    "LabelSource",
+    "NullBeta",
+    "NullDraws",
+    "SamplesNeeded",
+    "SignalSummary",
+    "SignalVerdict",
+    "StepExponent",
+]
+
+NOT_HELD_OUT = Missing("the report was written before held-out numbers were measured: measure again")
+"""What reports of version 1 say of every number of this page."""
+
+
+class Estimate(str, Enum):
+    """Which curvature is measured: along directions of the same samples, of held-out samples, or both."""
+
+    BOTH = "both"
+    PUBLISHED = "published"
+    HELD_OUT = "held-out"
+
+
+class GradientSource(str, Enum):
+    """Whose singular directions are measured: the batch's gradient's, or an optimizer's momentum's."""
+
+    BATCH = "batch"
+    MOMENTUM = "momentum"
+
+
+class LabelSource(str, Enum):
+    """Which labels the loss sees: the data's, draws from the model's own softmax, or the data's permuted.
+
+    With ``model`` the true gradient is exactly zero: whatever is measured is what noise alone gives.
+    """
+
+    DATA = "data"
+    MODEL = "model"
+    SHUFFLED = "shuffled"
+
+
+class SignalVerdict(str, Enum):
+    """What can be known of a network's gradient and curvature at this number of samples."""
+
+    SIGNAL = "signal"
+    UNDETERMINED = "undetermined"
+    NO_SIGNAL = "no-signal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,3 +154,32 @@ class SamplesNeeded:
     n_resolved: int
     for_4: float | Missing
     for_all: float | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSummary:
+    """What of a whole report is signal.
+
+    ``n_directions`` were held out over ``n_layers`` weights; ``n_signal`` of them, on ``n_layers_signal`` weights, have
+    singular values that noise would not reach, ``n_resolved`` slopes of three standard errors or more.
+    ``step_exponent`` is the one exponent for all weights together; ``n_determined`` weights determine one of their own,
+    with the median and quartiles over them. ``null_beta_median`` is the median over weights of beta where there is
+    nothing but noise, ``n_inside_null`` of ``n_null`` weights have a measured beta in its range. ``samples_for_4`` and
+    ``samples_for_all`` are medians over weights.
+    """
+
+    verdict: SignalVerdict
+    n_layers: int
+    n_directions: int
+    n_signal: int
+    n_layers_signal: int
+    n_resolved: int
+    step_exponent: StepExponent | Missing
+    n_determined: int
+    exponent_median: float | Missing
+    exponent_iqr: Interval | Missing
+    null_beta_median: float | Missing
+    n_null: int
+    n_inside_null: int
+    samples_for_4: float | Missing
+    samples_for_all: float | Missing
