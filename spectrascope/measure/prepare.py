@@ -14,6 +14,7 @@ from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import usual_loss
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.records.report import ProbeOptions
+from spectrascope.text import first_line
 from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
 
 __all__ = ["device_name", "prepare_workload", "require_matching_labels", "with_fastest_format"]
@@ -85,7 +86,7 @@ def require_matching_labels(workload: Workload) -> Workload:
         with torch.no_grad():
             output = workload.forward(inputs)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        raise DataError(f"the model does not accept {_describe(inputs)}: {_first_line(error)}") from error
+        raise DataError(f"the model does not accept {_describe(inputs)}: {first_line(error)}") from error
     n_classes = _n_classes(output, targets)
     if n_classes is not None:
         workload = replace(workload, n_classes=n_classes)
@@ -96,7 +97,7 @@ def require_matching_labels(workload: Workload) -> Workload:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"the loss does not accept the model's output and targets of shape {tuple(targets.shape)}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
@@ -116,10 +117,6 @@ def _describe(inputs: Inputs) -> str:
     if isinstance(inputs, torch.Tensor):
         return f"inputs of shape {tuple(inputs.shape)} {inputs.dtype}"
     return "inputs " + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def with_fastest_format(workload: Workload) -> Workload:
