@@ -1,15 +1,15 @@
-"""``spectrascope.probe``: the command's measurement on a model you already hold."""
+"""``spectrascope.probe``, ``decompose`` and ``weights``: what the commands measure, on a model you already hold."""
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, TypedDict, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Unpack
 
 from spectrascope.errors import OptionError
 from spectrascope.losses import make_loss, task_of
@@ -19,30 +19,62 @@ from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sha
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
-from spectrascope.workload import FirstSamples, LossFunction, SampleSource, shape_of, source_from_batches
+from spectrascope.workload import (
+    FirstSamples,
+    LossFunction,
+    OnProgress,
+    Run,
+    SampleSource,
+    shape_of,
+    silent,
+    source_from_batches,
+)
 
 __all__ = ["decompose", "describe_source", "probe", "weights"]
 
 
+class ProbeKeywords(TypedDict, total=False):
+    """What :func:`probe` and :func:`decompose` take by keyword: the fields of ``ProbeOptions``, in looser types."""
+
+    num_samples: int | None
+    top_k: int
+    min_rank: int
+    layers: tuple[str, ...] | list[str]
+    exclude: tuple[str, ...] | list[str]
+    engine: EngineName | str
+    device: str
+    dtype: str | None
+    micro_batch: int | str
+    seed: int
+    groups: int
+    self_check: bool
+    split_fused: bool
+
+
+_DEFAULTS = {item.name: item.default for item in fields(ProbeOptions)} | {"dtype": None}
+Function = TypeVar("Function", bound=Callable[..., Report])
+
+
+def _spelled_out(function: Function) -> Function:
+    """Let ``help``, completion and ``inspect.signature`` see the keywords that ``**options`` stands for."""
+    own = list(inspect.signature(function).parameters.values())[:-1]
+    hints = get_type_hints(ProbeKeywords)
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        for name, default in _DEFAULTS.items()
+    ]
+    function.__signature__ = inspect.Signature([*own, *shared], return_annotation=Report)  # type: ignore[attr-defined]
+    return function
+
+
+@_spelled_out
 def probe(
     model: nn.Module,
     batches: object,
     loss_fn: LossFunction | str | None = None,
     *,
-    num_samples: int | None = 2048,
-    top_k: int = 20,
-    min_rank: int = 1,
-    layers: tuple[str, ...] | list[str] = (),
-    exclude: tuple[str, ...] | list[str] = (),
-    engine: EngineName | str = EngineName.AUTO,
-    device: str = "auto",
-    dtype: str | None = None,
-    micro_batch: int | str = "auto",
-    seed: int = 0,
-    groups: int = 16,
-    self_check: bool = True,
-    split_fused: bool = True,
-    on_progress: Callable[[str, float, int], None] | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[ProbeKeywords],
 ) -> Report:
     """Measure how the loss curves along each weight's gradient singular directions.
 
@@ -55,20 +87,23 @@ def probe(
         loss_fn: ``(output, targets) -> scalar``, the mean over samples, or a name: ``cross-entropy``, ``bce``,
             ``mse``, ``causal-lm``, ``masked-lm``. When ``None``: what a Hugging Face class name states, else
             softmax cross-entropy.
+        on_progress: called with (stage, done, total); ``done`` may be a fraction.
+        options: any of the following.
         num_samples: use at most this many samples; all when ``None``.
         top_k: directions per weight.
         min_rank: first direction (1-based) of the fitted window.
         layers: globs on parameter names to measure; all when empty.
         exclude: globs on parameter names to leave out.
-        engine: ``auto``, ``gauss-newton`` or ``double-backprop``.
+        engine: ``auto``, which is exact, or one for all weights: ``gauss-newton``, ``tangent`` or ``double-backprop``,
+            exact where they can follow the network, and the estimates ``gauss-newton-sketch`` and
+            ``finite-difference``.
         device: ``auto`` (where the model is, or CUDA if there is one), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
         dtype: ``float32`` or ``float64``; ``None`` measures in float64 for a float64 model, else in float32.
         micro_batch: samples per pass, or ``auto``.
-        seed: of the pairs the self-check draws.
+        seed: of whatever is drawn at random: the pairs the self-check compares, columns that stand for many.
         groups: sample groups of the jackknife.
         self_check: compare a few (weight, k) pairs with a reference; off saves a little time.
         split_fused: measure the q, k and v of a fused weight as three rows, where its layout is known.
-        on_progress: called with (stage, done, total); ``done`` may be a fraction.
 
     Returns:
         A :class:`spectrascope.records.report.Report`; ``spectrascope.reports`` turns it into JSON, CSV, tables.
@@ -76,18 +111,10 @@ def probe(
     Raises:
         SpectrascopeError: one of its kinds, with a one-line message.
     """
-    try:
-        chosen = EngineName(engine)
-    except ValueError as error:
-        names = ", ".join(e.value for e in EngineName)
-        raise OptionError(f"engine {engine!r}: expected one of {names}") from error
-    return _measure(
-        run_probe, "probe", model, batches, loss_fn, num_samples, chosen, on_progress,
-        top_k=top_k, min_rank=min_rank, layers=tuple(layers), exclude=tuple(exclude), device=device, dtype=dtype,
-        micro_batch=micro_batch, seed=seed, groups=groups, self_check=self_check, split_fused=split_fused,
-    )  # fmt: skip
+    return run_probe(_run("probe", model, batches, loss_fn, on_progress, options))
 
 
+@_spelled_out
 def decompose(
     model: nn.Module,
     batches: object,
@@ -96,20 +123,8 @@ def decompose(
     fisher: FisherType | str = FisherType.GGN,
     sharing: Sharing | str = Sharing.EXPAND,
     draws: int = 8,
-    num_samples: int | None = 2048,
-    top_k: int = 20,
-    min_rank: int = 1,
-    layers: tuple[str, ...] | list[str] = (),
-    exclude: tuple[str, ...] | list[str] = (),
-    engine: EngineName | str = EngineName.AUTO,
-    device: str = "auto",
-    dtype: str | None = None,
-    micro_batch: int | str = "auto",
-    seed: int = 0,
-    groups: int = 16,
-    self_check: bool = True,
-    split_fused: bool = True,
-    on_progress: Callable[[str, float, int], None] | None = None,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[ProbeKeywords],
 ) -> Report:
     """Measure as :func:`probe` does, and say why each weight's beta is what it is.
 
@@ -125,20 +140,8 @@ def decompose(
         sharing: of a weight used at many positions: ``expand`` (each counts by itself) or ``reduce`` (summed first).
         draws: random columns per sample where exact ones cannot be had: several loss terms per sample, more than 128
             outputs, or ``mc``.
-        num_samples: at most this many samples.
-        top_k: directions per weight.
-        min_rank: first direction of the window.
-        layers: globs of names to measure.
-        exclude: globs of names to leave out.
-        engine: curvature engine.
-        device: where to compute.
-        dtype: ``float32``, ``float64`` or ``None``.
-        micro_batch: samples per pass, or ``auto``.
-        seed: of the self-check's pairs and of random columns.
-        groups: sample groups of the jackknife.
-        self_check: compare a few pairs with a reference.
-        split_fused: q, k and v of a fused weight as three rows.
         on_progress: called with (stage, done, total); ``done`` may be a fraction.
+        options: as for :func:`probe`: ``num_samples``, ``top_k``, ``layers``, ``engine``, ….
 
     Returns:
         A :class:`spectrascope.records.report.Report`.
@@ -153,52 +156,52 @@ def decompose(
 
     try:
         wanted = DecomposeOptions(FisherType(fisher), Sharing(sharing), draws)
-        chosen = EngineName(engine)
     except ValueError as error:
-        names = "; ".join(", ".join(e.value for e in kind) for kind in (FisherType, Sharing, EngineName))
-        raise OptionError(f"{error}: expected fisher, sharing and engine from: {names}") from error
-    return _measure(
-        functools.partial(run_decompose, decompose=wanted), "decompose", model, batches, loss_fn, num_samples, chosen,
-        on_progress, top_k=top_k, min_rank=min_rank, layers=tuple(layers), exclude=tuple(exclude), device=device,
-        dtype=dtype, micro_batch=micro_batch, seed=seed, groups=groups, self_check=self_check, split_fused=split_fused,
-    )  # fmt: skip
+        names = "; ".join(", ".join(e.value for e in kind) for kind in (FisherType, Sharing))
+        raise OptionError(f"{error}: expected fisher and sharing from: {names}") from error
+    return run_decompose(_run("decompose", model, batches, loss_fn, on_progress, options), wanted)
 
 
-def _measure(
-    run: Callable[..., Report],
+def _run(
     name: str,
     model: nn.Module,
     batches: object,
     loss_fn: LossFunction | str | None,
-    num_samples: int | None,
-    engine: EngineName,
-    on_progress: Callable[[str, float, int], None] | None,
-    *,
-    dtype: str | None,
-    **chosen: Any,
-) -> Report:
-    source = source_from_batches(batches, num_samples)
+    on_progress: OnProgress | None,
+    given: ProbeKeywords,
+) -> Run:
+    """Settle what the caller left open: number of samples, dtype, loss, provenance."""
+    for unknown in given.keys() - _DEFAULTS.keys():
+        raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
+    chosen: dict[str, Any] = {**_DEFAULTS, **given}
+    try:
+        chosen["engine"] = EngineName(chosen["engine"])
+    except ValueError as error:
+        names = ", ".join(e.value for e in EngineName)
+        raise OptionError(f"engine {chosen['engine']!r}: expected one of {names}") from error
+    most = chosen["num_samples"]
+    source = source_from_batches(batches, most)
     data_info = describe_source(source)
-    if num_samples is not None and source.n > num_samples:  # a source of the user's own
-        source = FirstSamples(source, num_samples)
+    if most is not None and source.n > most:  # a source of the user's own
+        source = FirstSamples(source, most)
         data_info = replace(describe_source(source), id=data_info.id, n_available=data_info.n)
-    if dtype is None:
+    if chosen["dtype"] is None:
         double = any(p.dtype == torch.float64 for p in model.parameters())
-        dtype = "float64" if double else "float32"
-    options = ProbeOptions(num_samples=source.n, engine=engine, dtype=dtype, **chosen)
+        chosen["dtype"] = "float64" if double else "float32"
+    chosen |= {"num_samples": source.n, "layers": tuple(chosen["layers"]), "exclude": tuple(chosen["exclude"])}
     model = unwrapped(model)
     if isinstance(loss_fn, str):
         loss_fn = make_loss(loss_fn, task=task_of(model))
-    extra: dict[str, Any] = {} if on_progress is None else {"on_progress": on_progress}
-    return run(
+    command = f"spectrascope.{name}({type(model).__name__})"
+    return Run(
         model,
         source,
         loss_fn,
-        options=options,
-        model_info=_describe_model(model),
-        data_info=data_info,
-        command=f"spectrascope.{name}({type(model).__name__})",
-        **extra,
+        ProbeOptions(**chosen),
+        _describe_model(model),
+        data_info,
+        command=command,
+        on_progress=on_progress or silent,
     )
 
 
@@ -274,7 +277,7 @@ def _describe_model(model: nn.Module) -> ModelInfo:
 
 
 def describe_source(source: SampleSource) -> DataInfo:
-    """What can be told of samples that come from the user's own code."""
+    """Describe samples that come from the user's own code, as far as tensors tell."""
     inputs, targets = source.fetch(0, 1)
     labels: int | Missing = Missing("targets are not class labels")
     if _is_label(targets):

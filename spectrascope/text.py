@@ -1,1 +1,36 @@
 """Words and names that every room writes alike."""
+
+from __future__ import annotations
+
+__all__ = ["first_line", "plural", "printable"]
+
+
+def printable(text: str, substitute: str | None = None) -> str:
+    r"""Escape control characters, which could move a cursor or forge a line of output; or substitute them.
+
+    >>> printable("a\x1bb"), printable("a\x1bb", "?")
+    ('a\\x1bb', 'a?b')
+    """
+
+    def instead(char: str) -> str:
+        return char.encode("unicode_escape").decode("ascii") if substitute is None else substitute
+
+    return "".join(char if char.isprintable() else instead(char) for char in text)
+
+
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message; the name of its class where it has none.
+
+    >>> first_line(ValueError("no such layer\nTraceback …")), first_line(KeyboardInterrupt())
+    ('no such layer', 'KeyboardInterrupt')
+    """
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def plural(n: int, noun: str) -> str:
+    """Write a number of things, the noun in the plural unless there is one.
+
+    >>> plural(1, "layer"), plural(2048, "sample")
+    ('1 layer', '2,048 samples')
+    """
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

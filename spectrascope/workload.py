@@ -1,4 +1,4 @@
-"""A workload: a model, a fixed set of samples and a loss, on one device and dtype.
+"""What is measured: samples by index, a ``Workload`` on one device and dtype, and the ``Run`` that asks for it.
 
 The samples are fetched by index range, twice per measurement, so a source must return the same tensors every
 time; nothing here shuffles or augments.
@@ -7,9 +7,11 @@ time; nothing here shuffles or augments.
 from __future__ import annotations
 
 import hashlib
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -17,16 +19,21 @@ from torch import Tensor, nn
 
 from spectrascope.errors import DataError
 from spectrascope.losses import require_labels_below, scores_of, takes_scores
+from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 
 __all__ = [
     "FirstSamples",
     "Inputs",
     "LossFunction",
+    "OnProgress",
     "PickedSamples",
+    "Run",
     "SampleSource",
+    "StageClock",
     "TensorSource",
     "Workload",
     "shape_of",
+    "silent",
     "source_from_batches",
 ]
 
@@ -35,6 +42,32 @@ Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 
 LossFunction = Callable[[Any, Tensor], Tensor]
 """(model output, targets) -> scalar, the MEAN over the loss terms (samples) it is given."""
+
+OnProgress = Callable[[str, float, int], None]
+"""(stage, done, total), called as a stage advances; ``done`` may be a fraction, ``total`` 0 where it is not known.
+
+Stages of a measurement: check, gradient, directions, curvature, factors (``decompose`` alone), self-check.
+"""
+
+
+def silent(stage: str, done: float, total: int) -> None:
+    """Take note of progress that nobody watches."""
+
+
+@dataclass
+class StageClock:
+    """Wall seconds per stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time spent inside to stage ``name``."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 class SampleSource(ABC):
@@ -195,6 +228,36 @@ class Workload:
     def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:
         """Mean loss over a micro-batch, a scalar."""
         return self.loss_fn(self.forward(inputs, model), targets)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One measurement asked for: the network as its owner holds it, the samples, the loss, and what to measure.
+
+    Args:
+        model: any module; left exactly as found. It is copied first if it must move to another device or dtype.
+        source: the fixed samples; all of them are used.
+        loss_fn: (output, targets) -> mean loss; when ``None``, what a Hugging Face class name states, else softmax
+            cross-entropy.
+        options: what to measure and how.
+        model_info: provenance of the model.
+        data_info: provenance of the samples.
+        command: the command line, for the record.
+        notes: what the reader of the report must know of the model and the data.
+        clock: wall seconds per stage, those of loading included where it was timed.
+        on_progress: called as stages advance.
+    """
+
+    model: nn.Module
+    source: SampleSource
+    loss_fn: LossFunction | None
+    options: ProbeOptions
+    model_info: ModelInfo
+    data_info: DataInfo
+    command: str = ""
+    notes: tuple[str, ...] = ()
+    clock: StageClock = field(default_factory=StageClock)
+    on_progress: OnProgress = silent
 
 
 def source_from_batches(batches: object, num_samples: int | None = None) -> SampleSource:

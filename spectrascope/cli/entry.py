@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from spectrascope.errors import SpectrascopeError
+from spectrascope.text import printable
 
 __all__ = ["INTERNAL_ERROR", "INTERRUPTED", "main"]
 
@@ -100,8 +101,7 @@ def _fail(message: str, code: int, error: Exception | None = None, *, label: str
 
 def _one_line(message: str) -> str:
     """Join lines, and escape control characters that a file name could smuggle to the terminal."""
-    joined = " ".join(message.split())
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in joined)
+    return printable(" ".join(message.split()))
 
 
 def _survive_narrow_encodings() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from spectrascope.errors import LoadError
+from spectrascope.text import printable
 
 __all__ = ["brief", "quietly", "transformers"]
 
@@ -83,6 +84,6 @@ def _without_bars() -> Iterator[None]:
 def brief(error: BaseException, length: int = 140) -> str:
     """Class and first telling line of an error, shortened, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join("".join(c if c.isprintable() else " " for c in (lines or [""])[0]).split()).rstrip(".:; ")
+    text = " ".join(printable((lines or [""])[0], " ").split()).rstrip(".:; ")
     text = text if len(text) <= length else f"{text[: length - 1]}…"
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

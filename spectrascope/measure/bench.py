@@ -10,40 +10,22 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
 
-from spectrascope.curvature.choose import choose_engines
 from spectrascope.curvature.double_backprop import hessian_products, loss_gradients
 from spectrascope.curvature.engine import Target
 from spectrascope.curvature.engines import make_engine
 from spectrascope.errors import OptionError
-from spectrascope.measure.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
+from spectrascope.measure.prepare import device_name, prepare
 from spectrascope.measure.run import versions
-from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
-from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
-from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.measure.stages import Measured, measure_targets
 from spectrascope.records.bench import BenchReport
-from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 from spectrascope.records.values import EngineName
-from spectrascope.workload import FirstSamples, LossFunction, SampleSource, Workload
+from spectrascope.workload import FirstSamples, Run, StageClock, Workload, silent
 
 __all__ = ["run_bench"]
 
 
-def run_bench(
-    model: nn.Module,
-    source: SampleSource,
-    loss_fn: LossFunction | None = None,
-    *,
-    options: ProbeOptions,
-    model_info: ModelInfo,
-    data_info: DataInfo,
-    command: str = "",
-    rounds: int = 3,
-    products_per_layer: int = 2,
-    reference_samples: int = 256,
-    on_progress: OnProgress = silent,
-) -> BenchReport:
+def run_bench(run: Run, *, rounds: int = 3, products_per_layer: int = 2, reference_samples: int = 256) -> BenchReport:
     """Time the measuring stages of ``probe`` and the same by double backprop, alternating.
 
     All sides pay for the gradient and the directions. The reference is what a user would otherwise run: one
@@ -59,36 +41,28 @@ def run_bench(
     """
     if rounds < 1 or products_per_layer < 1 or reference_samples < 1:
         raise OptionError("--rounds, --products and --reference-samples must be at least 1")
-    workload = prepare_workload(model, source, loss_fn, options)
-    require_finite_weights(workload.model)
-    candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
-    layers = [c for c in candidates if isinstance(c, WeightLayer)]
-    if not layers:
-        raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
-    with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
-        workload = require_matching_labels(workload)
-        require_deterministic(workload)
-        require_mean_loss(workload)
-        workload = with_fastest_format(workload)
-        choices = choose_engines(workload, layers, options.engine, options.top_k)
+    options, source = run.options, run.source
+    with prepare(replace(run, on_progress=silent)) as ready:
+        workload = ready.workload
         reference = _Reference(workload, min(reference_samples, source.n), products_per_layer, options.seed)
         engine_times, reference_times, kept_times, forward_times = [], [], [], []
         micro_batch = 0
         found: Measured | None = None
         for i in range(rounds):
-            on_progress("bench", 3 * i, 3 * rounds)
+            run.on_progress("bench", 3 * i, 3 * rounds)
             micro_batch, seconds = _forward(workload, micro_batch)
             forward_times.append(seconds)
-            on_progress("bench", 3 * i + 1, 3 * rounds)
+            run.on_progress("bench", 3 * i + 1, 3 * rounds)
             clock = StageClock()
-            found = measure_targets(workload, layers, choices, options, clock)
+            timed = replace(run, clock=clock, on_progress=silent)
+            found = measure_targets(workload, ready.layers, ready.choices, timed)
             engine_times.append(sum(clock.seconds.values()))
-            on_progress("bench", 3 * i + 2, 3 * rounds)
+            run.on_progress("bench", 3 * i + 2, 3 * rounds)
             shared = clock.seconds["gradient"] + clock.seconds["directions"]
             rebuilt, kept = reference.seconds(found.targets)
             reference_times.append(shared + rebuilt)
             kept_times.append(shared + kept)
-        on_progress("bench", 3 * rounds, 3 * rounds)
+        run.on_progress("bench", 3 * rounds, 3 * rounds)
         assert found is not None
         engine_of = {t.layer.name: c.engine for t, c in zip(found.targets, found.curvatures, strict=True)}
         difference = reference.difference(engine_of)
@@ -98,8 +72,8 @@ def run_bench(
     kept = statistics.median(kept_times)
     n_products = sum(t.directions.k for t in found.targets)
     return BenchReport(
-        model=model_info,
-        data=data_info,
+        model=run.model_info,
+        data=run.data_info,
         versions=versions(),
         device=device_name(workload.device),
         dtype=str(workload.dtype).removeprefix("torch."),
@@ -134,7 +108,7 @@ def run_bench(
 def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
     """Seconds of one ``no_grad`` forward pass over all samples, at the fastest micro-batch found."""
 
-    def run(size: int, n: int) -> float:
+    def timed(size: int, n: int) -> float:
         began = time.perf_counter()
         with torch.no_grad():
             for start in range(0, n, size):
@@ -147,9 +121,9 @@ def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
     if not micro_batch:
         sizes = [s for s in (16, 32, 64, 128, 256) if s <= n] or [n]
         sample = min(n, 256)
-        run(sizes[0], sample)
-        micro_batch = min(sizes, key=lambda size: run(size, sample))
-    return micro_batch, run(micro_batch, n)
+        timed(sizes[0], sample)
+        micro_batch = min(sizes, key=lambda size: timed(size, sample))
+    return micro_batch, timed(micro_batch, n)
 
 
 def _wait(device: torch.device) -> None:

@@ -1,53 +1,35 @@
-"""A measurement with its decomposition: that of ``probe``, and every weight's Kronecker factors. Silent."""
+"""A measurement with its decomposition: that of ``probe``, and every weight's Kronecker factors on the way."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 
-from torch import nn
-
-from spectrascope.errors import OptionError
-from spectrascope.measure.factor_stage import FactorStage
-from spectrascope.measure.run import run_probe
-from spectrascope.measure.stages import OnProgress, silent
+from spectrascope.curvature.choose import EngineChoice
+from spectrascope.curvature.engine import Target
+from spectrascope.curvature.factor_sweep import measure_with_curvature
+from spectrascope.curvature.kronecker import measure_without_curvature
+from spectrascope.curvature.tape import UnsupportedOperationError
+from spectrascope.errors import OptionError, UnsupportedModelError
+from spectrascope.measure.run import measure_by
+from spectrascope.measure.stages import Measured, find_targets, forced_micro_batch, measure_targets
+from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.alignment import align
 from spectrascope.records.decomposition import DecomposeOptions, Decomposition, Factors
-from spectrascope.records.report import DataInfo, LayerReport, LayerRow, ModelInfo, ProbeOptions, Report
-from spectrascope.records.values import Missing
-from spectrascope.workload import LossFunction, SampleSource
+from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.values import EngineName, Missing
+from spectrascope.workload import Run, Workload
 
 __all__ = ["run_decompose"]
 
 
-def run_decompose(
-    model: nn.Module,
-    source: SampleSource,
-    loss_fn: LossFunction | None = None,
-    *,
-    options: ProbeOptions,
-    decompose: DecomposeOptions,
-    model_info: ModelInfo,
-    data_info: DataInfo,
-    command: str = "",
-    seconds: dict[str, float] | None = None,
-    notes: Sequence[str] = (),
-    on_progress: OnProgress = silent,
-) -> Report:
+def run_decompose(run: Run, decompose: DecomposeOptions) -> Report:
     """Measure every weight and say why its beta is what it is.
 
     Args:
-        model: any module; left exactly as found.
-        source: the fixed samples.
-        loss_fn: (output, targets) -> mean loss.
-        options: as for a probe.
+        run: as for a probe.
         decompose: which Fisher matrix, and what sharing a weight between positions means.
-        model_info: provenance of the model.
-        data_info: provenance of the samples.
-        command: the command line, for the record.
-        seconds: wall time already spent on earlier stages.
-        notes: what the reader must know.
-        on_progress: called with (stage, done, total).
 
     Returns:
         A report whose measured layers hold a :class:`spectrascope.records.decomposition.Decomposition`, or why not.
@@ -57,21 +39,8 @@ def run_decompose(
     """
     if decompose.draws < 1:
         raise OptionError(f"--draws {decompose.draws}: must be at least 1")
-    stage = FactorStage(decompose)
-    report = run_probe(
-        model,
-        source,
-        loss_fn,
-        options=options,
-        model_info=model_info,
-        data_info=data_info,
-        command=command,
-        seconds=seconds,
-        notes=notes,
-        on_progress=on_progress,
-        measure=stage,
-    )
-    return replace(report, layers=tuple(_decomposed(row, stage.factors) for row in report.layers))
+    report, found = measure_by(run, functools.partial(_measure_with_factors, decompose=decompose))
+    return replace(report, layers=tuple(_decomposed(row, found.factors) for row in report.layers))
 
 
 def _decomposed(row: LayerRow, factors: dict[str, Factors | Missing]) -> LayerRow:
@@ -81,3 +50,96 @@ def _decomposed(row: LayerRow, factors: dict[str, Factors | Missing]) -> LayerRo
     if isinstance(found, Missing):
         return replace(row, decomposition=found)
     return replace(row, decomposition=Decomposition(found, align(row.measurement, found, row.analysis.window)))
+
+
+def _measure_with_factors(
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    choices: Sequence[EngineChoice],
+    run: Run,
+    *,
+    decompose: DecomposeOptions,
+) -> Measured:
+    """Measure gradient, directions, curvature and factors.
+
+    Where Gauss–Newton measures the curvature, its sweep sums the factors too; other weights get backward passes of
+    their own after their curvature is known.
+    """
+    pairs = list(zip(layers, choices, strict=True))
+    swept = [pair for pair in pairs if pair[1].engine is EngineName.GAUSS_NEWTON]
+    found = _sweep(workload, swept, run, decompose) if swept else None
+    # Where the sweep could not follow, or the loss has no root, everything is measured the usual way.
+    others = pairs if found is None else [pair for pair in pairs if pair[1].engine is not EngineName.GAUSS_NEWTON]
+    if found is not None and not others:
+        return found
+    rest = measure_targets(workload, [layer for layer, _ in others], [choice for _, choice in others], run)
+    with run.clock.stage("factors"):
+        rest.factors = _pass(workload, rest.targets, run, decompose)
+    return rest if found is None else _join(layers, found, rest)
+
+
+def _sweep(
+    workload: Workload,
+    items: Sequence[tuple[WeightLayer, EngineChoice]],
+    run: Run,
+    decompose: DecomposeOptions,
+) -> Measured | None:
+    """Measure curvature and factors in one sweep; ``None`` where it cannot follow the network."""
+    targets = find_targets(workload, [layer for layer, _ in items], run)
+    reasons = {layer.name: choice.reason for layer, choice in items}
+    found = Measured(targets.gradient, targets.targets, [], reasons, targets.failed, targets.noise)
+    with run.clock.stage("curvature"):
+        if found.targets:
+            try:
+                found.curvatures, factors = measure_with_curvature(
+                    workload,
+                    found.targets,
+                    decompose,
+                    groups=run.options.groups,
+                    micro_batch=forced_micro_batch(run.options),
+                    progress=lambda done, total: run.on_progress("curvature", done, total),
+                )
+            except (UnsupportedOperationError, UnsupportedModelError):
+                return None
+            found.factors = _by_name(found.targets, factors)
+    return found
+
+
+def _pass(
+    workload: Workload, targets: Sequence[Target], run: Run, decompose: DecomposeOptions
+) -> dict[str, Factors | Missing]:
+    """Measure factors by backward passes of their own."""
+    try:
+        found = measure_without_curvature(
+            workload,
+            targets,
+            decompose,
+            groups=run.options.groups,
+            micro_batch=forced_micro_batch(run.options),
+            seed=run.options.seed,
+            progress=lambda done, total: run.on_progress("factors", done, total),
+        )
+    except UnsupportedModelError as error:
+        found = [Missing(str(error)) for _ in targets]
+    return _by_name(targets, found)
+
+
+def _by_name(targets: Sequence[Target], factors: Sequence[Factors | Missing]) -> dict[str, Factors | Missing]:
+    return {target.layer.name: found for target, found in zip(targets, factors, strict=True)}
+
+
+def _join(layers: Sequence[WeightLayer], first: Measured, second: Measured) -> Measured:
+    """Both parts, in network order."""
+    pairs = {
+        t.layer.name: (t, c) for part in (first, second) for t, c in zip(part.targets, part.curvatures, strict=True)
+    }
+    ordered = [pairs[layer.name] for layer in layers if layer.name in pairs]
+    return Measured(
+        first.gradient,
+        [t for t, _ in ordered],
+        [c for _, c in ordered],
+        first.reasons | second.reasons,
+        first.failed | second.failed,
+        first.noise | second.noise,
+        first.factors | second.factors,
+    )

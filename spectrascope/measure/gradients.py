@@ -13,6 +13,7 @@ from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
 from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
 from spectrascope.losses import IGNORED, Loss
 from spectrascope.network.layers import WeightLayer
+from spectrascope.text import first_line
 from spectrascope.workload import Workload
 
 __all__ = ["GradientPass", "measure_gradients"]
@@ -170,9 +171,7 @@ def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor |
     except RuntimeError as error:  # reentrant checkpoints, activations overwritten while still needed
         if is_out_of_memory(error):
             raise
-        raise UnsupportedModelError(
-            f"autograd cannot differentiate this network: {str(error).splitlines()[0]}"
-        ) from error
+        raise UnsupportedModelError(f"autograd cannot differentiate this network: {first_line(error)}") from error
 
 
 def _ignored_by(loss_fn: object) -> int:

@@ -23,6 +23,7 @@ from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, LayerStatus, Missing
+from spectrascope.text import first_line
 from spectrascope.workload import LossFunction, SampleSource, Workload, shape_of
 
 __all__ = ["inspect_headers", "inspect_model"]
@@ -169,7 +170,7 @@ def _plan(workload: Workload, layers: list[WeightLayer], options: ProbeOptions) 
     except SpectrascopeError:
         raise
     except Exception as error:  # whatever a network may do that shapes alone cannot answer
-        return Missing(f"the network does not run on shapes alone: {_first_line(error)}")
+        return Missing(f"the network does not run on shapes alone: {first_line(error)}")
 
 
 def _rows(
@@ -200,10 +201,6 @@ def _in_model_order(
     order = {name: i for i, (name, _) in enumerate(network.named_parameters())}
     everything = rows + [_skipped(vector) for vector in vectors]
     return tuple(sorted(everything, key=lambda row: order[row.info.name.partition("[")[0]]))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # -- cost ---------------------------------------------------------------------------------------------------------
@@ -264,7 +261,7 @@ def _pass(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> tu
             if twice:
                 torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
     except Exception as error:
-        return (why := Missing(f"not counted: {_first_line(error)}")), why
+        return (why := Missing(f"not counted: {first_line(error)}")), why
     return int(counter.get_total_flops()), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 

@@ -1,34 +1,90 @@
-"""From a model, samples and options to a workload that is known to run: device, dtype, shapes, labels, layout."""
+"""Make a run ready to be measured: device, dtype, weights, shapes, labels, memory order, engines; all checked."""
 
 from __future__ import annotations
 
 import platform
 import time
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
+from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import usual_loss
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
-from spectrascope.records.report import ProbeOptions
-from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
+from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
+from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.records.report import LayerInfo, SkippedLayer
+from spectrascope.text import first_line
+from spectrascope.workload import Inputs, Run, Workload
 
-__all__ = ["device_name", "prepare_workload", "require_matching_labels", "with_fastest_format"]
+__all__ = ["Ready", "device_name", "prepare", "prepare_workload", "with_fastest_format"]
 
 
-def prepare_workload(
-    model: nn.Module, source: SampleSource, loss_fn: LossFunction | None, options: ProbeOptions
-) -> Workload:
+@dataclass(frozen=True)
+class Ready:
+    """A network that is known to run on its samples, held still, and what is to measure each of its weights.
+
+    ``candidates`` are all weights in network order, ``layers`` those to be measured, ``choices`` one for each of them.
+    """
+
+    workload: Workload
+    candidates: list[WeightLayer | SkippedLayer]
+    layers: list[WeightLayer]
+    choices: list[EngineChoice]
+
+
+@contextmanager
+def prepare(run: Run) -> Iterator[Ready]:
+    """Check all that can be checked before any long work; the network is held still until the block ends.
+
+    Raises:
+        SpectrascopeError: one of its kinds.
+    """
+    workload = prepare_workload(run)
+    require_finite_weights(workload.model)
+    options = run.options
+    candidates = _with_parametrized_marked(
+        find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused),
+        parametrized_weights(unwrapped(run.model)),
+    )
+    layers = [c for c in candidates if isinstance(c, WeightLayer)]
+    if not layers:
+        raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
+    with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
+        with run.clock.stage("check"):
+            run.on_progress("check", 0, 1)
+            workload = _with_matching_labels(workload)
+            require_deterministic(workload)
+            require_mean_loss(workload)
+            workload = with_fastest_format(workload)
+            choices = choose_engines(workload, layers, options.engine, options.top_k)
+            run.on_progress("check", 1, 1)
+        yield Ready(workload, candidates, layers, choices)
+
+
+def _with_parametrized_marked(
+    candidates: Sequence[WeightLayer | SkippedLayer], names: Sequence[str]
+) -> list[WeightLayer | SkippedLayer]:
+    """Layers were found in a copy with plain weights, where nothing tells them apart."""
+
+    def is_parametrized(info: LayerInfo) -> bool:
+        return any(name.partition("[")[0] in names for name in (info.name, *info.tied_names))
+
+    return [replace(c, info=replace(c.info, parametrized=True)) if is_parametrized(c.info) else c for c in candidates]
+
+
+def prepare_workload(run: Run) -> Workload:
     """Unwrap the model, resolve device and dtype; copy the model only if it has to change.
 
     Raises:
         OptionError: an option is out of range, the device does not exist, or the dtype does not exist on it.
         DataError: there are no samples.
     """
-    model = unwrapped(model)
+    model, options = unwrapped(run.model), run.options
     first = next(model.parameters(), None)
     device = _device(options.device, first)
     for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):
@@ -41,16 +97,16 @@ def prepare_workload(
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
     if device.type == "mps" and dtype == torch.float64:
         raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
-    if source.n < 1:
+    if run.source.n < 1:
         raise DataError("the dataset holds no samples")
-    loss_fn = loss_fn or usual_loss(model)
+    loss_fn = run.loss_fn or usual_loss(model)
     if parametrized_weights(model):
         model = with_effective_weights(model)
     tensors = [*model.parameters(), *model.buffers()]
     moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
     if moves:
         model = copy_of(model).to(device, dtype)
-    return Workload(model, source, loss_fn, device, dtype)
+    return Workload(model, run.source, loss_fn, device, dtype)
 
 
 def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
@@ -78,14 +134,14 @@ def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
     return device
 
 
-def require_matching_labels(workload: Workload) -> Workload:
-    """Check shapes on a few samples before any long work, and labels as they are read."""
+def _with_matching_labels(workload: Workload) -> Workload:
+    """Check shapes on a few samples, and have labels checked as they are read."""
     inputs, targets = workload.fetch(0, min(2, workload.source.n))
     try:
         with torch.no_grad():
             output = workload.forward(inputs)
     except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        raise DataError(f"the model does not accept {_describe(inputs)}: {_first_line(error)}") from error
+        raise DataError(f"the model does not accept {_describe(inputs)}: {first_line(error)}") from error
     n_classes = _n_classes(output, targets)
     if n_classes is not None:
         workload = replace(workload, n_classes=n_classes)
@@ -96,7 +152,7 @@ def require_matching_labels(workload: Workload) -> Workload:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"the loss does not accept the model's output and targets of shape {tuple(targets.shape)}: "
-            f"{_first_line(error)}"
+            f"{first_line(error)}"
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
@@ -118,12 +174,8 @@ def _describe(inputs: Inputs) -> str:
     return "inputs " + ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in inputs.items())
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 def with_fastest_format(workload: Workload) -> Workload:
-    """The workload with images in the memory order that goes through the network faster, by trying both."""
+    """Choose the memory order in which images go through the network faster, by trying both."""
     return replace(workload, channels_last=_is_faster_channels_last(workload))
 
 
@@ -154,7 +206,7 @@ def _is_faster_channels_last(workload: Workload) -> bool:
 
 
 def device_name(device: torch.device) -> str:
-    """The device as a reader would name it."""
+    """Name a device as a reader would."""
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({platform.machine()})"

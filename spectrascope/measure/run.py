@@ -1,4 +1,4 @@
-"""The order of work of one measurement: workload in, report out. Silent; progress goes through a callback."""
+"""The order of work of one measurement: run in, report out."""
 
 from __future__ import annotations
 
@@ -6,80 +6,41 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import version
 
 import torch
 from torch import nn
 
-from spectrascope.curvature.choose import EngineChoice, choose_engines
+from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.selfcheck import CheckedPairs, check_engines
-from spectrascope.errors import (
-    OptionError,
-    SelfCheckError,
-    UnsupportedModelError,
-)
+from spectrascope.errors import SelfCheckError, UnsupportedModelError
 from spectrascope.losses import loss_label
-from spectrascope.measure.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
-from spectrascope.measure.stages import Measured, OnProgress, StageClock, measure_targets, silent
+from spectrascope.measure.prepare import device_name, prepare
+from spectrascope.measure.stages import Measured, measure_targets
 from spectrascope.network.effective import parametrized_weights, unwrapped
-from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
-from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.report import (
-    DataInfo,
-    LayerInfo,
     LayerReport,
     LayerRow,
     Measurement,
-    ModelInfo,
     ProbeOptions,
     Provenance,
     Report,
     SkippedLayer,
 )
 from spectrascope.records.values import LayerStatus, Missing
-from spectrascope.workload import LossFunction, SampleSource, Workload
+from spectrascope.workload import Run, Workload
 
-__all__ = ["run_probe", "versions"]
-
-MeasureTargets = Callable[
-    [Workload, Sequence[WeightLayer], Sequence[EngineChoice], ProbeOptions, StageClock, OnProgress], Measured
-]
+__all__ = ["measure_by", "run_probe", "versions"]
 
 
-def run_probe(
-    model: nn.Module,
-    source: SampleSource,
-    loss_fn: LossFunction | None = None,
-    *,
-    options: ProbeOptions,
-    model_info: ModelInfo,
-    data_info: DataInfo,
-    command: str = "",
-    seconds: dict[str, float] | None = None,
-    notes: Sequence[str] = (),
-    on_progress: OnProgress = silent,
-    measure: MeasureTargets = measure_targets,
-) -> Report:
-    """Measure every weight of a model on a fixed batch.
-
-    Args:
-        model: any module; left exactly as found. It is copied first if it must move to another device or dtype.
-        source: the fixed samples; all of them are used.
-        loss_fn: (output, targets) -> mean loss; softmax cross-entropy when ``None``.
-        options: what to measure and how.
-        model_info: provenance of the model.
-        data_info: provenance of the samples.
-        command: the command line, for the record.
-        seconds: wall time already spent on earlier stages, for the record.
-        notes: what the reader of the report must know of the model and the data.
-        on_progress: called with (stage, done, total).
-        measure: gradient, directions and curvature of all weights.
+def run_probe(run: Run) -> Report:
+    """Measure every weight of a network on a fixed batch.
 
     Returns:
         The report; every candidate weight has a row.
@@ -87,49 +48,36 @@ def run_probe(
     Raises:
         SpectrascopeError: one of its kinds; see :mod:`spectrascope.errors`.
     """
-    clock = StageClock(dict(seconds or {}))
-    workload = prepare_workload(model, source, loss_fn, options)
-    require_finite_weights(workload.model)
-    notes = (*notes, *_notes_on(unwrapped(model)))
-    candidates = _with_parametrized_marked(
-        find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused),
-        parametrized_weights(unwrapped(model)),
-    )
-    layers = [c for c in candidates if isinstance(c, WeightLayer)]
-    if not layers:
-        raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
-    with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
-        with clock.stage("check"):
-            on_progress("check", 0, 1)
-            workload = require_matching_labels(workload)
-            require_deterministic(workload)
-            require_mean_loss(workload)
-            workload = with_fastest_format(workload)
-            choices = choose_engines(workload, layers, options.engine, options.top_k)
-            on_progress("check", 1, 1)
-        found = measure(workload, layers, choices, options, clock, on_progress)
+    return measure_by(run, measure_targets)[0]
+
+
+def measure_by(
+    run: Run, stages: Callable[[Workload, Sequence[WeightLayer], Sequence[EngineChoice], Run], Measured]
+) -> tuple[Report, Measured]:
+    """Measure by the stages given, and hand back the report together with what they found.
+
+    Args:
+        run: what to measure.
+        stages: gradient, directions and curvature of all weights, as :func:`measure_targets`.
+
+    Raises:
+        SpectrascopeError: one of its kinds.
+    """
+    with prepare(run) as ready:
+        workload = ready.workload
+        found = stages(workload, ready.layers, ready.choices, run)
         _require_same_slopes(found, workload.dtype)
         checked = CheckedPairs({}, Missing("switched off"))
-        if options.self_check and found.targets:
-            with clock.stage("self-check"):
-                on_progress("self-check", 0, 1)
-                checked = check_engines(workload, found.targets, [c.engine for c in found.curvatures], options.seed)
-                on_progress("self-check", 1, 1)
+        if run.options.self_check and found.targets:
+            with run.clock.stage("self-check"):
+                run.on_progress("self-check", 0, 1)
+                engines = [c.engine for c in found.curvatures]
+                checked = check_engines(workload, found.targets, engines, run.options.seed)
+                run.on_progress("self-check", 1, 1)
             _require_agreement(checked)
-    with clock.stage("fits"):
-        rows = _rows(candidates, found, checked, options)
-    return _report(workload, rows, found, checked, options, model_info, data_info, command, clock, notes)
-
-
-def _with_parametrized_marked(
-    candidates: Sequence[WeightLayer | SkippedLayer], names: Sequence[str]
-) -> list[WeightLayer | SkippedLayer]:
-    """Layers were found in a copy with plain weights, where nothing tells them apart."""
-
-    def is_parametrized(info: LayerInfo) -> bool:
-        return any(name.partition("[")[0] in names for name in (info.name, *info.tied_names))
-
-    return [replace(c, info=replace(c.info, parametrized=True)) if is_parametrized(c.info) else c for c in candidates]
+    with run.clock.stage("fits"):
+        rows = _rows(ready.candidates, found, checked, run.options)
+    return Report(_provenance(run, workload, found, checked), run.options, rows, summarise(rows)), found
 
 
 def _notes_on(model: nn.Module) -> list[str]:
@@ -228,44 +176,32 @@ def _measurement(target: Target, curvature: Curvature, found: Measured, checked:
     )
 
 
-def _report(
-    workload: Workload,
-    rows: tuple[LayerRow, ...],
-    found: Measured,
-    checked: CheckedPairs,
-    options: ProbeOptions,
-    model_info: ModelInfo,
-    data_info: DataInfo,
-    command: str,
-    clock: StageClock,
-    notes: tuple[str, ...],
-) -> Report:
+def _provenance(run: Run, workload: Workload, found: Measured, checked: CheckedPairs) -> Provenance:
     accuracy = found.gradient.accuracy
-    provenance = Provenance(
+    return Provenance(
         versions=versions(),
-        command=command,
+        command=run.command,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        model=model_info,
-        data=data_info,
+        model=run.model_info,
+        data=run.data_info,
         loss_name=loss_label(workload.loss_fn),
         loss=found.gradient.loss,
         accuracy=Missing("outputs are not class scores") if accuracy is None else accuracy,
         device=device_name(workload.device),
         dtype=str(workload.dtype).removeprefix("torch."),
-        seed=options.seed,
-        micro_batch=found.micro_batch,
+        seed=run.options.seed,
+        micro_batch=found.gradient.micro_batch,
         memory_format="channels_last" if workload.channels_last else "contiguous",
         threads=torch.get_num_threads(),
-        seconds=clock.seconds,
+        seconds=dict(run.clock.seconds),
         engines=dict(Counter(c.engine.value for c in found.curvatures)),
         self_check=checked.summary,
-        notes=notes,
+        notes=(*run.notes, *_notes_on(unwrapped(run.model))),
     )
-    return Report(provenance, options, rows, summarise(rows))
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed the numbers; of the packages that bring networks, those that were loaded."""
+    """List the versions of what computed the numbers; of the packages that bring networks, those that are loaded."""
     import numpy
     import scipy
 

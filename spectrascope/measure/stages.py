@@ -1,10 +1,8 @@
-"""The stages of a measurement that cost time: gradient, directions, curvature. Silent; progress by callback."""
+"""The stages of a measurement that cost time: gradient, directions, curvature."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,48 +17,17 @@ from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.measure.gradients import GradientPass, measure_gradients
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import spectral_norm, top_directions
+from spectrascope.records.decomposition import Factors
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.values import EngineName
-from spectrascope.workload import Workload
+from spectrascope.records.values import EngineName, Missing
+from spectrascope.workload import OnProgress, Run, Workload
 
-__all__ = [
-    "FoundTargets",
-    "Measured",
-    "OnProgress",
-    "StageClock",
-    "find_targets",
-    "forced_micro_batch",
-    "measure_targets",
-    "silent",
-]
-
-OnProgress = Callable[[str, float, int], None]
-"""(stage, done, total); stages: check, gradient, directions, curvature, self-check."""
-
-
-def silent(stage: str, done: float, total: int) -> None:
-    """Progress that nobody watches."""
-
-
-@dataclass
-class StageClock:
-    """Wall seconds per stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to stage ``name``."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+__all__ = ["FoundTargets", "Measured", "find_targets", "forced_micro_batch", "measure_targets"]
 
 
 @dataclass
 class Measured:
-    """What the measuring stages found, weight by weight."""
+    """What the measuring stages found, weight by weight; ``factors`` where a decomposition was asked for."""
 
     gradient: GradientPass
     targets: list[Target]
@@ -68,7 +35,7 @@ class Measured:
     reasons: dict[str, str]
     failed: dict[str, str]
     noise: dict[str, float]
-    micro_batch: int
+    factors: dict[str, Factors | Missing] = field(default_factory=dict)
 
     def drop(self, name: str, reason: str) -> None:
         """Take back the measurement of a weight: its row says ``reason`` instead."""
@@ -93,31 +60,25 @@ def forced_micro_batch(options: ProbeOptions) -> int | None:
     return None if options.micro_batch == "auto" else int(options.micro_batch)
 
 
-def find_targets(
-    workload: Workload,
-    layers: Sequence[WeightLayer],
-    options: ProbeOptions,
-    clock: StageClock,
-    on_progress: OnProgress = silent,
-) -> FoundTargets:
-    """Gradients of all weights, and the directions along which each is to be measured."""
-    with clock.stage("gradient"):
+def find_targets(workload: Workload, layers: Sequence[WeightLayer], run: Run) -> FoundTargets:
+    """Measure the gradients of all weights, and find the directions along which each is to be measured."""
+    with run.clock.stage("gradient"):
         gradient = measure_gradients(
             workload,
             layers,
-            micro_batch=forced_micro_batch(options),
-            progress=lambda done, total: on_progress("gradient", done, total),
+            micro_batch=forced_micro_batch(run.options),
+            progress=lambda done, total: run.on_progress("gradient", done, total),
         )
     failed = dict(gradient.missing)
     targets: list[Target] = []
     noise: dict[str, float] = {}
-    with clock.stage("directions"):
+    with run.clock.stage("directions"):
         for i, layer in enumerate(layers):
-            on_progress("directions", i, len(layers))
+            run.on_progress("directions", i, len(layers))
             if layer.name in failed:
                 continue
             try:
-                directions = top_directions(gradient.gradients[layer.name], options.top_k, workload.dtype)
+                directions = top_directions(gradient.gradients[layer.name], run.options.top_k, workload.dtype)
             except NonFiniteError as error:
                 failed[layer.name] = str(error)
                 continue
@@ -127,24 +88,20 @@ def find_targets(
             if gradient.half_difference is not None:
                 noise[layer.name] = spectral_norm(gradient.half_difference[layer.name])
             targets.append(Target(layer, directions))
-        on_progress("directions", len(layers), len(layers))
+        run.on_progress("directions", len(layers), len(layers))
     return FoundTargets(gradient, targets, failed, noise)
 
 
 def measure_targets(
-    workload: Workload,
-    layers: Sequence[WeightLayer],
-    choices: Sequence[EngineChoice],
-    options: ProbeOptions,
-    clock: StageClock,
-    on_progress: OnProgress = silent,
+    workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
 ) -> Measured:
-    """Gradient, directions, curvature: the work that costs time. The model is already held still."""
-    found = find_targets(workload, layers, options, clock, on_progress)
+    """Measure gradient, directions and curvature: the work that costs time. The model is already held still."""
+    found = find_targets(workload, layers, run)
     choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
     engines = [choice_of[t.layer.name] for t in found.targets]
-    with clock.stage("curvature"):
-        curvatures = _Curvatures(workload, found.targets, options, forced_micro_batch(options), on_progress)
+    with run.clock.stage("curvature"):
+        micro_batch = forced_micro_batch(run.options)
+        curvatures = _Curvatures(workload, found.targets, run.options, micro_batch, run.on_progress)
         curvatures.measure(engines)
     keep = [(t, c) for t, c in zip(found.targets, curvatures.curvatures, strict=True) if c is not None]
     return Measured(
@@ -154,7 +111,6 @@ def measure_targets(
         {t.layer.name: c.reason for t, c in zip(found.targets, engines, strict=True)} | curvatures.reasons,
         found.failed | curvatures.failed,
         found.noise,
-        found.gradient.micro_batch,
     )
 
 

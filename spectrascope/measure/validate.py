@@ -8,23 +8,22 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectrascope.advice.advise import advise
 from spectrascope.errors import DataError
 from spectrascope.measure.gradients import measure_gradients
 from spectrascope.measure.prepare import prepare_workload, with_fastest_format
 from spectrascope.measure.run import run_probe
-from spectrascope.measure.stages import OnProgress, silent
 from spectrascope.network.guards import held_still
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.directions import Directions, top_directions
 from spectrascope.numerics.transfer import QuadraticModel, StepOutcome, make_quadratic_model, transfer
 from spectrascope.numerics.vectors import too_few
 from spectrascope.records.advice import Advice, ValidatedStep, ValidateOn, Validation
-from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions, Report
+from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, PowerFit
-from spectrascope.workload import Inputs, LossFunction, SampleSource, Workload
+from spectrascope.workload import Inputs, Run, SampleSource, Workload
 
 __all__ = ["MAX_HELD_OUT", "advise_and_validate", "correlate", "search_line"]
 
@@ -36,20 +35,7 @@ _EXPONENTS = ("0", "1", "beta", "2")
 _AGREEMENT = 0.95
 
 
-def advise_and_validate(
-    model: nn.Module,
-    source: SampleSource,
-    loss_fn: LossFunction | None = None,
-    *,
-    options: ProbeOptions,
-    model_info: ModelInfo,
-    data_info: DataInfo,
-    train_batch: int | None = None,
-    on: ValidateOn = ValidateOn.HELD_OUT,
-    command: str = "",
-    notes: Sequence[str] = (),
-    on_progress: OnProgress = silent,
-) -> Advice:
+def advise_and_validate(run: Run, *, train_batch: int | None = None, on: ValidateOn = ValidateOn.HELD_OUT) -> Advice:
     """Measure on the first half of the samples, advise, and take every step, by default on the other half.
 
     Each measured weight is moved along -U diag(T) Vᵀ for b = 0, 1, the measured beta, 2, and along the model's best
@@ -57,17 +43,9 @@ def advise_and_validate(
     Weights are put back bit by bit.
 
     Args:
-        model: any module; left exactly as found.
-        source: the samples; they are halved as they come, so they should be in random order.
-        loss_fn: (output, targets) -> mean loss; softmax cross-entropy when ``None``.
-        options: what to measure and how.
-        model_info: provenance of the model.
-        data_info: provenance of all samples.
+        run: what to measure; its samples are halved as they come, so they should be in random order.
         train_batch: see :func:`spectrascope.advice.advise.advise`.
         on: whose loss is followed: of the other half, or of the measured half itself.
-        command: the command line, for the record.
-        notes: what the reader must know of the model and the data.
-        on_progress: called with (stage, done, total).
 
     Returns:
         The advice from the first half, with its validation.
@@ -80,25 +58,17 @@ def advise_and_validate(
         at most 512 samples of the other half, or the measured half.
     Reference: MEASUREMENT section 8.
     """
+    source = run.source
     half = source.n // 2
     if half < 2:
         raise DataError(f"{source.n} samples cannot be halved for --validate: at least 4 are needed")
-    measured = _Part(source, 0, half)
-    about = f"{data_info.id}, first half of {source.n:,} samples"
-    report = run_probe(
-        model,
-        measured,
-        loss_fn,
-        options=options,
-        model_info=model_info,
-        data_info=replace(data_info, id=about, n=half, digest=measured.digest()),
-        command=command,
-        notes=notes,
-        on_progress=on_progress,
-    )
+    first = _Part(source, 0, half)
+    about = f"{run.data_info.id}, first half of {source.n:,} samples"
+    measured = replace(run, source=first, data_info=replace(run.data_info, id=about, n=half, digest=first.digest()))
+    report = run_probe(measured)
     advice = advise(report, train_batch=train_batch)
-    checked = _Part(source, half, min(half, MAX_HELD_OUT)) if on is ValidateOn.HELD_OUT else measured
-    found = _validate(model, measured, checked, loss_fn, report, options, on_progress)
+    checked = _Part(source, half, min(half, MAX_HELD_OUT)) if on is ValidateOn.HELD_OUT else first
+    found = _validate(measured, checked, report)
     return replace(advice, validation=replace(found, on=on) if isinstance(found, Validation) else found)
 
 
@@ -118,16 +88,8 @@ class _Part(SampleSource):
         return self.source.fetch(self.first + start, self.first + stop)
 
 
-def _validate(
-    model: nn.Module,
-    measured: SampleSource,
-    checked: SampleSource,
-    loss_fn: LossFunction | None,
-    report: Report,
-    options: ProbeOptions,
-    on_progress: OnProgress,
-) -> Validation | Missing:
-    workload = prepare_workload(model, measured, loss_fn, options)
+def _validate(run: Run, checked: SampleSource, report: Report) -> Validation | Missing:
+    workload, options = prepare_workload(run), run.options
     rows = {row.info.name: row for row in report.layers if isinstance(row, LayerReport)}
     candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [layer for layer in candidates if isinstance(layer, WeightLayer) and layer.name in rows]
@@ -138,7 +100,7 @@ def _validate(
         loss = _Loss(replace(workload, source=checked))
         before = loss()
         for done, layer in enumerate(layers):
-            on_progress("validate", done, len(layers))
+            run.on_progress("validate", done, len(layers))
             row = rows[layer.name]
             sigma, matrix = _window(row)
             quadratic = make_quadratic_model(sigma, matrix)
@@ -146,10 +108,10 @@ def _validate(
                 continue
             directions = top_directions(gradients[layer.name], options.top_k, workload.dtype)
             steps += _take_steps(layer, row, quadratic, directions, loss, before)
-        on_progress("validate", len(layers), len(layers))
+        run.on_progress("validate", len(layers), len(layers))
     if not steps:
         return Missing("no weight has positive curvature along its first direction")
-    return _summarise(steps, measured.n, checked.n, before)
+    return _summarise(steps, run.source.n, checked.n, before)
 
 
 def _window(row: LayerReport) -> tuple[tuple[float, ...], list[tuple[float, ...]]]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spectrascope.errors import UnsupportedModelError
+from spectrascope.text import first_line
 
 __all__ = ["copy_of", "parametrized_weights", "unwrapped", "with_effective_weights"]
 
@@ -69,7 +70,7 @@ def with_effective_weights(model: nn.Module) -> nn.Module:
                     _bake(module, local)
             except (RuntimeError, ValueError, NotImplementedError, AttributeError) as error:
                 raise UnsupportedModelError(
-                    f"the parametrized weight {name}.{local} cannot be evaluated: {str(error).splitlines()[0]}"
+                    f"the parametrized weight {name}.{local} cannot be evaluated: {first_line(error)}"
                 ) from error
     return model
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from enum import Enum
 
 from spectrascope.records.advice import Advice, ParameterExponent
+from spectrascope.text import printable
 
 __all__ = ["Emission", "emit_advice", "emit_torch", "emit_yaml"]
 
@@ -90,4 +91,4 @@ def _comments(advice: Advice) -> list[str]:
 
 def _single_lines(texts: Iterable[str]) -> list[str]:
     """Without line breaks or control characters, so that a file's name cannot end a comment."""
-    return ["".join(char if char.isprintable() else " " for char in text) for text in texts]
+    return [printable(text, " ") for text in texts]

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from spectrascope.text import plural
+
 __all__ = ["format_bytes", "format_count", "format_large", "format_percent", "format_seconds"]
 
 
-def format_count(n: int, noun: str) -> str:
-    """Write a number of things, the noun in the plural unless there is one.
-
-    >>> format_count(1, "layer"), format_count(2048, "sample")
-    ('1 layer', '2,048 samples')
-    """
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+format_count = plural
 
 
 def format_percent(fraction: float) -> str:

@@ -6,6 +6,7 @@ from xml.etree import ElementTree as ET
 
 from spectrascope.records.verdict import Finding, Mark, Outcome, Verdict
 from spectrascope.reports.views.verdict import format_value
+from spectrascope.text import printable
 
 __all__ = ["verdict_to_junit"]
 
@@ -53,4 +54,4 @@ def _add(suite: ET.Element, finding: Finding) -> None:
 
 def _text(value: str) -> str:
     """Escape characters that XML cannot hold at all, such as a null byte in a layer's name."""
-    return "".join(c if c == "\n" or c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in value)
+    return "\n".join(printable(line) for line in value.split("\n"))

@@ -6,6 +6,7 @@ from spectrascope.records.report import Report
 from spectrascope.reports.order import Sort
 from spectrascope.reports.views.document import Document, Sheet, Tone
 from spectrascope.reports.views.report import build_probe, build_triangle
+from spectrascope.text import printable
 
 __all__ = ["document_markdown", "report_markdown", "triangle_markdown"]
 
@@ -51,5 +52,4 @@ def _table_line(cells: list[str]) -> str:
 
 
 def _escape(text: str) -> str:
-    visible = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
-    return visible.translate(_SPECIAL)
+    return printable(text).translate(_SPECIAL)

@@ -18,6 +18,7 @@ from spectrascope.records.report import Report
 from spectrascope.reports.order import Sort
 from spectrascope.reports.views.document import Document, Sheet, Tone, footnote_mark
 from spectrascope.reports.views.report import build_probe, build_triangle
+from spectrascope.text import printable
 
 __all__ = ["document_table", "report_table", "triangle_table"]
 
@@ -44,12 +45,12 @@ def document_table(document: Document, *, width: int | None = None) -> Renderabl
         width: columns of the terminal. Less important columns are left out, and said to be, and layer names
             shortened in the middle until a sheet fits. ``None`` never leaves anything out.
     """
-    parts: list[RenderableType] = [Text(_printable(document.title), style="bold"), _facts(document)]
+    parts: list[RenderableType] = [Text(printable(document.title), style="bold"), _facts(document)]
     for sheet in document.sheets:
-        parts += [Text(), Text(_printable(sheet.title), style="bold"), *_draw_sheet(sheet, width)]
+        parts += [Text(), Text(printable(sheet.title), style="bold"), *_draw_sheet(sheet, width)]
     if document.closing:
         parts.append(Text())
-        parts += [Text(_printable(line), style=_STYLES[tone]) for line, tone in document.closing]
+        parts += [Text(printable(line), style=_STYLES[tone]) for line, tone in document.closing]
     return Group(*parts)
 
 
@@ -58,12 +59,12 @@ def _facts(document: Document) -> Table:
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     for label, value in document.facts:
-        grid.add_row(Text(label), Text(_printable(value)))
+        grid.add_row(Text(label), Text(printable(value)))
     return grid
 
 
 def _draw_sheet(sheet: Sheet, width: int | None) -> list[RenderableType]:
-    texts = [[_printable(cell) for cell in row.cells] for row in sheet.rows]
+    texts = [[printable(cell) for cell in row.cells] for row in sheet.rows]
     titles = [column.title for column in sheet.columns]
     widths = [max(map(cell_len, column)) for column in zip(titles, *texts, strict=True)]
     shown = list(range(len(sheet.columns)))
@@ -77,7 +78,7 @@ def _draw_sheet(sheet: Sheet, width: int | None) -> list[RenderableType]:
         if hidden := [title for index, title in enumerate(titles) if index not in shown]:
             notes.append(f"not shown at {width} columns: {', '.join(hidden)} (a wider terminal or --format markdown)")
     notes += _footnotes_of(sheet, [line[index] for line in texts for index in shown])
-    return [_Grid(sheet, texts, shown, widths), *(Text(_printable(note), style="dim") for note in notes)]
+    return [_Grid(sheet, texts, shown, widths), *(Text(printable(note), style="dim") for note in notes)]
 
 
 class _Grid:
@@ -146,8 +147,3 @@ def _shorten(text: str, width: int) -> str:
         return text
     tail = (width - 1) * 2 // 3
     return text[: width - 1 - tail] + "…" + text[-tail:]
-
-
-def _printable(text: str) -> str:
-    """Escape control characters, which could move the cursor or forge a line of output."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

@@ -13,22 +13,19 @@ from spectrascope.errors import OptionError
 from spectrascope.measure.bench import run_bench
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 from spectrascope.records.values import Missing
+from spectrascope.workload import Run, silent
 from tests.support.cases import CASES, make_workload
 
 MODEL = ModelInfo("m", "m", "python", Missing("x"), Missing("x"), "random", 1)
 DATA = DataInfo("d", 40, Missing("x"), "", (3, 6, 6), 4, "", "", False)
 
 
-def _bench(name="residual", n=40, **rest):
+def _bench(name="residual", n=40, on_progress=silent, **rest):
     workload = make_workload(CASES[name], n, torch.float32)
     options = ProbeOptions(num_samples=n, top_k=4, device="cpu")
+    run = Run(workload.model, workload.source, workload.loss_fn, options, MODEL, DATA, on_progress=on_progress)
     return run_bench(
-        workload.model,
-        workload.source,
-        workload.loss_fn,
-        options=options,
-        model_info=MODEL,
-        data_info=DATA,
+        run,
         **{"rounds": 2, "products_per_layer": 2, "reference_samples": 20} | rest,
     )
 
@@ -91,13 +88,15 @@ def test_the_model_is_left_as_found():
     before = {n: t.clone() for n, t in workload.model.state_dict().items()}
     with pytest.raises(KeyboardInterrupt, match="stop here"):
         run_bench(
-            workload.model,
-            workload.source,
-            workload.loss_fn,
-            options=ProbeOptions(top_k=2, device="cpu"),
-            model_info=MODEL,
-            data_info=DATA,
-            on_progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt("stop here")),
+            Run(
+                workload.model,
+                workload.source,
+                workload.loss_fn,
+                ProbeOptions(top_k=2, device="cpu"),
+                MODEL,
+                DATA,
+                on_progress=lambda *_: (_ for _ in ()).throw(KeyboardInterrupt("stop here")),
+            )
         )
     assert all(m.training for m in workload.model.modules() if not isinstance(m, nn.Identity))
     for name, value in workload.model.state_dict().items():

@@ -18,7 +18,7 @@ from spectrascope.records.inspection import Inspection
 from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions
 from spectrascope.records.values import EngineName, LayerRole, Missing
 from spectrascope.reports.render import Format, render_inspection
-from spectrascope.workload import TensorSource
+from spectrascope.workload import Run, TensorSource
 from tests.support.cases import CASES, make_workload
 
 INFO = ModelInfo("net", "net", "python", Missing("in memory"), Missing("in memory"), "in memory", 1)
@@ -43,7 +43,7 @@ def test_it_says_what_probe_does(name):
     dry = inspect_model(case.model, source, case.loss_fn, options=options, model_info=INFO)
     assert all(torch.equal(value, before[key]) for key, value in case.model.state_dict().items())
     assert dry.loaded == "weights"
-    report = run_probe(case.model, source, case.loss_fn, options=options, model_info=INFO, data_info=DATA)
+    report = run_probe(Run(case.model, source, case.loss_fn, options, INFO, DATA))
     planned = [row for row in dry.weights if len(row.info.stored_shape) > 1]
     assert [row.info for row in planned] == [row.info for row in report.layers]
     for plan, row in zip(planned, report.layers, strict=True):
@@ -242,10 +242,8 @@ def test_a_mixture_of_experts_is_costed_on_shapes_alone():
     tokens = torch.randint(3, 40, (4, 6))
     model = hf_networks.build("mixtral")
     dry = inspect_model(model, TensorSource(tokens, tokens), CausalLM(), options=ProbeOptions(top_k=2), model_info=INFO)
-    report = run_probe(
-        model, TensorSource(tokens, tokens), CausalLM(),
-        options=ProbeOptions(top_k=2, device="cpu", self_check=False), model_info=INFO, data_info=DATA,
-    )  # fmt: skip
+    options = ProbeOptions(top_k=2, device="cpu", self_check=False)
+    report = run_probe(Run(model, TensorSource(tokens, tokens), CausalLM(), options, INFO, DATA))
     planned = [row for row in dry.weights if len(row.info.stored_shape) > 1]
     for plan, row in zip(planned, report.layers, strict=True):
         assert plan.info == row.info

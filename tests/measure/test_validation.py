@@ -13,7 +13,7 @@ from spectrascope.measure.validate import advise_and_validate, correlate, search
 from spectrascope.records.advice import Advice, ValidateOn, Validation
 from spectrascope.records.report import ModelInfo, ProbeOptions
 from spectrascope.records.values import LossName, Missing, Task
-from spectrascope.workload import TensorSource
+from spectrascope.workload import Run, TensorSource
 from tests.support.planted_networks import planted_network
 
 INFO = ModelInfo("net", "Sequential", "python", Missing("in memory"), Missing("in memory"), "as given", 0)
@@ -23,15 +23,9 @@ def _validate(
     model: nn.Module, inputs, targets, loss: LossName, on: ValidateOn = ValidateOn.HELD_OUT, **options
 ) -> Advice:
     source = TensorSource(inputs, targets)
-    return advise_and_validate(
-        model,
-        source,
-        make_loss(loss, task=Task.UNKNOWN),
-        options=ProbeOptions(num_samples=source.n, **{"dtype": "float64", "self_check": False, **options}),
-        model_info=INFO,
-        data_info=describe_source(source),
-        on=on,
-    )
+    asked = ProbeOptions(num_samples=source.n, **{"dtype": "float64", "self_check": False, **options})
+    run = Run(model, source, make_loss(loss, task=Task.UNKNOWN), asked, INFO, describe_source(source))
+    return advise_and_validate(run, on=on)
 
 
 def test_on_a_quadratic_loss_with_equal_halves_the_prediction_is_exact() -> None:

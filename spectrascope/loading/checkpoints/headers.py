@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import LoadError, QuantizedError
+from spectrascope.text import printable
 
 __all__ = ["Header", "load_json", "printable", "read_header", "shown", "strings_of"]
 
@@ -159,10 +160,10 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "…"
 
 
-def printable(text: str) -> str:
+def quoted(text: str) -> str:
     """The first line of another library's message, short; it may quote a damaged file's bytes."""
     first = (text.strip().splitlines() or [""])[0][:100]
-    return "".join(c if c.isprintable() else "?" for c in first)
+    return printable(first, "?")
 
 
 def _damaged(path: Path, what: str) -> LoadError:

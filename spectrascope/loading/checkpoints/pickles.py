@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.headers import printable
+from spectrascope.loading.checkpoints.headers import quoted
 
 __all__ = ["name_foreign_format", "read_torch"]
 
@@ -133,5 +133,5 @@ def _brief(error: BaseException) -> str:
         text = inner.group(1)
     elif text.startswith("Weights only load failed"):
         text = ""
-    first = printable(text).rstrip(".:; ")
+    first = quoted(text).rstrip(".:; ")
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
-from spectrascope.loading.checkpoints.headers import printable, read_header, shown
+from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
 from spectrascope.loading.checkpoints.nests import Found, find_weights
 from spectrascope.loading.checkpoints.pickles import name_foreign_format, read_torch
 from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
@@ -224,7 +224,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # its own error class, and OSError, ValueError, KeyError on odd headers
         raise LoadError(
             f"{path}: not a readable safetensors file, truncated or damaged ({type(error).__name__}: "
-            f"{printable(str(error))}); copy or download it again"
+            f"{quoted(str(error))}); copy or download it again"
         ) from None
 
 

@@ -16,6 +16,7 @@ from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.records.report import DataInfo
 from spectrascope.records.values import LossName, Missing, Task
+from spectrascope.text import printable
 from spectrascope.workload import Inputs, SampleSource, shape_of
 
 __all__ = ["Chosen", "DataRequest", "LoadedData", "choose", "choose_readable", "describe", "listed", "shown"]
@@ -85,7 +86,7 @@ class Chosen:
 
 def shown(name: object) -> str:
     """A file name on one line, whatever characters it has."""
-    return "".join(c if c.isprintable() else "?" for c in str(name))
+    return printable(str(name), "?")
 
 
 def listed(names: Sequence[object], limit: int = _NAMED_IN_ERRORS) -> str:

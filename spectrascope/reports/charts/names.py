@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["printable", "short_name", "short_names"]
+from spectrascope.text import printable
 
-
-def printable(text: str) -> str:
-    r"""Escape control characters.
-
-    >>> printable("a\x1bb")
-    'a\\x1bb'
-    """
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)
+__all__ = ["short_name", "short_names"]
 
 
 def short_name(name: str, width: int) -> str:

@@ -10,8 +10,9 @@ from typing import IO, TYPE_CHECKING, Any
 from spectrascope.errors import OptionError
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
-from spectrascope.reports.charts.names import printable, short_name
+from spectrascope.reports.charts.names import short_name
 from spectrascope.reports.charts.plot_axes import draw_axes, room_below, room_beside
+from spectrascope.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,7 +11,7 @@ from html import escape
 
 from spectrascope.reports.charts.axes import Axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Part, Points, PointShape
-from spectrascope.reports.charts.names import printable
+from spectrascope.text import printable
 
 __all__ = ["chart_svg"]
 

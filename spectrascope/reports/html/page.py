@@ -20,7 +20,6 @@ from spectrascope.reports.charts.chart import Chart
 from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
-from spectrascope.reports.charts.names import printable
 from spectrascope.reports.charts.network_charts import (
     depth_chart,
     measured_layers,
@@ -34,6 +33,7 @@ from spectrascope.reports.views.facts import describe_everything
 from spectrascope.reports.views.in_words import say_in_words
 from spectrascope.reports.views.report import build_summary_sheet
 from spectrascope.reports.views.words import explain, warn
+from spectrascope.text import printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment
