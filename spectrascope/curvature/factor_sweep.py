@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.columns import Columns
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target
+from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, UnsupportedOperationError
 from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
 from spectrascope.curvature.gauss_newton import _Sweep
 from spectrascope.curvature.loss_columns import (
@@ -19,7 +19,7 @@ from spectrascope.curvature.loss_columns import (
     softmax_slopes,
 )
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, UnsupportedOperationError, WeightUse
+from spectrascope.curvature.tape import Tape, WeightUse
 from spectrascope.records.decomposition import DecomposeOptions, Factors, FisherType
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload

@@ -10,11 +10,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
+from spectrascope.curvature.engine import (
+    GRADIENT_COST,
+    Curvature,
+    CurvatureEngine,
+    CurvatureSums,
+    Downstream,
+    Progress,
+    Target,
+    target_slopes,
+)
 from spectrascope.curvature.loss_root import is_cross_entropy
 from spectrascope.curvature.microbatches import Schedule
 from spectrascope.errors import UnsupportedModelError
@@ -26,8 +36,8 @@ __all__ = ["GaussNewtonSketch"]
 
 
 @dataclass(frozen=True)
-class GaussNewtonSketch:
-    """The engine. Always an estimate, of the Gauss–Newton part.
+class GaussNewtonSketch(CurvatureEngine):
+    """Estimate the Gauss–Newton part of all weights at once, from random cotangents at the outputs.
 
     Args:
         micro_batch: samples per pass; ``None`` tunes it. Smaller ones make more, more independent estimates.
@@ -35,10 +45,20 @@ class GaussNewtonSketch:
         seed: of the random vectors.
     """
 
-    micro_batch: int | None = None
     probes: int = 16
     seed: int = 0
-    name: EngineName = EngineName.GAUSS_NEWTON_SKETCH
+    name: ClassVar = EngineName.GAUSS_NEWTON_SKETCH
+    exact: ClassVar = False
+
+    @classmethod
+    def make(cls, micro_batch: int | None, seed: int) -> GaussNewtonSketch:
+        """An engine that draws its cotangents from ``seed``."""
+        return cls(micro_batch, seed=seed)
+
+    @classmethod
+    def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
+        """A gradient, and one backward pass per probe for all weights and all k."""
+        return GRADIENT_COST + 2.0 * cls.probes if weights else 0.0
 
     def measure(
         self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from spectrascope.curvature.choose import choose_engines
+from spectrascope.curvature.choose import choose_engines, make_engine
 from spectrascope.curvature.double_backprop import hessian_products, loss_gradients
 from spectrascope.curvature.engine import Target
-from spectrascope.curvature.engines import make_engine
 from spectrascope.errors import OptionError
 from spectrascope.measure.prepare import device_name, prepare_workload, require_matching_labels, with_fastest_format
 from spectrascope.measure.run import versions

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.microbatches import is_out_of_memory
 from spectrascope.curvature.tangent.chains import Chains, ChainStep
 from spectrascope.curvature.tangent.head import HeadStep, row_order, token_forms
@@ -17,7 +18,6 @@ from spectrascope.curvature.tangent.recording import Node, Recording
 from spectrascope.curvature.tangent.rule import Order, Step, TangentRule
 from spectrascope.curvature.tangent.table import find_rule
 from spectrascope.curvature.tangent.values import Tangent, dense
-from spectrascope.curvature.tape import UnsupportedOperationError
 
 __all__ = ["Footprint", "Plan", "make_plan", "record_loss"]
 
