@@ -23,7 +23,7 @@ from spectrascope.curvature.engine import (
     Target,
     target_slopes,
 )
-from spectrascope.curvature.microbatches import Schedule
+from spectrascope.curvature.microbatches import Schedule, candidate_sizes
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Inputs, Workload
@@ -71,7 +71,9 @@ class DoubleBackprop(CurvatureEngine):
         n = workload.source.n
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
         borders = sums[0].borders
-        schedule = Schedule(n, self.micro_batch, borders, candidates=(16, 32, 64))
+        schedule = Schedule(
+            n, self.micro_batch, borders, candidates=candidate_sizes(workload.device, 64), device=workload.device
+        )
 
         def work(start: int, stop: int) -> None:
             inputs, labels = workload.fetch(start, stop)

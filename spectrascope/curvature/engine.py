@@ -13,6 +13,7 @@ from torch import Tensor
 from spectrascope.curvature.microbatches import group_borders
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
@@ -75,7 +76,7 @@ class CurvatureSums:
 
     def __init__(self, k: int, n: int, groups: int, device: torch.device) -> None:
         self.borders = group_borders(n, groups)
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.dtype = sum_dtype(device)
         shape = (len(self.borders) - 1, k)
         self.matrix = torch.zeros(k, k, dtype=self.dtype, device=device)
         self.group_h = torch.zeros(shape, dtype=self.dtype, device=device)

@@ -11,7 +11,7 @@ from spectrascope.curvature.columns import Columns
 from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, UnsupportedOperationError
 from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
 from spectrascope.curvature.gauss_newton import _Sweep
-from spectrascope.curvature.loss_columns import (
+from spectrascope.curvature.loss_root import (
     LossColumns,
     curvature_columns,
     gradient_column,

@@ -23,7 +23,7 @@ from spectrascope.curvature.engine import (
     Target,
     target_slopes,
 )
-from spectrascope.curvature.microbatches import Schedule
+from spectrascope.curvature.microbatches import Schedule, candidate_sizes
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Inputs, Workload
@@ -75,7 +75,13 @@ class FiniteDifference(CurvatureEngine):
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
                 gaps[i] += error * (stop - start)
 
-        Schedule(n, self.micro_batch, sums[0].borders, candidates=(16, 32, 64)).run(work, progress)
+        Schedule(
+            n,
+            self.micro_batch,
+            sums[0].borders,
+            candidates=candidate_sizes(workload.device, 64),
+            device=workload.device,
+        ).run(work, progress)
         return [
             s.finish(self.name, exact=False, stderr=(gap / n).abs().cpu().double())
             for s, gap in zip(sums, gaps, strict=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from spectrascope.curvature.loss_root import output_model
 from spectrascope.curvature.microbatches import Schedule
 from spectrascope.curvature.sweep import sweep_back
 from spectrascope.curvature.tape import Tape, WeightUse
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
@@ -75,12 +76,7 @@ class GaussNewton(CurvatureEngine):
         """
         n = workload.source.n
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
-        schedule = Schedule(
-            n,
-            self.micro_batch,
-            candidates=_candidates(workload.device),
-            synchronize=_synchronizer(workload.device),
-        )
+        schedule = Schedule(n, self.micro_batch, device=workload.device)
         sweep = _Sweep(workload, targets, self.column_batch)
 
         def work(start: int, stop: int) -> None:
@@ -96,21 +92,13 @@ class GaussNewton(CurvatureEngine):
         return [s.finish(self.name, exact=True) for s in sums]
 
 
-def _candidates(device: torch.device) -> tuple[int, ...]:
-    return (16, 32, 64, 128) if device.type == "cpu" else (32, 64, 128, 256, 512, 1024)
-
-
-def _synchronizer(device: torch.device) -> Any:
-    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-
-
 class _Sweep:
     """Forward and backward over one slice of samples."""
 
     def __init__(self, workload: Workload, targets: Sequence[Target], column_batch: int | None) -> None:
         self.workload = workload
         self.column_batch = column_batch
-        self.sum_dtype = torch.float32 if workload.device.type == "mps" else torch.float64
+        self.sum_dtype = sum_dtype(workload.device)
         self.parameters: list[torch.nn.Parameter] = []
         self.targets: list[list[int]] = []  # parameter -> its targets (q, k and v share one)
         index = {}

@@ -111,8 +111,7 @@ class Tangents(CurvatureEngine):
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
 
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= limit]
-        wait = torch.cuda.synchronize if workload.device.type == "cuda" else (lambda: None)
-        Schedule(n, self.micro_batch, sums[0].borders, candidates=sizes, synchronize=wait).run(work, progress)
+        Schedule(n, self.micro_batch, sums[0].borders, candidates=sizes, device=workload.device).run(work, progress)
         return [failed[i] if i in failed else s.finish(self.name, exact=True) for i, s in enumerate(sums)]
 
     def _limits(self, sweeps: _Sweeps) -> tuple[int, int]:
