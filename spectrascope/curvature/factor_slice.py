@@ -11,8 +11,16 @@ from torch import Tensor
 
 from spectrascope.curvature.engine import Progress, Target
 from spectrascope.curvature.factor_sums import GramSum, ParameterSums, TargetSums
-from spectrascope.curvature.loss_columns import LossColumns
-from spectrascope.curvature.microbatches import OutOfMemoryError, Schedule, group_borders, is_out_of_memory
+from spectrascope.curvature.loss_root import LossColumns
+from spectrascope.curvature.microbatches import (
+    Groups,
+    OutOfMemoryError,
+    Schedule,
+    candidate_sizes,
+    group_borders,
+    is_out_of_memory,
+    release_memory,
+)
 from spectrascope.curvature.patches import gram_of_patches, kernel_first, patches_of, project_patches
 from spectrascope.records.decomposition import DecomposeOptions, Factors, Sharing
 from spectrascope.workload import Workload
@@ -35,7 +43,9 @@ class FactorSlice:
     of parts, then it is closed.
     """
 
-    def __init__(self, workload: Workload, targets: Sequence[Target], options: DecomposeOptions, groups: int) -> None:
+    def __init__(
+        self, workload: Workload, targets: Sequence[Target], options: DecomposeOptions, groups: Groups
+    ) -> None:
         self.options = options
         self.workload = workload
         self.borders = group_borders(workload.source.n, groups)
@@ -167,7 +177,6 @@ def run_restarting(
 ) -> None:
     """Run a schedule; where a micro-batch does not fit, start again with smaller ones."""
     size = micro_batch
-    candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (32, 64, 128, 256)
     while True:
         work = begin()
         largest = [0]
@@ -184,7 +193,9 @@ def run_restarting(
                 raise
 
         try:
-            Schedule(n, size, candidates=candidates).run(guarded, progress)
+            Schedule(n, size, candidates=candidate_sizes(workload.device, 256), device=workload.device).run(
+                guarded, progress
+            )
         except _TooLargeError as error:
             size = largest[0] // 2
             if size < 1:
@@ -192,7 +203,6 @@ def run_restarting(
                     "out of memory with one sample at a time: use a smaller input, fewer directions (--top-k) or fewer "
                     "layers (--layers)"
                 ) from error
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
         else:
             return

@@ -18,7 +18,7 @@ from spectrascope.curvature.engine import Target
 from spectrascope.numerics.fits import fit_alpha_g
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.numerics.separable import predict_profile
-from spectrascope.numerics.spectra import gram_eigenvalues, lower_gram
+from spectrascope.numerics.spectra import gram_eigenvalues, lower_gram, sum_dtype
 from spectrascope.records.decomposition import Concentration, DecomposeOptions, Factor, Factors, Sharing
 from spectrascope.records.values import Missing
 
@@ -47,10 +47,10 @@ class GramSum:
     ) -> None:
         self.size = size
         self.whole = size <= HELD_UP_TO
-        sum_dtype = torch.float64 if size <= 2048 and device.type != "mps" else dtype
+        total_dtype = sum_dtype(device) if size <= 2048 else dtype
         self.trace = 0.0
         if self.whole:
-            self.total = torch.zeros(groups, size, size, dtype=sum_dtype, device=device)
+            self.total = torch.zeros(groups, size, size, dtype=total_dtype, device=device)
             return
         if groups > 1:
             raise NotImplementedError("blocks of a grouped convolution are small")
@@ -124,7 +124,7 @@ class TargetSums:
     by_position: Tensor | bool | None = None
 
     def __post_init__(self) -> None:
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        dtype = sum_dtype(self.device)
         k = self.target.directions.k
         self.rays = torch.zeros(len(self.borders) - 1, 2, k, dtype=dtype, device=self.device)
         self.products = torch.zeros(3, k, dtype=dtype, device=self.device)

@@ -8,18 +8,19 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.columns import Columns
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target
+from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, UnsupportedOperationError
 from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
 from spectrascope.curvature.gauss_newton import _Sweep
-from spectrascope.curvature.loss_columns import (
+from spectrascope.curvature.loss_root import (
     LossColumns,
     curvature_columns,
     gradient_column,
     make_columns,
     softmax_slopes,
 )
+from spectrascope.curvature.microbatches import Groups
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, UnsupportedOperationError, WeightUse
+from spectrascope.curvature.tape import Tape, WeightUse
 from spectrascope.records.decomposition import DecomposeOptions, Factors, FisherType
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
@@ -30,7 +31,9 @@ __all__ = ["measure_with_curvature"]
 class _FactorSweep(_Sweep):
     """The column sweep, summing factors as inputs and cotangents pass by."""
 
-    def __init__(self, workload: Workload, targets: Sequence[Target], options: DecomposeOptions, groups: int) -> None:
+    def __init__(
+        self, workload: Workload, targets: Sequence[Target], options: DecomposeOptions, groups: Groups
+    ) -> None:
         super().__init__(workload, targets, None)
         self.measured = targets
         self.options = options
@@ -126,7 +129,7 @@ def measure_with_curvature(
     targets: Sequence[Target],
     options: DecomposeOptions,
     *,
-    groups: int = 16,
+    groups: Groups = 16,
     micro_batch: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Curvature], list[Factors]]:

@@ -14,18 +14,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from spectrascope.curvature.columns import Columns
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target
+from spectrascope.curvature.engine import (
+    Curvature,
+    CurvatureEngine,
+    CurvatureSums,
+    Downstream,
+    Progress,
+    Target,
+    UnsupportedOperationError,
+)
 from spectrascope.curvature.loss_root import output_model
-from spectrascope.curvature.microbatches import Schedule
+from spectrascope.curvature.microbatches import Groups, Schedule
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, UnsupportedOperationError, WeightUse
+from spectrascope.curvature.tape import Tape, WeightUse
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
@@ -35,25 +44,27 @@ _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 
 
 @dataclass(frozen=True)
-class GaussNewton:
-    """The engine. Exact only for weights that :func:`spectrascope.curvature.choose.choose_engines` admits.
+class GaussNewton(CurvatureEngine):
+    """Measure by a backward sweep per output: exact for weights that ``choose.choose_engines`` admits, no others.
 
     Args:
         micro_batch: samples per forward pass; ``None`` tunes it.
         column_batch: columns swept together; ``None`` chooses by the number of outputs.
     """
 
-    micro_batch: int | None = None
     column_batch: int | None = None
-    name: EngineName = EngineName.GAUSS_NEWTON
+    name: ClassVar = EngineName.GAUSS_NEWTON
+    exact: ClassVar = True
+    next: ClassVar = EngineName.TANGENT
+    reference: ClassVar = (EngineName.DOUBLE_BACKPROP,)
+
+    @classmethod
+    def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
+        """A forward pass, and one sweep per output back to the earliest weight, for all weights and all k."""
+        return 1.0 + n_outputs * max(w.share for w in weights) if weights else 0.0
 
     def measure(
-        self,
-        workload: Workload,
-        targets: Sequence[Target],
-        *,
-        groups: int = 16,
-        progress: Progress | None = None,
+        self, workload: Workload, targets: Sequence[Target], *, groups: Groups = 16, progress: Progress | None = None
     ) -> list[Curvature]:
         """Curvature of each target over the whole batch.
 
@@ -65,12 +76,7 @@ class GaussNewton:
         """
         n = workload.source.n
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
-        schedule = Schedule(
-            n,
-            self.micro_batch,
-            candidates=_candidates(workload.device),
-            synchronize=_synchronizer(workload.device),
-        )
+        schedule = Schedule(n, self.micro_batch, device=workload.device)
         sweep = _Sweep(workload, targets, self.column_batch)
 
         def work(start: int, stop: int) -> None:
@@ -86,21 +92,13 @@ class GaussNewton:
         return [s.finish(self.name, exact=True) for s in sums]
 
 
-def _candidates(device: torch.device) -> tuple[int, ...]:
-    return (16, 32, 64, 128) if device.type == "cpu" else (32, 64, 128, 256, 512, 1024)
-
-
-def _synchronizer(device: torch.device) -> Any:
-    return torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
-
-
 class _Sweep:
     """Forward and backward over one slice of samples."""
 
     def __init__(self, workload: Workload, targets: Sequence[Target], column_batch: int | None) -> None:
         self.workload = workload
         self.column_batch = column_batch
-        self.sum_dtype = torch.float32 if workload.device.type == "mps" else torch.float64
+        self.sum_dtype = sum_dtype(workload.device)
         self.parameters: list[torch.nn.Parameter] = []
         self.targets: list[list[int]] = []  # parameter -> its targets (q, k and v share one)
         index = {}

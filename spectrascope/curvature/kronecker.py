@@ -14,7 +14,8 @@ from torch import Tensor
 
 from spectrascope.curvature.engine import Progress, Target
 from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
-from spectrascope.curvature.loss_columns import LossColumns, make_columns
+from spectrascope.curvature.loss_root import LossColumns, make_columns
+from spectrascope.curvature.microbatches import Groups
 from spectrascope.curvature.uses import CapturedUse, Layout, capture_uses, find_layouts
 from spectrascope.losses import scores_of
 from spectrascope.records.decomposition import DecomposeOptions, Factors
@@ -29,7 +30,7 @@ def measure_without_curvature(
     targets: Sequence[Target],
     options: DecomposeOptions,
     *,
-    groups: int = 16,
+    groups: Groups = 16,
     micro_batch: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,

@@ -18,14 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spectrascope.curvature.columns import BackwardRule, Saved
+from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.operations import describe, is_custom, same_elements, tensors_of
 from spectrascope.curvature.rules import find_rule
 
-__all__ = ["Tape", "TapeNode", "UnsupportedOperationError", "WeightUse"]
-
-
-class UnsupportedOperationError(RuntimeError):
-    """The tape met something it cannot differentiate exactly; callers fall back to double backprop."""
+__all__ = ["Tape", "TapeNode", "WeightUse"]
 
 
 @dataclass(slots=True)

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from spectrascope.curvature.choose import EngineChoice
-from spectrascope.curvature.engine import Target
+from spectrascope.curvature.engine import Target, UnsupportedOperationError
 from spectrascope.curvature.factor_sweep import measure_with_curvature
 from spectrascope.curvature.kronecker import measure_without_curvature
-from spectrascope.curvature.tape import UnsupportedOperationError
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.run import measure_by
-from spectrascope.measure.stages import Measured, find_targets, forced_micro_batch, measure_targets
+from spectrascope.measure.stages import Measured, find_targets, forced_micro_batch, measure_curvature, measure_targets
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.alignment import align
 from spectrascope.records.decomposition import DecomposeOptions, Decomposition, Factors
@@ -85,24 +84,35 @@ def _sweep(
     decompose: DecomposeOptions,
 ) -> Measured | None:
     """Measure curvature and factors in one sweep; ``None`` where it cannot follow the network."""
-    targets = find_targets(workload, [layer for layer, _ in items], run)
-    reasons = {layer.name: choice.reason for layer, choice in items}
-    found = Measured(targets.gradient, targets.targets, [], reasons, targets.failed, targets.noise)
+    found = find_targets(workload, [layer for layer, _ in items], [choice for _, choice in items], run)
+    published = [Target(target.layer, target.directions) for target in found.targets]
     with run.clock.stage("curvature"):
-        if found.targets:
-            try:
-                found.curvatures, factors = measure_with_curvature(
-                    workload,
-                    found.targets,
+        try:
+            curvatures, factors = (
+                measure_with_curvature(
+                    replace(found.workload, source=found.deal.source.pick(found.deal.places)),
+                    published,
                     decompose,
-                    groups=run.options.groups,
+                    groups=found.deal.curvature_sizes,
                     micro_batch=forced_micro_batch(run.options),
                     progress=lambda done, total: run.on_progress("curvature", done, total),
                 )
-            except (UnsupportedOperationError, UnsupportedModelError):
-                return None
-            found.factors = _by_name(found.targets, factors)
-    return found
+                if published
+                else ([], [])
+            )
+        except (UnsupportedOperationError, UnsupportedModelError):
+            return None
+    choice_of = {layer.name: choice for layer, choice in items}
+    measured = measure_curvature(found, [choice_of[t.layer.name] for t in found.targets], run, published=False)
+    along = {t.layer.name: c for t, c in zip(published, curvatures, strict=True)}
+    # Slopes of the gradient pass are those of all samples; the sweep's are of the samples for curvature.
+    measured.curvatures = [
+        replace(c, matrix=own.matrix, group_h=own.group_h, engine=own.engine, exact=own.exact)
+        for t, c in zip(measured.targets, measured.curvatures, strict=True)
+        for own in [along[t.layer.name]]
+    ]
+    measured.factors = _by_name(published, factors)
+    return measured
 
 
 def _pass(
@@ -141,5 +151,7 @@ def _join(layers: Sequence[WeightLayer], first: Measured, second: Measured) -> M
         first.reasons | second.reasons,
         first.failed | second.failed,
         first.noise | second.noise,
+        first.held_out | second.held_out,
+        first.null | second.null,
         first.factors | second.factors,
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import bisect
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,10 +14,11 @@ from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
 from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
 from spectrascope.losses import IGNORED, Loss
 from spectrascope.network.layers import WeightLayer
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
 
-__all__ = ["GradientPass", "measure_gradients"]
+__all__ = ["GradientPass", "blocks_within", "gradient_memory", "measure_gradients"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,34 @@ class GradientPass:
     accuracy: float | None
     micro_batch: int
     by_group: dict[str, Tensor]
+
+    def without_gradients(self) -> GradientPass:
+        """What the pass tells about the batch, without what takes memory."""
+        return replace(self, gradients={}, half_difference=None, by_group={})
+
+
+def gradient_memory(device: torch.device) -> int:
+    """Bytes that gradients may take: half of what is free, on the device or in the host's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):  # not told on this system
+        return 4 << 30
+
+
+def blocks_within(layers: Sequence[WeightLayer], groups: int, memory: int) -> list[list[WeightLayer]]:
+    """Deal weights to blocks whose gradients, by sample group and in all, fit in ``memory`` bytes; order is kept."""
+    blocks: list[list[WeightLayer]] = [[]]
+    held: dict[int, int] = {}
+    for layer in layers:
+        size = layer.parameter.numel() * (24 + 4 * groups * max(1, layer.parameter.element_size() // 4))
+        if blocks[-1] and id(layer.parameter) not in held and sum(held.values()) + size > memory:
+            blocks.append([])
+            held = {}
+        held[id(layer.parameter)] = size
+        blocks[-1].append(layer)
+    return blocks
 
 
 def measure_gradients(
@@ -72,8 +102,7 @@ def measure_gradients(
     totals = torch.zeros(4, dtype=sums.dtype, device=workload.device)
     per_sample: set[int] = set()
     classes = [True]
-    candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (64, 128, 256, 512, 1024)
-    schedule = Schedule(n, micro_batch, sums.cuts, candidates=candidates)
+    schedule = Schedule(n, micro_batch, sums.cuts, device=workload.device)
 
     def work(start: int, stop: int) -> None:
         inputs, targets = workload.fetch(start, stop)
@@ -114,7 +143,7 @@ class _GradientSums:
 
     def __init__(self, workload: Workload, parameters: Sequence[nn.Parameter], borders: Sequence[int]) -> None:
         self.n, self.half, self.borders = workload.source.n, workload.source.n // 2, list(borders)
-        self.dtype = torch.float32 if workload.device.type == "mps" else torch.float64
+        self.dtype = sum_dtype(workload.device)
         self.kept = torch.float64 if workload.dtype is torch.float64 else torch.float32
         shapes, device = [tuple(p.shape) for p in parameters], workload.device
         self.halves = [[torch.zeros(shape, dtype=self.dtype, device=device) for shape in shapes] for _ in range(2)]

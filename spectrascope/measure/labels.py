@@ -84,7 +84,7 @@ def _draw(workload: Workload, start: int, stop: int, generator: torch.Generator)
     scores, targets = scores.detach().cpu().double(), targets.detach().cpu().clone()
     if isinstance(loss, BinaryCrossEntropy):
         return (torch.rand(targets.shape, generator=generator) < scores.reshape(targets.shape).sigmoid()).to(targets)
-    if targets.is_floating_point() or getattr(loss, "label_smoothing", 0.0):
+    if targets.is_floating_point() or bool(getattr(loss, "label_smoothing", False)):
         raise OptionError(
             f"--labels model needs a loss of class labels without smoothing: {getattr(loss, 'label', 'this loss')} has "
             "no labels that a softmax could draw; try --labels shuffled"

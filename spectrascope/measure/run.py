@@ -23,6 +23,7 @@ from spectrascope.network.effective import parametrized_weights, unwrapped
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.participation import effective_rank, participation_ratio
+from spectrascope.numerics.signal import read_signal
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.report import (
     LayerReport,
@@ -145,7 +146,8 @@ def _rows(
         target, curvature = measured[name]
         measurement = _measurement(target, curvature, found, checked)
         analysis = analyse(measurement, top_k=options.top_k, min_rank=options.min_rank)
-        rows.append(LayerReport(candidate.info, measurement, analysis))
+        held_out, null, analysis = read_signal(measurement, found.held_out[name], found.null[name], analysis)
+        rows.append(LayerReport(candidate.info, measurement, analysis, held_out=held_out, null=null))
     if not any(isinstance(r, LayerReport) for r in rows):
         first = next(iter(found.failed.values()))
         raise UnsupportedModelError(f"no weight could be measured ({len(found.failed)} failed): {first}")

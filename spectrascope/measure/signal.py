@@ -20,10 +20,19 @@ from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions, join_directions, largest_singular_value, top_directions
 from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values, widen_groups
 from spectrascope.records.signal import HeldOut, NullDraws
-from spectrascope.records.values import Missing
+from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import PickedSamples, SampleSource
 
-__all__ = ["Deal", "Part", "SignalCurvature", "SignalTarget", "deal_samples", "find_signal_target", "join_folds"]
+__all__ = [
+    "Deal",
+    "Part",
+    "SignalCurvature",
+    "SignalTarget",
+    "deal_samples",
+    "find_signal_target",
+    "join_folds",
+    "no_curvature",
+]
 
 NULL_SIGMA_DRAWS = 20
 """Null draws whose largest singular value sets the threshold of signal."""
@@ -60,9 +69,14 @@ class Deal:
         return tuple(b - a for a, b in zip(self.borders, self.borders[1:], strict=False))
 
     @property
-    def n_curvature(self) -> int:
-        """Samples on which curvature is measured."""
-        return sum(len(part.places) for part in self.parts)
+    def places(self) -> tuple[int, ...]:
+        """Samples on which curvature is measured, by place in the dealt batch."""
+        return tuple(place for part in self.parts for place in part.places)
+
+    @property
+    def curvature_sizes(self) -> tuple[int, ...]:
+        """Samples of each group on which curvature is measured."""
+        return tuple(size for part in self.parts for size in part.group_sizes)
 
 
 def deal_samples(source: SampleSource, *, groups: int, folds: int, curvature_samples: int, seed: int) -> Deal:
@@ -77,17 +91,18 @@ def deal_samples(source: SampleSource, *, groups: int, folds: int, curvature_sam
     """
     n = source.n
     order = np.random.default_rng([seed, n]).permutation(n)
-    groups = max(1, min(groups, n))
-    ranges = split_folds(groups, folds)
-    borders, parts = [0], []
-    fold_sizes, fold_wanted = (np.diff(group_borders(count, len(ranges))) for count in (n, min(n, curvature_samples)))
-    for members, size, wanted in zip(ranges, fold_sizes.tolist(), fold_wanted.tolist(), strict=True):
-        start = borders[-1]
-        inner = group_borders(size, len(members))
-        taken = np.diff(group_borders(wanted, len(members))).tolist()
-        places = [start + a + i for a, count in zip(inner, taken, strict=False) for i in range(count)]
-        parts.append(Part(members, tuple(taken), tuple(places)))
-        borders.extend(start + border for border in inner[1:])
+    borders = group_borders(n, groups)
+    sizes, wanted = np.diff(borders), np.diff(group_borders(n if curvature_samples >= n else curvature_samples, groups))
+    wanted = np.pad(wanted, (0, len(sizes) - len(wanted)))  # fewer samples than groups: the last go without
+    taken = [int(min(size, count)) for size, count in zip(sizes, wanted, strict=True)]
+    parts = [
+        Part(
+            members,
+            tuple(taken[g] for g in members if taken[g]),
+            tuple(borders[g] + i for g in members for i in range(taken[g])),
+        )
+        for members in split_folds(len(sizes), folds)
+    ]
     return Deal(PickedSamples(source, tuple(order.tolist())), tuple(borders), tuple(parts))
 
 
@@ -178,11 +193,20 @@ def _slopes(by_group: Tensor, directions: Directions, groups: range) -> Tensor:
     return torch.stack([(by_group[g].double() @ right * left).sum(0) for g in groups]).cpu()
 
 
+def no_curvature(target: SignalTarget, part: Part, engine: EngineName) -> Curvature:
+    """What stands for a fold's curvature where none was asked for: no directions."""
+    inside = target.slopes[part.groups.start : part.groups.stop, :0]
+    return Curvature(torch.zeros(0, 0, dtype=torch.float64), inside, inside, part.group_sizes, engine, exact=True)
+
+
 @dataclass(frozen=True)
 class SignalCurvature:
-    """The parts of one weight's measurement, put together from all folds; ``None`` where they were not asked for."""
+    """The parts of one weight's measurement, put together from all folds.
 
-    published: Curvature | None
+    ``published`` has no directions where only held-out ones were measured.
+    """
+
+    published: Curvature
     held_out: HeldOut | Missing
     null: NullDraws | Missing
 
@@ -196,23 +220,28 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
         measured: curvature on each fold's samples, along :meth:`SignalTarget.target`.
         published: whether the whole batch's directions were among them.
     """
-    counts = torch.tensor([float(len(part.places)) for part in deal.parts], dtype=torch.float64)
+    counts = torch.tensor([float(len(part.places)) for part in deal.parts if part.places], dtype=torch.float64)
     share = counts / counts.sum()
     k_all, k_held = (target.directions.k if published else 0), (target.folds[0].k if target.folds else 0)
     whole, held = slice(0, k_all), slice(k_all, k_all + k_held)
     matrix = sum(float(w) * c.matrix for w, c in zip(share, measured, strict=True))
     group_h = torch.cat([c.group_h for c in measured])
     assert isinstance(matrix, Tensor)
-    curvature = None
-    if published:
-        stderr = None
-        if measured[0].stderr is not None:
-            squares = [(w * c.stderr[whole]) ** 2 for w, c in zip(share, measured, strict=True) if c.stderr is not None]
-            stderr = torch.stack(squares).sum(0).sqrt()
-        curvature = Curvature(
-            matrix=matrix[whole, whole], group_h=group_h[:, whole], group_sigma=target.slopes,
-            group_sizes=deal.sizes, engine=measured[0].engine, exact=measured[0].exact, stderr=stderr,
-        )  # fmt: skip
+    slopes = torch.cat([c.group_sigma for c in measured])
+    all_of_them = deal.curvature_sizes == deal.sizes  # then both passes saw every sample, and can be compared
+    stderr = None
+    if measured[0].stderr is not None:
+        squares = [(w * c.stderr[whole]) ** 2 for w, c in zip(share, measured, strict=True) if c.stderr is not None]
+        stderr = torch.stack(squares).sum(0).sqrt()
+    curvature = Curvature(
+        matrix=matrix[whole, whole],
+        group_h=group_h[:, whole],
+        group_sigma=slopes[:, whole] if published and all_of_them else target.slopes,
+        group_sizes=deal.sizes,
+        engine=measured[0].engine,
+        exact=measured[0].exact,
+        stderr=stderr,
+    )
     held_out: HeldOut | Missing = Missing("held-out slopes need at least 4 sample groups")
     unread = Missing("not fitted yet")
     if target.held_out is not None:

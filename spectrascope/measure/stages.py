@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from spectrascope.curvature.choose import EngineChoice
-from spectrascope.curvature.double_backprop import DoubleBackprop, hessian_products, loss_gradients
+from spectrascope.curvature.choose import ENGINES, EngineChoice, make_engine
 from spectrascope.curvature.engine import Curvature, Progress, Target
-from spectrascope.curvature.engines import make_engine
-from spectrascope.curvature.tangent.engine import Tangents
-from spectrascope.curvature.tape import UnsupportedOperationError
+from spectrascope.curvature.microbatches import Groups
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
-from spectrascope.measure.gradients import GradientPass, measure_gradients
+from spectrascope.measure.gradients import GradientPass, blocks_within, gradient_memory, measure_gradients
+from spectrascope.measure.signal import Deal, SignalTarget, deal_samples, find_signal_target, join_folds, no_curvature
 from spectrascope.network.layers import WeightLayer
-from spectrascope.numerics.directions import spectral_norm, top_directions
+from spectrascope.numerics.directions import spectral_norm
 from spectrascope.records.decomposition import Factors
 from spectrascope.records.report import ProbeOptions
+from spectrascope.records.signal import Estimate, HeldOut, NullDraws
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
 
-__all__ = ["FoundTargets", "Measured", "find_targets", "forced_micro_batch", "measure_targets"]
+__all__ = ["FoundTargets", "Measured", "find_targets", "forced_micro_batch", "measure_curvature", "measure_targets"]
 
 
 @dataclass
@@ -35,6 +34,8 @@ class Measured:
     reasons: dict[str, str]
     failed: dict[str, str]
     noise: dict[str, float]
+    held_out: dict[str, HeldOut | Missing] = field(default_factory=dict)
+    null: dict[str, NullDraws | Missing] = field(default_factory=dict)
     factors: dict[str, Factors | Missing] = field(default_factory=dict)
 
     def drop(self, name: str, reason: str) -> None:
@@ -47,10 +48,15 @@ class Measured:
 
 @dataclass(frozen=True)
 class FoundTargets:
-    """Directions of every weight that has any, why the others have none, and the noise of each gradient."""
+    """Directions of every weight that has any, why the others have none, and the noise of each gradient.
 
+    ``workload`` holds the samples as they were dealt to the groups of ``deal``.
+    """
+
+    workload: Workload
+    deal: Deal
     gradient: GradientPass
-    targets: list[Target]
+    targets: list[SignalTarget]
     failed: dict[str, str]
     noise: dict[str, float]
 
@@ -60,72 +66,162 @@ def forced_micro_batch(options: ProbeOptions) -> int | None:
     return None if options.micro_batch == "auto" else int(options.micro_batch)
 
 
-def find_targets(workload: Workload, layers: Sequence[WeightLayer], run: Run) -> FoundTargets:
-    """Measure the gradients of all weights, and find the directions along which each is to be measured."""
-    with run.clock.stage("gradient"):
-        gradient = measure_gradients(
-            workload,
-            layers,
-            micro_batch=forced_micro_batch(run.options),
-            progress=lambda done, total: run.on_progress("gradient", done, total),
-        )
-    failed = dict(gradient.missing)
-    targets: list[Target] = []
+def find_targets(
+    workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
+) -> FoundTargets:
+    """Measure the gradients of all weights, and find the directions along which each is to be measured.
+
+    Where the gradients of all sample groups would not fit in memory, weights are taken in blocks, each with a gradient
+    pass of its own.
+    """
+    options = run.options
+    deal = _deal(workload, choices, options)
+    workload = replace(workload, source=deal.source)
+    engine_of = {layer.name: choice.engine for layer, choice in zip(layers, choices, strict=True)}
+    gradient: GradientPass | None = None
+    failed: dict[str, str] = {}
+    targets: list[SignalTarget] = []
     noise: dict[str, float] = {}
-    with run.clock.stage("directions"):
-        for i, layer in enumerate(layers):
-            run.on_progress("directions", i, len(layers))
-            if layer.name in failed:
-                continue
-            try:
-                directions = top_directions(gradient.gradients[layer.name], run.options.top_k, workload.dtype)
-            except NonFiniteError as error:
-                failed[layer.name] = str(error)
-                continue
-            if directions.rank == 0:
-                failed[layer.name] = "the gradient is exactly zero: the loss does not see this weight on this batch"
-                continue
-            if gradient.half_difference is not None:
-                noise[layer.name] = spectral_norm(gradient.half_difference[layer.name])
-            targets.append(Target(layer, directions))
-        run.on_progress("directions", len(layers), len(layers))
-    return FoundTargets(gradient, targets, failed, noise)
+    blocks = blocks_within(layers, deal.n_groups, gradient_memory(workload.device))
+    for number, block in enumerate(blocks):
+        with run.clock.stage("gradient"):
+            found = measure_gradients(
+                workload,
+                block,
+                micro_batch=forced_micro_batch(options),
+                borders=deal.borders,
+                progress=_of_block(run.on_progress, number, len(blocks)),
+            )
+        gradient = found.without_gradients() if gradient is None else gradient
+        failed |= found.missing
+        with run.clock.stage("directions"):
+            for i, layer in enumerate(block):
+                if layer.name in failed:
+                    continue
+                run.on_progress("directions", i, len(block))
+                try:
+                    target = find_signal_target(
+                        layer,
+                        found.gradients[layer.name],
+                        found.by_group[layer.name],
+                        deal,
+                        top_k=options.top_k,
+                        dtype=workload.dtype,
+                        folds=options.estimate is not Estimate.PUBLISHED,
+                        nulls=_null_draws(engine_of[layer.name], options),
+                        seed=options.seed,
+                    )
+                except NonFiniteError as error:
+                    failed[layer.name] = str(error)
+                    continue
+                if target.directions.rank == 0:
+                    failed[layer.name] = "the gradient is exactly zero: the loss does not see this weight on this batch"
+                    continue
+                if found.half_difference is not None:
+                    noise[layer.name] = spectral_norm(found.half_difference[layer.name])
+                targets.append(target)
+            run.on_progress("directions", len(block), len(block))
+    assert gradient is not None  # there is at least one weight
+    return FoundTargets(workload, deal, gradient, targets, failed, noise)
+
+
+def _of_block(on_progress: OnProgress, number: int, blocks: int) -> Progress:
+    return lambda done, n: on_progress("gradient", number * n + done, blocks * n)
+
+
+_USUAL_CURVATURE_SAMPLES = {True: 2048, False: 512}
+"""Samples for curvature where all weights are measured by the class-factor engine, and where some are not."""
+
+
+def _deal(workload: Workload, choices: Sequence[EngineChoice], options: ProbeOptions) -> Deal:
+    n = workload.source.n
+    fast = all(choice.engine is EngineName.GAUSS_NEWTON for choice in choices)
+    wanted = options.curvature_samples
+    return deal_samples(
+        workload.source,
+        groups=options.groups,
+        folds=1 if options.estimate is Estimate.PUBLISHED else options.folds,
+        curvature_samples=_USUAL_CURVATURE_SAMPLES[fast] if wanted == "auto" else n if wanted == "all" else int(wanted),
+        seed=options.seed,
+    )
+
+
+def _null_draws(engine: EngineName, options: ProbeOptions) -> int:
+    if options.null_draws == "auto":
+        return 2 if engine is EngineName.GAUSS_NEWTON and options.estimate is not Estimate.PUBLISHED else 0
+    return int(options.null_draws)
 
 
 def measure_targets(
     workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
 ) -> Measured:
-    """Measure gradient, directions and curvature: the work that costs time. The model is already held still."""
-    found = find_targets(workload, layers, run)
+    """Measure gradient, directions, curvature: the work that costs time. The model is already held still."""
+    found = find_targets(workload, layers, choices, run)
     choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
-    engines = [choice_of[t.layer.name] for t in found.targets]
-    with run.clock.stage("curvature"):
-        micro_batch = forced_micro_batch(run.options)
-        curvatures = _Curvatures(workload, found.targets, run.options, micro_batch, run.on_progress)
-        curvatures.measure(engines)
-    keep = [(t, c) for t, c in zip(found.targets, curvatures.curvatures, strict=True) if c is not None]
-    return Measured(
-        found.gradient,
-        [t for t, _ in keep],
-        [c for _, c in keep],
-        {t.layer.name: c.reason for t, c in zip(found.targets, engines, strict=True)} | curvatures.reasons,
-        found.failed | curvatures.failed,
-        found.noise,
+    return measure_curvature(
+        found,
+        [choice_of[t.layer.name] for t in found.targets],
+        run,
+        published=run.options.estimate is not Estimate.HELD_OUT,
     )
 
 
-_ORDER = (
-    EngineName.GAUSS_NEWTON,
-    EngineName.TANGENT,
-    EngineName.DOUBLE_BACKPROP,
-    EngineName.GAUSS_NEWTON_SKETCH,
-    EngineName.FINITE_DIFFERENCE,
-)
-_NEXT = {
-    EngineName.GAUSS_NEWTON: EngineName.TANGENT,
-    EngineName.TANGENT: EngineName.DOUBLE_BACKPROP,
-}
-"""What measures a weight that an exact engine gives up: another exact one."""
+def measure_curvature(found: FoundTargets, choices: Sequence[EngineChoice], run: Run, *, published: bool) -> Measured:
+    """Measure curvature along every direction found, fold by fold, and put each weight's numbers together.
+
+    Args:
+        found: the weights and their directions.
+        choices: the engine of each.
+        run: what was asked for.
+        published: whether the directions of the whole batch are measured, or those held out alone.
+    """
+    deal, options = found.deal, run.options
+    engines = list(choices)
+    reasons, failed = {t.layer.name: c.reason for t, c in zip(found.targets, engines, strict=True)}, dict(found.failed)
+    parts: list[list[Curvature]] = [[] for _ in found.targets]
+    n, before = len(deal.places), 0
+    with run.clock.stage("curvature"):
+        for number, part in enumerate(deal.parts):
+            if not part.places:
+                continue
+            if not (published or any(target.folds or target.nulls for target in found.targets)):
+                for i, target in enumerate(found.targets):
+                    parts[i].append(no_curvature(target, part, engines[i].engine))
+                continue
+            alive = [i for i, target in enumerate(found.targets) if target.layer.name not in failed]
+            curvatures = _Curvatures(
+                replace(found.workload, source=deal.source.pick(part.places)),
+                [found.targets[i].target(number, published=published) for i in alive],
+                options,
+                part.group_sizes,
+                _share_of(run.on_progress, before, len(part.places), n),
+            )
+            curvatures.measure([engines[i] for i in alive])
+            before += len(part.places)
+            failed |= curvatures.failed
+            reasons |= curvatures.reasons
+            for i, curvature in zip(alive, curvatures.curvatures, strict=True):
+                if curvature is not None:
+                    parts[i].append(curvature)
+                    engines[i] = replace(engines[i], engine=curvature.engine)  # what gave up once is not tried again
+    kept = [i for i, target in enumerate(found.targets) if target.layer.name not in failed]
+    whole = [join_folds(found.targets[i], deal, parts[i], published=published) for i in kept]
+    names = [found.targets[i].layer.name for i in kept]
+    return Measured(
+        found.gradient,
+        [Target(found.targets[i].layer, found.targets[i].directions) for i in kept],
+        [w.published for w in whole],
+        reasons,
+        failed,
+        found.noise,
+        held_out=dict(zip(names, [w.held_out for w in whole], strict=True)),
+        null=dict(zip(names, [w.null for w in whole], strict=True)),
+    )
+
+
+def _share_of(on_progress: OnProgress, before: int, size: int, n: int) -> OnProgress:
+    """Progress of one fold as a share of the whole."""
+    return lambda stage, done, total: on_progress(stage, before + size * done / max(total, 1), n)
 
 
 class _Curvatures:
@@ -136,13 +232,13 @@ class _Curvatures:
         workload: Workload,
         targets: Sequence[Target],
         options: ProbeOptions,
-        micro_batch: int | None,
+        groups: Groups,
         on_progress: OnProgress,
     ) -> None:
         self.workload = workload
         self.targets = targets
         self.options = options
-        self.micro_batch = micro_batch
+        self.groups = groups
         self.on_progress = on_progress
         self.curvatures: list[Curvature | None] = [None] * len(targets)
         self.reasons: dict[str, str] = {}
@@ -150,23 +246,30 @@ class _Curvatures:
 
     def measure(self, choices: Sequence[EngineChoice]) -> None:
         """Run the engines in order, cheapest first."""
-        queues = {name: [i for i, c in enumerate(choices) if c.engine is name] for name in _ORDER}
+        queues = {engine.name: [i for i, c in enumerate(choices) if c.engine is engine.name] for engine in ENGINES}
         done = 0
-        for name in _ORDER:
-            indices = sorted(queues[name])
+        for place, engine in enumerate(ENGINES):
+            indices = sorted(queues[engine.name])
             if not indices:
                 continue
-            runs = 1 + sum(bool(queues[later]) for later in _ORDER[_ORDER.index(name) + 1 :])
-            results = self._run(name, indices, self._from(done, done + runs * self.workload.source.n))
+            runs = 1 + sum(bool(queues[later.name]) for later in ENGINES[place + 1 :])
+            results = make_engine(engine.name, forced_micro_batch(self.options), self.options.seed).measure_each(
+                self.workload,
+                [self.targets[i] for i in indices],
+                groups=self.groups,
+                progress=self._from(done, done + runs * self.workload.source.n),
+            )
             done += self.workload.source.n
             for i, result in zip(indices, results, strict=True):
                 if not isinstance(result, str):
                     self._keep(i, result)
-                elif name in _NEXT and not (name is EngineName.GAUSS_NEWTON is self.options.engine):
-                    queues[_NEXT[name]].append(i)
-                    self.reasons[self.targets[i].layer.name] = f"{name.value} gave up: {result}"
+                elif engine.name is EngineName.GAUSS_NEWTON is self.options.engine:
+                    raise UnsupportedModelError(f"gauss-newton cannot follow this network: {result}")
+                elif engine.next is not None:
+                    queues[engine.next].append(i)
+                    self.reasons[self.targets[i].layer.name] = f"{engine.name.value} gave up: {result}"
                 else:
-                    self._fail(i, name, result)
+                    self.failed[self.targets[i].layer.name] = result + engine.hint
 
     def _from(self, start: int, total: int) -> Progress:
         """Progress of one engine among several."""
@@ -177,36 +280,3 @@ class _Curvatures:
             self.curvatures[i] = curvature
         else:
             self.failed[self.targets[i].layer.name] = "the curvature holds NaN or infinity"
-
-    def _fail(self, i: int, name: EngineName, reason: str) -> None:
-        if name is EngineName.GAUSS_NEWTON:
-            raise UnsupportedModelError(f"gauss-newton cannot follow this network: {reason}")
-        hint = "; --engine finite-difference would estimate it" if name is EngineName.DOUBLE_BACKPROP else ""
-        self.failed[self.targets[i].layer.name] = reason + hint
-
-    def _run(self, name: EngineName, indices: Sequence[int], progress: Progress) -> list[Curvature | str]:
-        engine = make_engine(name, self.micro_batch, self.options.seed)
-        targets = [self.targets[i] for i in indices]
-        groups = self.options.groups
-        if isinstance(engine, Tangents):
-            return engine.measure_each(self.workload, targets, groups=groups, progress=progress)
-        if isinstance(engine, DoubleBackprop):
-            problems = [_fails_double_backprop(self.workload, target) for target in targets]
-            fine = [t for t, problem in zip(targets, problems, strict=True) if problem is None]
-            measured = iter(engine.measure(self.workload, fine, groups=groups, progress=progress) if fine else ())
-            return [next(measured) if problem is None else problem for problem in problems]
-        try:
-            return [*engine.measure(self.workload, targets, groups=groups, progress=progress)]
-        except UnsupportedOperationError as error:
-            return [str(error)] * len(targets)
-
-
-def _fails_double_backprop(workload: Workload, target: Target) -> str | None:
-    """Try one product on two samples, so that a weight without second derivatives fails alone and early."""
-    inputs, labels = workload.fetch(0, min(2, workload.source.n))
-    try:
-        (gradient,) = loss_gradients(workload, [target], inputs, labels)
-        hessian_products(target, gradient, [0])
-    except UnsupportedModelError as error:
-        return str(error)
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,8 @@ def analyse(measurement: Measurement, *, top_k: int, min_rank: int = 1) -> Analy
     """
     first, last = find_window(measurement, top_k=top_k, min_rank=min_rank)
     window = slice(first - 1, last)
+    if not measurement.h and measurement.sigma:
+        return _without_curvature(measurement, first, last)
     sigma, h = measurement.sigma[window], measurement.h[window]
     groups = SampleGroups(measurement.group_sizes, measurement.group_sigma, measurement.group_h).restrict(first, last)
     block = np.array([row[window] for row in measurement.curvature_matrix[window]], dtype=np.float64)
@@ -92,15 +95,39 @@ def analyse(measurement: Measurement, *, top_k: int, min_rank: int = 1) -> Analy
         effective_rank_h=effective_rank(h),
         zeta_bound=_bound_participation(beta, alpha_g, pr_h, sum(value > 0 for value in h), first),
         n_negative=sum(value <= 0 for value in h),
-        n_above_noise=(
-            measurement.noise_floor
-            if isinstance(measurement.noise_floor, Missing)
-            else sum(value > measurement.noise_floor for value in sigma)
-        ),
+        n_above_noise=_count_above(measurement.noise_floor, sigma),
         off_diagonal_mass=_off_diagonal_mass(block),
         curvature_eigenvalues=_eigenvalues(block),
         beta_quartiles=_fit_quartiles(sigma, h, groups, first),
     )
+
+
+def _without_curvature(measurement: Measurement, first: int, last: int) -> Analysis:
+    """What the singular values alone say, where curvature was measured along held-out directions only."""
+    why = Missing("curvature was measured along held-out directions only: see --estimate")
+    sigma = measurement.sigma[first - 1 : last]
+    rows = tuple(row[first - 1 : last] for row in measurement.group_sigma)
+    alpha_g = fit_alpha_g(sigma, first, groups=SampleGroups(measurement.group_sizes, rows, rows))
+    return Analysis(
+        window=(first, last),
+        beta=why,
+        alpha_g=alpha_g,
+        alpha_h=why,
+        triangle=why,
+        rank_models=compare_rank_models(sigma, first),
+        pr_h=why,
+        effective_rank_h=why,
+        zeta_bound=why,
+        n_negative=0,
+        n_above_noise=_count_above(measurement.noise_floor, sigma),
+        off_diagonal_mass=why,
+        curvature_eigenvalues=(),
+        beta_quartiles=why,
+    )
+
+
+def _count_above(noise_floor: float | Missing, sigma: Sequence[float]) -> int | Missing:
+    return noise_floor if isinstance(noise_floor, Missing) else sum(value > noise_floor for value in sigma)
 
 
 def compare_triangle(

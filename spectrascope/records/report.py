@@ -96,7 +96,8 @@ class Measurement:
     is min(m, n). ``noise_floor`` is half the spectral norm of the difference of two half-batch gradients:
     singular values below it are sampling noise. ``residual`` is this layer's self-check: the largest
     |h − h_reference| / max|h_reference| over the pairs compared. ``h_stderr`` is the standard error of each h where
-    the engine only estimates it (``exact`` is false).
+    the engine only estimates it (``exact`` is false). ``h``, ``curvature_matrix`` and the rows of
+    ``group_h`` are empty where only held-out directions were measured.
     """
 
     sigma: tuple[float, ...]
@@ -118,7 +119,7 @@ class Measurement:
 
     def __post_init__(self) -> None:
         k = len(self.sigma)
-        if len(self.h) != k or len(self.curvature_matrix) != k:
+        if len(self.h) not in (0, k) or len(self.curvature_matrix) != len(self.h):
             raise ValueError(f"{k} singular values but {len(self.h)} curvatures")
         if any(a < b for a, b in zip(self.sigma, self.sigma[1:], strict=False)):
             raise ValueError("singular values are not in decreasing order")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.microbatches import is_out_of_memory
 from spectrascope.curvature.tangent.chains import Chains, ChainStep
 from spectrascope.curvature.tangent.head import HeadStep, row_order, token_forms
@@ -17,7 +18,7 @@ from spectrascope.curvature.tangent.recording import Node, Recording
 from spectrascope.curvature.tangent.rule import Order, Step, TangentRule
 from spectrascope.curvature.tangent.table import find_rule
 from spectrascope.curvature.tangent.values import Tangent, dense
-from spectrascope.curvature.tape import UnsupportedOperationError
+from spectrascope.numerics.spectra import sum_dtype
 
 __all__ = ["Footprint", "Plan", "make_plan", "record_loss"]
 
@@ -102,7 +103,7 @@ class Plan:
 
 def _summed(parts: Sequence[Tensor]) -> Tensor:
     """Sum of many small matrices, in float64 where the device has it."""
-    wide = torch.float32 if parts[0].device.type == "mps" else torch.float64
+    wide = sum_dtype(parts[0].device)
     if any(part.dtype != parts[0].dtype for part in parts):
         parts = [part.to(wide) for part in parts]
     return torch.stack(list(parts)).sum(0, dtype=wide)

@@ -14,7 +14,7 @@ __all__ = ["describe_step", "say_layer_signal", "say_signal"]
 
 
 def say_signal(report: Report) -> str:
-    """Say what can be known: directions that are signal, the held-out exponent or "undetermined", beta beside noise's."""
+    """Say what can be known: directions that are signal, the held-out exponent if any, beta beside that of noise."""
     signal = report.summary.signal
     if isinstance(signal, Missing):
         line = f"Not known whether this is signal: {signal.reason}."
