@@ -21,7 +21,7 @@ def composed(command: Callable[..., None]) -> Callable[..., None]:
     """
     parameters: list[inspect.Parameter] = []
     hints = get_type_hints(command, include_extras=True)  # they come from several modules
-    groups = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
     declared = [own for own in inspect.signature(command).parameters if own not in groups]
     for name, own in inspect.signature(command).parameters.items():
         if name not in groups:

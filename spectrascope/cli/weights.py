@@ -79,7 +79,6 @@ def _measure(
 
         on_progress("import", 1, 1)
         on_progress("load", 0, 1)
-        how = {"command": command, "beside": beside, "on_progress": on_progress}
         try:
             loaded = load_model(network, seed)
         except LoadError as error:
@@ -88,6 +87,10 @@ def _measure(
                 raise
             on_progress("load", 1, 1)
             tensors, info = found
-            return measure_tensors(tensors, str(error), options, model_info=info, **how)
+            return measure_tensors(
+                tensors, str(error), options, model_info=info, command=command, beside=beside, on_progress=on_progress
+            )
         on_progress("load", 1, 1)
-        return measure_network_weights(loaded.model, options, model_info=loaded.info, **how)
+        return measure_network_weights(
+            loaded.model, options, model_info=loaded.info, command=command, beside=beside, on_progress=on_progress
+        )
