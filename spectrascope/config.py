@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import difflib
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from spectrascope.errors import OptionError, PolicyError
+from spectrascope.records.report import ProbeOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -23,8 +24,7 @@ __all__ = ["OPTIONS", "Configuration", "find_configuration", "read_policy_table"
 
 OPTIONS = (
     "num-classes", "dataset", "data-root", "image-size", "block-size", "balanced", "skip-bad", "loss",
-    "label-smoothing", "num-samples", "top-k", "min-rank", "layers", "exclude", "split-fused", "engine", "device",
-    "dtype", "micro-batch", "seed", "groups",
+    "label-smoothing", *(item.name.replace("_", "-") for item in fields(ProbeOptions) if item.name != "self_check"),
 )  # fmt: skip
 """Options whose defaults a project may set, as on the command line without the dashes."""
 

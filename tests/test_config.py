@@ -104,7 +104,8 @@ def test_every_option_is_one_of_probe() -> None:
 def test_defaults_reach_the_measurement(project: Path, calls: Calls, capsys) -> None:
     assert main(["probe", "net.pt", "--top-k", "9"]) == 0
     (spec, _), data = calls.seen["load_dataset"]
-    options, command = (calls.seen["run_probe"][1][name] for name in ("options", "command"))
+    (run,), _ = calls.seen["run_probe"]
+    options, command = run.options, run.command
     assert (spec, data["num_samples"], data["data_root"]) == (f"folder:{project / 'images'}", 64, project / "data")
     assert (options.top_k, options.layers, options.split_fused) == (9, ("conv*", "fc*"), False)
     assert (options.engine, options.micro_batch) == (EngineName.DOUBLE_BACKPROP, 16)
@@ -119,7 +120,7 @@ def test_defaults_reach_the_measurement(project: Path, calls: Calls, capsys) -> 
     calls.seen.clear()
     (project / "pyproject.toml").unlink()
     assert main([*command.replace("'", "").split()[1:], "-q"]) == 0
-    assert calls.seen["run_probe"][1]["options"] == options
+    assert calls.seen["run_probe"][0][0].options == options
     assert capsys.readouterr().err == ""
 
 
@@ -156,7 +157,7 @@ def test_the_gate_takes_baseline_and_policy(project: Path, saved: Path, calls: C
     assert verdict["policy"]["layers"] == []  # layers to measure are not layers to judge
     # A network is measured as its baseline was, not as the project would.
     assert main(["gate", "net.pt", "--json"]) == 0
-    assert calls.seen["run_probe"][1]["options"].top_k == 20
+    assert calls.seen["run_probe"][0][0].options.top_k == 20
     assert calls.seen["load_dataset"][0][0] == f"folder:{project / 'images'}"
     assert capsys.readouterr().err.splitlines()[0].startswith("spectrascope: dataset, data-root, micro-batch from ")
 

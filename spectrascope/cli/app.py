@@ -8,13 +8,13 @@ import typer
 
 from spectrascope.cli.bench import bench
 from spectrascope.cli.compare import compare
+from spectrascope.cli.compose import SectionedCommand, composed
 from spectrascope.cli.decompose import decompose
 from spectrascope.cli.defaults import set_project_defaults
 from spectrascope.cli.gate import gate
 from spectrascope.cli.inspect import inspect
 from spectrascope.cli.plot import plot
 from spectrascope.cli.probe import probe
-from spectrascope.cli.sections import SectionedCommand
 from spectrascope.cli.show import show
 from spectrascope.cli.suggest_beta import suggest_beta
 from spectrascope.cli.trajectory import trajectory
@@ -55,19 +55,18 @@ def _start(
     set_project_defaults(context, context.command.commands[context.invoked_subcommand])  # type: ignore[attr-defined]
 
 
-app.command(cls=SectionedCommand, short_help="Measure a network.")(probe)
-app.command(cls=SectionedCommand, short_help="The α triangle α_H ≈ β·α_G alone, of a network or a saved report.")(
-    triangle
-)
-app.command(
-    "suggest-beta", cls=SectionedCommand, short_help="Which exponent fits each weight: gradient descent, Muon, Newton."
-)(suggest_beta)
-app.command(cls=SectionedCommand, short_help="What probe would measure, and at what cost; measures nothing.")(inspect)
-app.command(cls=SectionedCommand, short_help="Render a saved report again; measures nothing.")(show)
-app.command(cls=SectionedCommand, short_help="Hold a network or a saved report to a baseline.")(gate)
-app.command(cls=SectionedCommand, short_help="What changed between two saved reports.")(compare)
-app.command(cls=SectionedCommand, short_help="Draw saved reports as PNG, SVG or PDF.")(plot)
-app.command(cls=SectionedCommand, short_help="Checkpoints of one run, in a row.")(trajectory)
-app.command(cls=SectionedCommand, short_help="Time this engine against plain double backprop.")(bench)
-app.command(cls=SectionedCommand, short_help="Power-law tails of the weights' spectra; needs no data.")(weights)
-app.command(cls=SectionedCommand, short_help="Why β is what it is: factors, their alignment, and the rest.")(decompose)
+for _command, _short_help in (
+    (probe, "Measure a network."),
+    (triangle, "The α triangle α_H ≈ β·α_G alone, of a network or a saved report."),
+    (suggest_beta, "Which exponent fits each weight: gradient descent, Muon, Newton."),
+    (inspect, "What probe would measure, and at what cost; measures nothing."),
+    (show, "Render a saved report again; measures nothing."),
+    (gate, "Hold a network or a saved report to a baseline."),
+    (compare, "What changed between two saved reports."),
+    (plot, "Draw saved reports as PNG, SVG or PDF."),
+    (trajectory, "Checkpoints of one run, in a row."),
+    (bench, "Time this engine against plain double backprop."),
+    (weights, "Power-law tails of the weights' spectra; needs no data."),
+    (decompose, "Why β is what it is: factors, their alignment, and the rest."),
+):
+    app.command(cls=SectionedCommand, short_help=_short_help)(composed(_command))

@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import typer
+
 from spectrascope.advice.trajectory import MeasuredCheckpoint
-from spectrascope.cli.groups import Request
 from spectrascope.cli.measure import measure
+from spectrascope.cli.options import Request
 from spectrascope.errors import OptionError, ReportFormatError, SpectrascopeError
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.records.values import Missing
@@ -54,7 +56,13 @@ def expand_checkpoints(given: Sequence[str], globs: Sequence[str]) -> list[str]:
 
 
 def measure_checkpoints(
-    names: Sequence[str], target: Request, options: ProbeOptions, keeping: Keeping, *, command: str, quiet: bool
+    names: Sequence[str],
+    target: Request,
+    options: ProbeOptions,
+    keeping: Keeping,
+    context: typer.Context,
+    *,
+    quiet: bool,
 ) -> Iterator[MeasuredCheckpoint]:
     """Yield the checkpoints in the order given, each measured or read from where its report is kept.
 
@@ -79,7 +87,7 @@ def measure_checkpoints(
             continue
         _say(label, number, len(names), quiet)
         try:
-            report = measure(replace(target, model=name), options, command=command, quiet=quiet)
+            report = measure(replace(target, model=name), options, context, quiet=quiet)
         except OptionError:
             raise  # an option that is wrong for one is wrong for all
         except SpectrascopeError as error:

@@ -12,20 +12,18 @@ from spectrascope.cli.output import emit
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import render_comparison
-from spectrascope.reports.write import check_writable
 
 __all__ = ["compare"]
 
 
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="BEFORE.json", show_default=False, help="A saved report.")],
-    after: Annotated[Path, typer.Argument(metavar="AFTER.json", show_default=False, help="Another one.")],
+    before: Annotated[Path, typer.Argument(metavar="BEFORE.json", help="A saved report.")],
+    after: Annotated[Path, typer.Argument(metavar="AFTER.json", help="Another one.")],
     all: Annotated[bool, typer.Option("--all", rich_help_panel=o.RESULT, help="List equal numbers too.")] = False,
     number: Annotated[
         list[str] | None,
         typer.Option(
             metavar="GLOB",
-            show_default=False,
             rich_help_panel=o.RESULT,
             help="Numbers to compare, as named in JSON ('beta*', 'rank_models.*'), not the usual ones; repeatable.",
         ),
@@ -40,39 +38,23 @@ def compare(
     exclude: o.Exclude = None,
     top_k: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            show_default=False,
-            rich_help_panel=o.MEASUREMENT,
-            help="Fit both again up to this direction.",
-        ),
+        typer.Option(min=1, metavar="K", rich_help_panel=o.MEASUREMENT, help="Fit both again up to this direction."),
     ] = None,
     min_rank: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            metavar="K",
-            show_default=False,
-            rich_help_panel=o.MEASUREMENT,
-            help="Fit both again from this direction on.",
-        ),
+        typer.Option(min=1, metavar="K", rich_help_panel=o.MEASUREMENT, help="Fit both again from this direction on."),
     ] = None,
-    format: o.FormatOption = None,
-    json: o.Json = False,
-    output: o.Output = None,
+    *,
+    result: o.Form,
 ) -> None:
     """List what changed between two saved reports, number by number, beside its standard error.
 
     Nothing is measured or judged, and torch is not needed.
     """
-    form = o.choose_format(format, json, output)
-    if output is not None:
-        check_writable(output)
     one, other = (refit(read_report(path), top_k=top_k, min_rank=min_rank) for path in (before, after))
     from spectrascope.gating.changes import compare as list_changes
 
     found = list_changes(
         one, other, layers=layers or (), exclude=exclude or (), numbers=number or (), precision=precision, unchanged=all
     )
-    emit(lambda width: render_comparison(found, form, width=width), output)
+    emit(lambda width: render_comparison(found, result.form, width=width), result.output)

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
-from spectrascope.cli import groups
 from spectrascope.cli import options as o
-from spectrascope.cli.compose import composed
-from spectrascope.cli.measure import measure, spell_command
+from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
-from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import View, render
 
 __all__ = ["decompose"]
 
 
-def _factors(
+@dataclass(frozen=True, slots=True)
+class FactorOptions:
+    """Which Kronecker factors: fields of :class:`DecomposeOptions`."""
+
     fisher: Annotated[
         FisherType,
         typer.Option(
             help="What C_δ is made of: the loss's own curvature, labels drawn from the model, or the true labels.",
             rich_help_panel=o.MEASUREMENT,
         ),
-    ] = FisherType.GGN,
+    ] = FisherType.GGN
     sharing: Annotated[
         Sharing,
         typer.Option(
             help="Of a weight used at many positions: each by itself, or summed first.", rich_help_panel=o.MEASUREMENT
         ),
-    ] = Sharing.EXPAND,
+    ] = Sharing.EXPAND
     draws: Annotated[
         int,
         typer.Option(
@@ -41,26 +42,15 @@ def _factors(
             help="Random columns per sample where exact ones cannot be had (language models, many classes, mc).",
             rich_help_panel=o.MEASUREMENT,
         ),
-    ] = 8,
-) -> DecomposeOptions:
-    """Which Kronecker factors."""
-    return DecomposeOptions(fisher, sharing, draws)
+    ] = 8
 
 
-@composed(
-    target=groups.network_and_data,
-    factors=_factors,
-    options=groups.measurement,
-    window=groups.window,
-    result=groups.result,
-)
 def decompose(
     context: typer.Context,
-    target: groups.Request,
-    factors: DecomposeOptions,
-    options: ProbeOptions,
-    window: groups.Window,
-    result: groups.Result,
+    target: o.Request,
+    factors: FactorOptions,
+    options: o.FitOptions,
+    result: o.Result,
     sort: o.SortOption = Sort.ORDER,
 ) -> None:
     """Say why β is what it is: β = β_Λ + β_Φ + β_χ, weight by weight.
@@ -73,6 +63,6 @@ def decompose(
 
     JSON is the whole report, as from probe, with a block per layer.
     """
-    command = spell_command(context.obj or ())
-    report = measure(target, window.of(options), command=command, quiet=result.quiet, decompose=factors)
-    emit(lambda width: render(report, result.format, view=View.DECOMPOSITION, sort=sort, width=width), result.output)
+    wanted = o.record_of(DecomposeOptions, factors)
+    report = measure(target, options.asked, context, quiet=result.quiet, decompose=wanted)
+    emit(lambda width: render(report, result.form, view=View.DECOMPOSITION, sort=sort, width=width), result.output)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
-__all__ = ["set_project_defaults"]
+from spectrascope.records.report import ProbeOptions
 
-_FROM_BASELINE = {
-    "num-samples", "top-k", "min-rank", "layers", "exclude", "split-fused", "engine", "dtype", "seed", "groups",
-}  # fmt: skip
-"""Options in which ``gate`` follows its baseline rather than the project."""
+__all__ = ["FROM_BASELINE", "set_project_defaults"]
+
+FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {"device", "micro_batch", "self_check"}
+"""What ``gate`` measures as its baseline did, rather than as the project would; where and how is its own."""
 
 
 def set_project_defaults(context: typer.Context, command: Any) -> None:
@@ -37,13 +38,16 @@ def set_project_defaults(context: typer.Context, command: Any) -> None:
     from spectrascope.config import find_configuration
 
     project = find_configuration(Path.cwd())
-    followed = _FROM_BASELINE if command.name == "gate" else set()
+    followed = {name.replace("_", "-") for name in FROM_BASELINE} if command.name == "gate" else set()
     chosen = {key: value for key, value in project.options.items() if f"--{key}" in flags and key not in followed}
     if not chosen:
         return
     context.default_map = {command.name: {flags[f"--{key}"].name: value for key, value in chosen.items()}}
     left_out = {key: value for key, value in chosen.items() if not _is_given(flags[f"--{key}"], arguments)}
-    context.obj = (*arguments, *(word for key, value in left_out.items() for word in _spell(key, value)))
+    context.obj = (
+        *arguments,
+        *(word for key, value in left_out.items() for word in _spell(flags[f"--{key}"], value)),
+    )
     if left_out and not {"-q", "--quiet"} & set(arguments):
         print(f"spectrascope: {', '.join(left_out)} from {project.path}", file=sys.stderr)
 
@@ -53,10 +57,11 @@ def _is_given(parameter: Any, arguments: Sequence[str]) -> bool:
     return any(word == flag or word.startswith(f"{flag}=") for word in arguments for flag in flags)
 
 
-def _spell(key: str, value: Any) -> list[str]:
+def _spell(parameter: Any, value: Any) -> list[str]:
+    flag = parameter.opts[0]
     if value is True:
-        return [f"--{key}"]
+        return [flag]
     if value is False:
-        return [f"--no-{key}"] if key == "split-fused" else []
+        return list(parameter.secondary_opts[:1])
     values = value if isinstance(value, list) else [value]
-    return [word for item in values for word in (f"--{key}", str(item))]
+    return [word for item in values for word in (flag, str(item))]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spectrascope.cli import groups
-from spectrascope.cli.compose import composed
-from spectrascope.cli.measure import measure, spell_command
+from spectrascope.cli import options as o
+from spectrascope.cli.defaults import FROM_BASELINE
+from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import given_options, is_saved_report, require_meaningful
 from spectrascope.config import find_configuration, read_policy_table
@@ -19,7 +19,7 @@ from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import Format, render_verdict
-from spectrascope.reports.write import check_writable, write_text_atomically
+from spectrascope.reports.write import write_text_atomically
 
 if TYPE_CHECKING:
     from spectrascope.records.verdict import GatePolicy, Verdict
@@ -31,35 +31,30 @@ GATE = "Gate"  # panel of --help
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "layers", "exclude", "format", "json", "output", "quiet"} | {
     "baseline", "policy", "rule", "force", "all", "junit", "markdown",
 }  # fmt: skip
-_NOT_FROM_BASELINE = {"device", "micro_batch", "self_check"}  # where and how, not what
 
 _ModelOrReport = Annotated[
     str,
     typer.Argument(
         metavar="REPORT.json|MODEL",
-        show_default=False,
         help="A saved report, or a network as for probe, measured as the baseline was.",
     ),
 ]
 
 
-@composed(target=groups.network_and_data, options=groups.measurement, window=groups.window, result=groups.result)
 def gate(
     context: typer.Context,
     model: _ModelOrReport,
-    target: groups.Request,
-    options: ProbeOptions,
-    window: groups.Window,
-    result: groups.Result,
+    target: o.Request,
+    options: o.FitOptions,
+    result: o.Result,
     baseline: Annotated[
         Path | None,
-        typer.Option(metavar="BASE.json", show_default=False, rich_help_panel=GATE, help="The report to hold it to."),
+        typer.Option(metavar="BASE.json", rich_help_panel=GATE, help="The report to hold it to."),
     ] = None,
     policy: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.toml",
-            show_default=False,
             rich_help_panel=GATE,
             help="Rules; without it [tool.spectrascope.gate] of pyproject.toml, else the default policy.",
         ),
@@ -68,7 +63,6 @@ def gate(
         list[str] | None,
         typer.Option(
             metavar="RULE",
-            show_default=False,
             rich_help_panel=GATE,
             help="One more rule, such as 'beta @ layer3.*: +-0.15', that wins over the policy's; may be repeated.",
         ),
@@ -80,14 +74,17 @@ def gate(
     junit: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", show_default=False, rich_help_panel=GATE, help="Write the verdict as JUnit XML here."
+            metavar="FILE",
+            callback=o.writable,
+            rich_help_panel=GATE,
+            help="Write the verdict as JUnit XML here.",
         ),
     ] = None,
     markdown: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            show_default=False,
+            callback=o.writable,
             rich_help_panel=GATE,
             help="Write it as Markdown here (CI summary).",
         ),
@@ -96,7 +93,7 @@ def gate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            show_default=False,
+            callback=o.writable,
             rich_help_panel=GATE,
             help="Write the report of the network measured here: the next baseline.",
         ),
@@ -106,30 +103,26 @@ def gate(
 
     The default policy lets pass what the samples explain. JSON and CSV hold every check.
     """
-    for path in (junit, markdown, save_report):
-        if path is not None:
-            check_writable(path)
     # Policy and baseline are read first: a slip in them costs no measurement.
-    given = given_options(context)
-    rules = _look_at(_read_policy(policy, rule or []), options, given)
+    given, asked = given_options(context), options.asked
+    rules = _look_at(_read_policy(policy, rule or []), asked, given)
     base = _read_baseline(baseline)
     if is_saved_report(model):
         require_meaningful(given, _OF_A_SAVED_REPORT, model)
         report = read_report(Path(model))
     else:
-        wanted = _as_baseline(base.options, window.of(options), given)
-        report = measure(target, wanted, command=spell_command(context.obj or ()), quiet=result.quiet)
+        report = measure(target, _as_baseline(base.options, asked, given), context, quiet=result.quiet)
         if save_report is not None:
             _save(report, save_report)
     if given & {"top_k", "min_rank"}:
-        top_k = options.top_k if "top_k" in given else None
-        min_rank = window.min_rank if "min_rank" in given else None
+        top_k = asked.top_k if "top_k" in given else None
+        min_rank = asked.min_rank if "min_rank" in given else None
         report, base = (refit(item, top_k=top_k, min_rank=min_rank) for item in (report, base))
     from spectrascope.gating.judgement import judge
 
     verdict = judge(report, base, rules, force=force)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)
-    emit(lambda width: render_verdict(verdict, result.format, every=all, width=width), result.output)
+    emit(lambda width: render_verdict(verdict, result.form, every=all, width=width), result.output)
     raise typer.Exit(verdict.outcome.exit_code)
 
 
@@ -164,8 +157,7 @@ def _read_baseline(path: Path | None) -> Report:
 
 def _as_baseline(baseline: ProbeOptions, wanted: ProbeOptions, given: set[str]) -> ProbeOptions:
     """What to measure: as the baseline was, but for what the command line says."""
-    kept = {item.name for item in fields(ProbeOptions)} - _NOT_FROM_BASELINE - given
-    return replace(wanted, **{name: getattr(baseline, name) for name in kept})
+    return replace(wanted, **{name: getattr(baseline, name) for name in FROM_BASELINE - given})
 
 
 def _save(report: Report, path: Path) -> None:

@@ -2,27 +2,87 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import typer
 
-from spectrascope.cli import groups
-from spectrascope.cli.compose import composed
+from spectrascope.cli import options as o
 from spectrascope.cli.garbage import no_collections
-from spectrascope.cli.look import look_at
+from spectrascope.cli.load import load_model, make_run, read_tensors
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
+from spectrascope.cli.progress import follow_progress
+from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
+from spectrascope.records.values import Missing
 from spectrascope.reports.render import render_inspection
+
+if TYPE_CHECKING:
+    from spectrascope.loading.loaded import LoadedModel
+    from spectrascope.records.inspection import Inspection
+    from spectrascope.workload import Run
 
 __all__ = ["inspect"]
 
 
-@composed(target=groups.network_and_data, options=groups.measurement, result=groups.result)
-def inspect(context: typer.Context, target: groups.Request, options: ProbeOptions, result: groups.Result) -> None:
+def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOptions, result: o.Result) -> None:
     """Say what probe would measure, with which engine and at what cost, without measuring.
 
     Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample is taken to
     be what the network says it reads; where it says nothing, as --dataset has it.
     """
     with no_collections():
-        found = look_at(target, options, command=spell_command(context.obj or ()), quiet=result.quiet)
-        emit(lambda width: render_inspection(found, result.format, width=width), result.output)
+        found = _look_at(target, options.asked, command=spell_command(context), quiet=result.quiet)
+        emit(lambda width: render_inspection(found, result.form, width=width), result.output)
+
+
+def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:
+    with follow_progress(quiet=quiet) as on_progress:
+        on_progress("import", 0, 1)
+        from spectrascope.measure.inspect import inspect_headers, inspect_model
+
+        on_progress("import", 1, 1)
+        on_progress("load", 0, 1)
+        try:
+            loaded = load_model(target, options.seed, headers_only=True)
+        except QuantizedError:  # known well enough: none of its weights would be measured
+            raise
+        except LoadError as error:
+            tensors = read_tensors(target, headers_only=True)
+            if tensors is None:
+                raise
+            content, info = tensors
+            why = f"the network is not known: {error}"
+            found = inspect_headers(content, why, options=options, model_info=info, command=command)
+        else:
+            run = _with_few_samples(target, options, loaded)
+            found = inspect_model(
+                loaded.model,
+                run if isinstance(run, Missing) else run.source,
+                None if isinstance(run, Missing) else run.loss_fn,
+                options=options,
+                model_info=loaded.info,
+                command=command,
+                notes=loaded.notes if isinstance(run, Missing) or run.data_info.synthetic else run.notes,
+            )
+        on_progress("load", 1, 1)
+        return found
+
+
+def _with_few_samples(target: o.Request, options: ProbeOptions, loaded: LoadedModel) -> Run | Missing:
+    """Give the network a few samples of the right shape: noise wherever it says what it reads, else the dataset's own.
+
+    A file of arrays may hold anything, so its own first samples are taken.
+    """
+    if loaded.workload is not None and target.dataset is None:
+        return make_run(target, options, loaded)
+    few = replace(options, num_samples=3)
+    if (target.dataset or "").startswith(("npz:", "pt:")):
+        return make_run(target, few, loaded)
+    try:
+        return make_run(replace(target, dataset="synthetic", balanced=False), few, loaded)
+    except DataError as error:
+        if target.dataset in (None, "synthetic"):
+            return Missing(str(error))
+        return make_run(replace(target, balanced=False), few, loaded)

@@ -2,41 +2,40 @@
 
 from __future__ import annotations
 
-import functools
 import shlex
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import typer
 
 from spectrascope.cli.garbage import set_aside
-from spectrascope.cli.groups import Request
-from spectrascope.cli.load import load_subject
+from spectrascope.cli.load import load_model, make_run
+from spectrascope.cli.options import Request
 from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import OptionError
-from spectrascope.records.bench import BenchReport
 from spectrascope.records.decomposition import DecomposeOptions
 from spectrascope.records.report import ProbeOptions, Report
 
 if TYPE_CHECKING:
-    from spectrascope.records.advice import Advice, ValidateOn
+    from spectrascope.workload import Run
 
-Result = TypeVar("Result")
-
-__all__ = ["measure", "measure_bench", "measure_validated", "spell_command"]
+__all__ = ["loaded", "measure", "spell_command"]
 
 
-def spell_command(arguments: Sequence[str]) -> str:
+def spell_command(context: typer.Context) -> str:
     """Return the command as it can be pasted into a shell again."""
+    arguments: Sequence[str] = context.obj or ()
     return shlex.join(["spectrascope", *arguments])
 
 
 def measure(
     target: Request,
     options: ProbeOptions,
+    context: typer.Context,
     *,
-    command: str,
     quiet: bool,
     decompose: DecomposeOptions | None = None,
 ) -> Report:
@@ -45,97 +44,38 @@ def measure(
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
-
-    def runner() -> Callable[..., Report]:
+    with loaded(target, options, context, quiet=quiet) as run:
         if decompose is None:
             from spectrascope.measure.run import run_probe
 
-            return run_probe
+            return run_probe(run)
         from spectrascope.measure.decompose import run_decompose
 
-        return functools.partial(run_decompose, decompose=decompose)
-
-    with _loaded(runner, target, options, command=command, quiet=quiet) as ready:
-        return ready.run(seconds=ready.seconds, notes=ready.notes)
-
-
-def measure_bench(target: Request, options: ProbeOptions, *, rounds: int, command: str, quiet: bool) -> BenchReport:
-    """Load and time against double backprop.
-
-    Raises:
-        SpectrascopeError: something cannot be loaded or measured.
-    """
-
-    def runner() -> Callable[..., BenchReport]:
-        from spectrascope.measure.bench import run_bench
-
-        return run_bench
-
-    with _loaded(runner, target, options, command=command, quiet=quiet) as ready:
-        return ready.run(rounds=rounds)
-
-
-def measure_validated(
-    target: Request, options: ProbeOptions, *, train_batch: int | None, on: ValidateOn, command: str, quiet: bool
-) -> Advice:
-    """Load, measure on half of the samples, advise, and take the steps for real.
-
-    Raises:
-        SpectrascopeError: something cannot be loaded or measured.
-    """
-
-    def runner() -> Callable[..., Advice]:
-        from spectrascope.measure.validate import advise_and_validate
-
-        return advise_and_validate
-
-    with _loaded(runner, target, options, command=command, quiet=quiet) as ready:
-        return ready.run(train_batch=train_batch, on=on, notes=ready.notes)
-
-
-@dataclass(frozen=True)
-class _Ready(Generic[Result]):
-    """A measurement that has its network and samples, and what is only known once they are loaded."""
-
-    run: Callable[..., Result]
-    seconds: dict[str, float]
-    notes: tuple[str, ...]
+        return run_decompose(run, decompose)
 
 
 @contextmanager
-def _loaded(
-    runner: Callable[[], Callable[..., Result]],
-    target: Request,
-    options: ProbeOptions,
-    *,
-    command: str,
-    quiet: bool,
-) -> Iterator[_Ready[Result]]:
-    """Import what measures, by ``runner``, then load the network and its data, with progress all along."""
-    _require_window(options)
+def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, quiet: bool) -> Iterator[Run]:
+    """Import what measures, then load the network and its data, with progress all along.
+
+    Raises:
+        SpectrascopeError: something cannot be loaded.
+    """
+    if options.min_rank > options.top_k:
+        raise OptionError(f"--min-rank {options.min_rank} is beyond --top-k {options.top_k}")
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
         started = time.perf_counter()
-        run = runner()
+        import spectrascope.measure.run  # noqa: F401
+        from spectrascope.workload import StageClock
+
         imported = time.perf_counter()
         on_progress("import", 1, 1)
-        subject = load_subject(target, options, on_progress)
-        seconds = {"import": imported - started, "load": time.perf_counter() - imported}
-        given = functools.partial(
-            run,
-            subject.loaded.model,
-            subject.source,
-            subject.loss_fn,
-            options=options,
-            model_info=subject.loaded.info,
-            data_info=subject.data_info,
-            command=command,
-            on_progress=on_progress,
-        )
+        on_progress("load", 0, 2)
+        network = load_model(target, options.seed)
+        on_progress("load", 1, 2)
+        run = make_run(target, options, network)
+        on_progress("load", 2, 2)
+        clock = StageClock({"import": imported - started, "load": time.perf_counter() - imported})
         with set_aside():
-            yield _Ready(given, seconds, subject.notes)
-
-
-def _require_window(options: ProbeOptions) -> None:
-    if options.min_rank > options.top_k:
-        raise OptionError(f"--min-rank {options.min_rank} is beyond --top-k {options.top_k}")
+            yield replace(run, command=spell_command(context), clock=clock, on_progress=on_progress)

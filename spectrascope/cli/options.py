@@ -1,62 +1,60 @@
-"""Options that several commands share, checked where they enter."""
+"""Options that several commands share, each declared once: alone, or in a group that adds up to one value.
+
+A command takes a group as one parameter (see :mod:`spectrascope.cli.compose`). What ``MeasurementOptions`` declares,
+all measuring commands take, and it reaches them as the field of that name of ``ProbeOptions``, whose default it has.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass, fields
 from enum import Enum
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 from spectrascope.errors import OptionError
+from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
+from spectrascope.reports.write import check_writable
 
 __all__ = [
     "INPUT",
     "MEASUREMENT",
+    "MODEL_OR_REPORT",
     "RESULT",
-    "Arch",
-    "Balanced",
-    "Base",
-    "BlockSize",
-    "DataRoot",
-    "Dataset",
-    "Device",
-    "Download",
-    "Dtype",
-    "DtypeName",
-    "Engine",
     "Exclude",
-    "FormatOption",
-    "Groups",
-    "ImageSize",
-    "Json",
-    "LabelSmoothing",
+    "FitOptions",
+    "Form",
+    "Html",
     "Layers",
-    "Loss",
-    "MicroBatch",
+    "MeasurementOptions",
     "MinRank",
-    "Model",
-    "NumClasses",
-    "NumSamples",
+    "Network",
     "Output",
     "Quiet",
+    "RefitMinRank",
+    "RefitTopK",
+    "Request",
+    "Result",
     "Seed",
-    "SkipBad",
     "SortOption",
     "SplitFused",
     "TopK",
-    "TrustRemoteCode",
-    "choose_format",
-    "parse_device",
-    "parse_micro_batch",
+    "record_of",
+    "writable",
 ]
 
 INPUT, MEASUREMENT, RESULT = "Network and data", "Measurement", "Result"  # panels of --help
+_input, _measurement, _result = (partial(typer.Option, rich_help_panel=panel) for panel in (INPUT, MEASUREMENT, RESULT))
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+_BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
+_DEFAULT = ProbeOptions()
+_Record = TypeVar("_Record")
 
 
 class DtypeName(str, Enum):
@@ -66,212 +64,216 @@ class DtypeName(str, Enum):
     FLOAT64 = "float64"
 
 
-def parse_device(text: str) -> str:
-    """Return a device name as written.
-
-    Raises:
-        typer.BadParameter: not auto, cpu, cuda, cuda:NUMBER or mps.
-    """
+def _device(text: str) -> str:
     if not _DEVICE.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps.")
     return text
 
 
-def parse_micro_batch(text: str) -> str:
-    """Return ``auto`` or a whole number from 1 on, as written.
-
-    Raises:
-        typer.BadParameter: anything else.
-    """
-    if text != "auto" and not (text.isascii() and text.isdigit() and int(text) >= 1):
+def _micro_batch(given: int | str) -> int | str:
+    text = str(given)  # a project's file may hold the number itself
+    if text == "auto":
+        return text
+    if not (text.isascii() and text.isdigit() and int(text) >= 1):
         raise typer.BadParameter(f"{text!r} is neither auto nor a whole number from 1 on.")
-    return text
+    return int(text)
 
 
-_BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
-
-
-def choose_format(format: Format | None, json: bool, output: Path | None) -> Format:
-    """Settle ``--format`` and its shortcut ``--json``; where neither is given the file's ending, else a table.
+def writable(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written, before any long work.
 
     Raises:
-        OptionError: they contradict each other.
+        OptionError: it cannot.
     """
-    if json and format not in (None, Format.JSON):
-        raise OptionError(f"--json contradicts --format {format.value}: give one of them")
-    if json:
-        return Format.JSON
-    if format is not None:
-        return format
-    return Format.TABLE if output is None else _BY_ENDING.get(output.suffix.lower(), Format.TABLE)
+    if path is not None:
+        check_writable(path)
+    return path
 
 
-Model = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="A checkpoint (.pt .pth .th .safetensors, FILE::key for a place in it, an index or folder of shards), a "
-        "torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), hf:org/name[@revision] or a folder of "
-        "that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn, cifar-resnet20, …), or a factory "
-        "(package.module:function, file.py:function). Without it, the embedded digits-cnn.",
-    ),
-]
-Arch = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME",
-        show_default=False,
-        help="Architecture of a checkpoint: a name, package.module:factory or file.py:factory. "
-        "Recognised from keys and shapes if not given.",
-        rich_help_panel=INPUT,
-    ),
-]
-Base = Annotated[
-    str | None,
-    typer.Option(
-        metavar="MODEL",
-        show_default=False,
-        help="Network a PEFT adapter was trained on, if not the one it names.",
-        rich_help_panel=INPUT,
-    ),
-]
-TrustRemoteCode = Annotated[
-    bool,
-    typer.Option(
-        "--trust-remote-code", help="Run Python code that comes with a Hugging Face model.", rich_help_panel=INPUT
-    ),
-]
-NumClasses = Annotated[
-    int | None,
-    typer.Option(
-        min=1, metavar="N", show_default=False, help="Number of the network's outputs.", rich_help_panel=INPUT
-    ),
-]
-Dataset = Annotated[
-    str | None,
-    typer.Option(
-        metavar="DATA",
-        show_default=False,
-        help="digits, cifar10, cifar100, tiny-imagenet, imagenet, folder:PATH (one folder per class), npz:FILE or "
-        "pt:FILE (arrays x and y), text:FILE, hf:NAME[:CONFIG][:SPLIT] or synthetic. The one the network implies "
-        "if not given.",
-        rich_help_panel=INPUT,
-    ),
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FOLDER",
-        show_default=False,
-        help="Where dataset files are looked for (default: data).",
-        rich_help_panel=INPUT,
-    ),
-]
-Download = Annotated[
-    bool,
-    typer.Option("--download", help="Download the dataset if it is not under --data-root.", rich_help_panel=INPUT),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        min=1,
-        metavar="PIXELS",
-        show_default=False,
-        help="Side of square inputs, if not the usual.",
-        rich_help_panel=INPUT,
-    ),
-]
-BlockSize = Annotated[
-    int | None,
-    typer.Option(min=2, metavar="TOKENS", show_default=False, help="Tokens per sample of text.", rich_help_panel=INPUT),
-]
-Balanced = Annotated[bool, typer.Option("--balanced", help="As many samples of each class.", rich_help_panel=INPUT)]
-SkipBad = Annotated[
-    bool,
-    typer.Option("--skip-bad", help="Leave unreadable samples out instead of failing.", rich_help_panel=INPUT),
-]
-Loss = Annotated[
-    LossName, typer.Option(help="What is differentiated; auto goes by the network's task.", rich_help_panel=INPUT)
-]
-LabelSmoothing = Annotated[
-    float,
-    typer.Option(min=0.0, max=1.0, metavar="X", help="Of cross-entropy, as in training.", rich_help_panel=INPUT),
-]
-NumSamples = Annotated[int, typer.Option(min=1, metavar="N", help="Samples in the fixed batch.", rich_help_panel=INPUT)]
-TopK = Annotated[
-    int, typer.Option(min=1, metavar="K", help="Leading gradient directions per layer.", rich_help_panel=MEASUREMENT)
-]
-MinRank = Annotated[
-    int, typer.Option(min=1, metavar="K", help="First direction that enters the fits.", rich_help_panel=MEASUREMENT)
-]
+# -- alone ----------------------------------------------------------------------------------------------------------
+
+Seed = Annotated[int, _input(min=0, metavar="N", help="Chooses the samples.")]
+TopK = Annotated[int, _measurement(min=1, metavar="K", help="Leading gradient directions per layer.")]
+MinRank = Annotated[int, _measurement(min=1, metavar="K", help="First direction that enters the fits.")]
 Layers = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GLOB",
-        show_default=False,
-        help="Only parameters whose name matches; may be repeated.",
-        rich_help_panel=MEASUREMENT,
-    ),
+    list[str] | None, _measurement(metavar="GLOB", help="Only parameters whose name matches; may be repeated.")
 ]
 Exclude = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="GLOB",
-        show_default=False,
-        help="Not parameters whose name matches; repeatable.",
-        rich_help_panel=MEASUREMENT,
-    ),
+    list[str] | None, _measurement(metavar="GLOB", help="Not parameters whose name matches; repeatable.")
 ]
 SplitFused = Annotated[
     bool,
-    typer.Option(
-        "--split-fused/--no-split-fused",
-        help="Fused q, k and v as three rows, where their layout is known.",
-        rich_help_panel=MEASUREMENT,
-    ),
+    _measurement("--split-fused/--no-split-fused", help="Fused q, k and v as three rows, where their layout is known."),
 ]
-Engine = Annotated[
-    EngineName, typer.Option(help="How curvature is computed; auto is exact.", rich_help_panel=MEASUREMENT)
+RefitTopK = Annotated[int | None, _measurement("--top-k", min=1, metavar="K", help="Fit again up to this direction.")]
+RefitMinRank = Annotated[
+    int | None, _measurement("--min-rank", min=1, metavar="K", help="Fit again from this direction on.")
 ]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|cpu|cuda[:i]|mps", callback=parse_device, help="Where to compute.", rich_help_panel=MEASUREMENT
-    ),
-]
-Dtype = Annotated[
-    DtypeName, typer.Option(help="Floating point format of the measurement.", rich_help_panel=MEASUREMENT)
-]
-MicroBatch = Annotated[
-    str,
-    typer.Option(
-        metavar="auto|N",
-        callback=parse_micro_batch,
-        help="Samples computed at once; fewer need less memory.",
-        rich_help_panel=MEASUREMENT,
-    ),
-]
-Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Chooses the samples.", rich_help_panel=INPUT)]
-Groups = Annotated[
-    int,
-    typer.Option(min=1, metavar="N", help="Sample groups for the jackknife intervals.", rich_help_panel=MEASUREMENT),
-]
-FormatOption = Annotated[
-    Format | None,
-    typer.Option(show_default=False, help="Form of the result, a table if not given.", rich_help_panel=RESULT),
-]
-Json = Annotated[bool, typer.Option("--json", help="Short for --format json.", rich_help_panel=RESULT)]
-SortOption = Annotated[Sort, typer.Option(help="Order of the layers, except in JSON.", rich_help_panel=RESULT)]
 Output = Annotated[
     Path | None,
-    typer.Option(
+    _result(
         "--output",
         "-o",
         metavar="FILE",
-        show_default=False,
+        callback=writable,
         help="Write the result here, not to stdout; .json, .csv and .md say the form where --format does not.",
-        rich_help_panel=RESULT,
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress on stderr.", rich_help_panel=RESULT)]
+Html = Annotated[
+    Path | None,
+    _result(
+        "--html",
+        metavar="FILE",
+        callback=writable,
+        help="Write a page for a browser as well: one file, opens offline.",
+    ),
+]
+SortOption = Annotated[Sort, _result(help="Order of the layers, except in JSON.")]
+MODEL_OR_REPORT = typer.Argument(
+    metavar="MODEL", help="As for probe, or a report saved as .json: then nothing is measured."
+)
+Quiet = Annotated[bool, _result("--quiet", "-q", help="No progress on stderr.")]
+
+
+# -- in groups ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """Which network, as named on the command line."""
+
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint (.pt .pth .th .safetensors, FILE::key for a place in it, an index or folder of "
+            "shards), a torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), hf:org/name[@revision] "
+            "or a folder of that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn, "
+            "cifar-resnet20, …), or a factory (package.module:function, file.py:function). Without it, the embedded "
+            "digits-cnn.",
+        ),
+    ] = None
+    arch: Annotated[
+        str | None,
+        _input(
+            metavar="NAME",
+            help="Architecture of a checkpoint: a name, package.module:factory or file.py:factory. "
+            "Recognised from keys and shapes if not given.",
+        ),
+    ] = None
+    base: Annotated[
+        str | None, _input(metavar="MODEL", help="Network a PEFT adapter was trained on, if not the one it names.")
+    ] = None
+    num_classes: Annotated[int | None, _input(min=1, metavar="N", help="Number of the network's outputs.")] = None
+    trust_remote_code: Annotated[
+        bool, _input("--trust-remote-code", help="Run Python code that comes with a Hugging Face model.")
+    ] = False
+
+
+@dataclass(frozen=True, slots=True)
+class Request(Network):
+    """Which network, samples and loss, as named on the command line."""
+
+    dataset: Annotated[
+        str | None,
+        _input(
+            metavar="DATA",
+            help="digits, cifar10, cifar100, tiny-imagenet, imagenet, folder:PATH (one folder per class), npz:FILE or "
+            "pt:FILE (arrays x and y), text:FILE, hf:NAME[:CONFIG][:SPLIT] or synthetic. The one the network implies "
+            "if not given.",
+        ),
+    ] = None
+    data_root: Annotated[
+        Path | None, _input(metavar="FOLDER", help="Where dataset files are looked for (default: data).")
+    ] = None
+    download: Annotated[bool, _input("--download", help="Download the dataset if it is not under --data-root.")] = False
+    image_size: Annotated[
+        int | None, _input(min=1, metavar="PIXELS", help="Side of square inputs, if not the usual.")
+    ] = None
+    block_size: Annotated[int | None, _input(min=2, metavar="TOKENS", help="Tokens per sample of text.")] = None
+    balanced: Annotated[bool, _input("--balanced", help="As many samples of each class.")] = False
+    skip_bad: Annotated[bool, _input("--skip-bad", help="Leave unreadable samples out instead of failing.")] = False
+    loss: Annotated[LossName, _input(help="What is differentiated; auto goes by the network's task.")] = LossName.AUTO
+    label_smoothing: Annotated[
+        float, _input(min=0.0, max=1.0, metavar="X", help="Of cross-entropy, as in training.")
+    ] = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class MeasurementOptions:
+    """What is computed, and how: fields of :class:`ProbeOptions`."""
+
+    num_samples: Annotated[int, _input(min=1, metavar="N", help="Samples in the fixed batch.")] = _DEFAULT.num_samples
+    top_k: TopK = _DEFAULT.top_k
+    layers: Layers = None
+    exclude: Exclude = None
+    split_fused: SplitFused = _DEFAULT.split_fused
+    engine: Annotated[EngineName, _measurement(help="How curvature is computed; auto is exact.")] = _DEFAULT.engine
+    device: Annotated[
+        str, _measurement(metavar="auto|cpu|cuda[:i]|mps", callback=_device, help="Where to compute.")
+    ] = _DEFAULT.device
+    dtype: Annotated[DtypeName, _measurement(help="Floating point format of the measurement.")] = DtypeName.FLOAT32
+    micro_batch: Annotated[
+        Any,  # a number or a word
+        _measurement(metavar="auto|N", parser=_micro_batch, help="Samples computed at once; fewer need less memory."),
+    ] = _DEFAULT.micro_batch
+    seed: Seed = _DEFAULT.seed
+
+    @property
+    def asked(self) -> ProbeOptions:
+        """What a measurement is asked for."""
+        return record_of(ProbeOptions, self)
+
+
+@dataclass(frozen=True, slots=True)
+class FitOptions(MeasurementOptions):
+    """What is computed, and what the fits look at."""
+
+    min_rank: MinRank = _DEFAULT.min_rank
+    groups: Annotated[int, _measurement(min=1, metavar="N", help="Sample groups for the jackknife intervals.")] = (
+        _DEFAULT.groups
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The form of the result and its place.
+
+    Raises:
+        OptionError: ``--json`` contradicts ``--format``.
+    """
+
+    format: Annotated[Format | None, _result(help="Form of the result, a table if not given.")] = None
+    json: Annotated[bool, _result("--json", help="Short for --format json.")] = False
+    output: Output = None
+
+    def __post_init__(self) -> None:
+        if self.json and self.format not in (None, Format.JSON):
+            raise OptionError(f"--json contradicts --format {self.format.value}: give one of them")
+
+    @property
+    def form(self) -> Format:
+        """What ``--format`` or its shortcut ``--json`` says; where neither is given the file's ending, else a table."""
+        if self.json or self.format is not None:
+            return self.format or Format.JSON
+        return Format.TABLE if self.output is None else _BY_ENDING.get(self.output.suffix.lower(), Format.TABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Result(Form):
+    """The form of the result, its place, and whether anything is said on the way."""
+
+    quiet: Quiet = False
+
+
+def record_of(kind: type[_Record], group: Any) -> _Record:
+    """Make a record of a group's values by name; what was not given has the record's own default."""
+    values = {item.name: getattr(group, item.name) for item in fields(group)}
+    return kind(**{name: _plain(value) for name, value in values.items() if value is not None})
+
+
+def _plain(value: Any) -> Any:
+    """As records hold it: a repeatable option as a tuple, a floating point format as its name."""
+    if isinstance(value, DtypeName):
+        return value.value
+    return tuple(value) if isinstance(value, list) else value

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory
 from spectrascope.cli.garbage import no_collections
-from spectrascope.cli.progress import OnProgress
 from spectrascope.errors import OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports.charts.chart import Picture
@@ -17,6 +16,9 @@ from spectrascope.reports.charts.pictures import PictureKind, report_pictures
 from spectrascope.reports.charts.plots import PICTURE_FORMATS, draw_pages, draw_picture, require_matplotlib
 from spectrascope.reports.charts.training_charts import trajectory_pictures
 from spectrascope.reports.write import check_writable, write_bytes_atomically
+
+if TYPE_CHECKING:
+    from spectrascope.workload import OnProgress
 
 __all__ = ["Destination", "write_pictures"]
 

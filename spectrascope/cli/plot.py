@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli import report_options as r
 from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.pictures import Destination, write_pictures
 from spectrascope.cli.progress import follow_progress
@@ -35,25 +34,20 @@ class PictureFormat(str, Enum):
 
 
 def plot(
-    reports: Annotated[
-        list[Path], typer.Argument(metavar="REPORT.json", show_default=False, help="Saved reports; several of one run.")
-    ],
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT.json", help="Saved reports; several of one run.")],
     output: Annotated[
         Path,
         typer.Option(
             "--output",
             "-o",
             metavar="DIR|FILE",
-            show_default=False,
             rich_help_panel=o.RESULT,
             help="A folder, or one file: FILE.png or FILE.svg for one picture, FILE.pdf for one page each.",
         ),
     ],
     picture: Annotated[
         list[PictureKind] | None,
-        typer.Option(
-            show_default=False, rich_help_panel=o.RESULT, help="Only this picture; may be repeated. All if not given."
-        ),
+        typer.Option(rich_help_panel=o.RESULT, help="Only this picture; may be repeated. All if not given."),
     ] = None,
     format: Annotated[
         PictureFormat, typer.Option(rich_help_panel=o.RESULT, help="Kind of the files in a folder.")
@@ -70,8 +64,8 @@ def plot(
     ] = 150,
     layers: o.Layers = None,
     exclude: o.Exclude = None,
-    top_k: r.RefitTopK = None,
-    min_rank: r.RefitMinRank = None,
+    top_k: o.RefitTopK = None,
+    min_rank: o.RefitMinRank = None,
     quiet: o.Quiet = False,
 ) -> None:
     """Draw saved reports: h against σ, rank profiles, the α triangle, β along depth, participation ratios, rank models.

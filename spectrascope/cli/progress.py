@@ -7,24 +7,19 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from spectrascope.reports.figures import format_seconds
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["SECONDS_BETWEEN_LINES", "OnProgress", "follow_progress"]
+    from spectrascope.workload import OnProgress
+
+__all__ = ["SECONDS_BETWEEN_LINES", "follow_progress"]
 
 SECONDS_BETWEEN_LINES = 30.0
 """Where there is no terminal, a long stage says this often how far it is."""
-
-
-class OnProgress(Protocol):
-    """Called as a stage advances: its name, what is done and what there is to do (0: not known)."""
-
-    def __call__(self, stage: str, done: float, total: int) -> None:
-        """Note progress."""
 
 
 @contextmanager

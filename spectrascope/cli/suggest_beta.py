@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spectrascope.cli import groups
 from spectrascope.cli import options as o
-from spectrascope.cli.compose import composed
-from spectrascope.cli.measure import measure, measure_validated, spell_command
+from spectrascope.cli.measure import loaded, measure
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import is_saved_report, refit_saved
 from spectrascope.errors import OptionError
@@ -26,19 +24,10 @@ __all__ = ["suggest_beta"]
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "output", "quiet", "emit_groups", "train_batch"}
 
-_ModelOrReport = Annotated[
-    str | None,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="As for probe, or a report saved as .json: then nothing is measured.",
-    ),
-]
 _Emit = Annotated[
     Emission | None,
     typer.Option(
         "--emit",
-        show_default=False,
         rich_help_panel=o.RESULT,
         help="Parameter groups instead of a table: Python to paste, or YAML for spectrascope.optim.parameter_groups.",
     ),
@@ -64,26 +53,23 @@ _TrainBatch = Annotated[
     typer.Option(
         min=1,
         metavar="N",
-        show_default=False,
         rich_help_panel=o.MEASUREMENT,
         help="Samples per training step, for the damping; the measured batch if not given.",
     ),
 ]
 
 
-@composed(target=groups.network_and_data, options=groups.measurement, window=groups.window, result=groups.result)
 def suggest_beta(
     context: typer.Context,
-    model: _ModelOrReport = None,
     *,
-    target: groups.Request,
-    options: ProbeOptions,
-    window: groups.Window,
+    model: Annotated[str | None, o.MODEL_OR_REPORT] = None,
+    target: o.Request,
+    options: o.FitOptions,
     train_batch: _TrainBatch = None,
     validate: _Validate = False,
     validate_on: _ValidateOn = ValidateOn.HELD_OUT,
     emit_groups: _Emit = None,
-    result: groups.Result,
+    result: o.Result,
 ) -> None:
     """Suggest an exponent for each weight: gradient descent (0), Muon-like (1), Newton-like (2) or between.
 
@@ -91,35 +77,36 @@ def suggest_beta(
     """
     if validate_on is not ValidateOn.HELD_OUT and not validate:
         raise OptionError("--validate-on goes with --validate")
+    if emit_groups is not None and (result.json or result.format is not None):
+        raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")
     on = validate_on if validate else None
-    advice = _advise(context, model, target, window.of(options), train_batch, on, result.quiet)
+    advice = _advise(context, model, target, options.asked, train_batch, on, result.quiet)
     if emit_groups is not None:
-        if "format" in context.params and (context.params["format"] is not None or context.params["json"]):
-            raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")
         emit(lambda _: emit_advice(advice, emit_groups), result.output)
     else:
-        emit(lambda width: render_advice(advice, result.format, width=width), result.output)
+        emit(lambda width: render_advice(advice, result.form, width=width), result.output)
 
 
 def _advise(
     context: typer.Context,
     model: str | None,
-    target: groups.Request,
+    target: o.Request,
     options: ProbeOptions,
     train_batch: int | None,
     validate_on: ValidateOn | None,
     quiet: bool,
 ) -> Advice:
-    from spectrascope.advice.advise import advise
-
-    command = spell_command(context.obj or ())
     if model is not None and is_saved_report(model):
         if validate_on is not None:
             raise OptionError(f"--validate takes steps with the network: name it instead of the report {model}")
-        return advise(
-            refit_saved(context, Path(model), options.top_k, options.min_rank, _OF_A_SAVED_REPORT),
-            train_batch=train_batch,
-        )
-    if validate_on is not None:
-        return measure_validated(target, options, train_batch=train_batch, on=validate_on, command=command, quiet=quiet)
-    return advise(measure(target, options, command=command, quiet=quiet), train_batch=train_batch)
+        report = refit_saved(context, Path(model), options.top_k, options.min_rank, _OF_A_SAVED_REPORT)
+    elif validate_on is not None:
+        with loaded(target, options, context, quiet=quiet) as run:
+            from spectrascope.measure.validate import advise_and_validate
+
+            return advise_and_validate(run, train_batch=train_batch, on=validate_on)
+    else:
+        report = measure(target, options, context, quiet=quiet)
+    from spectrascope.advice.advise import advise
+
+    return advise(report, train_batch=train_batch)

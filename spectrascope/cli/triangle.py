@@ -7,13 +7,10 @@ from typing import Annotated
 
 import typer
 
-from spectrascope.cli import groups
 from spectrascope.cli import options as o
-from spectrascope.cli.compose import composed
-from spectrascope.cli.measure import measure, spell_command
+from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import is_saved_report, refit_saved
-from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import View, render
 
@@ -21,24 +18,13 @@ __all__ = ["triangle"]
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "sort", "output", "quiet"}
 
-_ModelOrReport = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="As for probe, or a report saved as .json: then nothing is measured.",
-    ),
-]
 
-
-@composed(target=groups.network_and_data, options=groups.measurement, window=groups.window, result=groups.result)
 def triangle(
     context: typer.Context,
-    model: _ModelOrReport,
-    target: groups.Request,
-    options: ProbeOptions,
-    window: groups.Window,
-    result: groups.Result,
+    model: Annotated[str, o.MODEL_OR_REPORT],
+    target: o.Request,
+    options: o.FitOptions,
+    result: o.Result,
     sort: o.SortOption = Sort.ORDER,
 ) -> None:
     """Check α_H ≈ β·α_G: the three exponents of each weight, their relative error and a verdict.
@@ -46,8 +32,7 @@ def triangle(
     JSON is the whole report, as from probe.
     """
     if is_saved_report(model):
-        report = refit_saved(context, Path(model), options.top_k, window.min_rank, _OF_A_SAVED_REPORT)
+        report = refit_saved(context, Path(model), options.top_k, options.min_rank, _OF_A_SAVED_REPORT)
     else:
-        command = spell_command(context.obj or ())
-        report = measure(target, window.of(options), command=command, quiet=result.quiet)
-    emit(lambda width: render(report, result.format, view=View.TRIANGLE, sort=sort, width=width), result.output)
+        report = measure(target, options.asked, context, quiet=result.quiet)
+    emit(lambda width: render(report, result.form, view=View.TRIANGLE, sort=sort, width=width), result.output)

@@ -24,7 +24,7 @@ from spectrascope.integrations.metrics import report_metrics
 from spectrascope.records.report import Report
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.write import write_text_atomically
-from spectrascope.workload import LossFunction, source_from_batches
+from spectrascope.workload import LossFunction, silent, source_from_batches
 
 __all__ = ["CurvatureMonitor", "random_state_kept"]
 
@@ -154,7 +154,7 @@ class CurvatureMonitor:
 
     def _probe(self, step: int, seconds: float | None) -> Report:
         began, expected = self._clock(), None
-        watch = _nobody if seconds is None else Deadline(seconds, self._clock)
+        watch = silent if seconds is None else Deadline(seconds, self._clock)
         try:
             with random_state_kept(), torch.inference_mode(False), torch.enable_grad():
                 report = probe(
@@ -199,10 +199,6 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-def _nobody(stage: str, done: float, total: int) -> None:
-    """There is no deadline."""
 
 
 def _bare(model: nn.Module) -> nn.Module:

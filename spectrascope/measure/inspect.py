@@ -1,4 +1,4 @@
-"""Look at a network without measuring it: shapes only, on the meta device. Silent."""
+"""Look at a network without measuring it: shapes only, on the meta device."""
 
 from __future__ import annotations
 
@@ -284,7 +284,6 @@ def inspect_headers(
     options: ProbeOptions,
     model_info: ModelInfo,
     command: str = "",
-    notes: Sequence[str] = (),
 ) -> Inspection:
     """List a checkpoint's tensors where the network they belong to is not known: roles are read off names.
 
@@ -294,7 +293,6 @@ def inspect_headers(
         options: as for a measurement.
         model_info: provenance of the file.
         command: the command line, for the record.
-        notes: what the reader must know.
 
     Raises:
         OptionError: there is no tensor that could be a weight.
@@ -324,7 +322,7 @@ def inspect_headers(
         n_measured=n_measured,
         n_skipped=len(rows) - n_measured,
         cost=CostEstimate(missing, missing, missing, missing, missing, missing, missing, missing, fixed, missing),
-        notes=("kinds and roles are read off names and shapes, without the network", *notes),
+        notes=("kinds and roles are read off names and shapes, without the network",),
     )
 
 

@@ -1,4 +1,4 @@
-"""Tails of a network's weights: no data, no gradients. Silent."""
+"""Fit power-law tails to the spectra of a network's weights: no data, no gradients."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fnmatch
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 
 import numpy as np
@@ -41,10 +41,10 @@ from spectrascope.records.weights import (
     WeightSummary,
     WeightTail,
 )
+from spectrascope.workload import OnProgress, silent
 
 __all__ = ["measure_network_weights", "measure_tensors", "measure_weight"]
 
-Progress = Callable[[str, int, int], None]
 Item = tuple[LayerInfo, Tensor] | SkippedLayer
 """A weight with its tensor, outputs × … , or why it is left out."""
 
@@ -59,8 +59,7 @@ def measure_network_weights(
     model_info: ModelInfo,
     command: str = "",
     beside: Report | None = None,
-    notes: Sequence[str] = (),
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: OnProgress = silent,
 ) -> WeightsReport:
     """Measure the tail of every weight of a network; the model is only read.
 
@@ -70,7 +69,6 @@ def measure_network_weights(
         model_info: provenance of the model.
         command: the command line, for the record.
         beside: a report of the same network, whose alpha_h goes beside s_weight.
-        notes: what the reader must know.
         on_progress: called with (stage, done, total).
 
     Raises:
@@ -82,7 +80,7 @@ def measure_network_weights(
         model = with_effective_weights(model)
     rows = find_layers(model, options.layers, options.exclude, split_fused=options.split_fused)
     items: list[Item] = [_item_of(row) if isinstance(row, WeightLayer) else row for row in rows]
-    return _report(items, options, "network", model_info, command, beside, tuple(notes), on_progress)
+    return _report(items, options, "network", model_info, command, beside, (), on_progress)
 
 
 def measure_tensors(
@@ -93,7 +91,7 @@ def measure_tensors(
     model_info: ModelInfo,
     command: str = "",
     beside: Report | None = None,
-    on_progress: Progress = lambda stage, done, total: None,
+    on_progress: OnProgress = silent,
 ) -> WeightsReport:
     """Measure the tails of a checkpoint's tensors, the network they belong to not being known.
 
@@ -222,7 +220,7 @@ def _report(
     command: str,
     beside: Report | None,
     notes: tuple[str, ...],
-    on_progress: Progress,
+    on_progress: OnProgress,
 ) -> WeightsReport:
     if options.top_k < 1 or not 1 <= options.min_rank <= options.top_k:
         raise OptionError(f"--min-rank {options.min_rank} must lie between 1 and --top-k {options.top_k}")

@@ -110,12 +110,12 @@ def test_a_network_is_measured_as_its_baseline_was(
     code, _, err = _run(capsys, *command, "--dataset", "digits", "--rule", "beta: +-1")
     assert code == 0
     assert "spectrascope: gradient" in err
-    options = calls.seen["run_probe"][1]["options"]
+    options = calls.seen["run_probe"][0][0].options
     assert options == replace(base.options, device="cpu")
     assert calls.seen["load_dataset"][1]["num_samples"] == 77
     assert report_from_json(kept.read_text()) == report
     code, _, _ = _run(capsys, *command, "--num-samples", "12", "-q")
-    assert calls.seen["run_probe"][1]["options"].num_samples == 12
+    assert calls.seen["run_probe"][0][0].options.num_samples == 12
 
 
 def test_a_slip_costs_no_measurement(saved: Path, calls: Calls, tmp_path: Path, capsys) -> None:

@@ -48,15 +48,15 @@ def test_defaults(calls, report) -> None:
         "skip_bad": False,
         "loss": LossName.AUTO,
     }
-    arguments, options = calls.seen["run_probe"]
-    assert arguments[:2] == ("model", "source")
-    assert arguments[2] == CrossEntropy()
-    assert options["options"] == ProbeOptions()
-    assert options["model_info"] == report.provenance.model
-    assert options["notes"] == ("a note",)
-    assert options["data_info"] == "data info"
-    assert options["command"] == "spectrascope probe -q"
-    assert set(options["seconds"]) == {"import", "load"}
+    (run,), _ = calls.seen["run_probe"]
+    assert (run.model, run.source) == ("model", "source")
+    assert run.loss_fn == CrossEntropy()
+    assert run.options == ProbeOptions()
+    assert run.model_info == report.provenance.model
+    assert run.notes == ("a note",)
+    assert run.data_info == "data info"
+    assert run.command == "spectrascope probe -q"
+    assert set(run.clock.seconds) == {"import", "load"}
 
 
 @pytest.mark.parametrize("command", ["probe", "triangle", "bench"])
@@ -86,9 +86,9 @@ def test_every_option_arrives(calls, command: str) -> None:
         "skip_bad": True,
         "loss": LossName.CROSS_ENTROPY,
     }
-    arguments, measured = calls.seen["run_bench" if command == "bench" else "run_probe"]
-    assert arguments[2] == CrossEntropy(0.1)
-    assert measured["options"] == ProbeOptions(
+    (run,), _ = calls.seen["run_bench" if command == "bench" else "run_probe"]
+    assert run.loss_fn == CrossEntropy(0.1)
+    assert run.options == ProbeOptions(
         num_samples=64,
         top_k=7,
         min_rank=2 if own else 1,
@@ -102,7 +102,7 @@ def test_every_option_arrives(calls, command: str) -> None:
         groups=8 if own else 16,
         split_fused=False,
     )
-    assert measured["command"].startswith(f"spectrascope {command} 'my net.pt' --arch resnet20")
+    assert run.command.startswith(f"spectrascope {command} 'my net.pt' --arch resnet20")
 
 
 def test_rounds(calls) -> None:

@@ -58,8 +58,8 @@ def test_another_window(saved: Path, capsys) -> None:
 def test_of_a_network(calls, capsys) -> None:
     text = _suggest(capsys, "net.pt", "--dataset", "digits", "--num-samples", "64", "-q")
     assert "conv1.weight" in text
-    _, options = calls.seen["run_probe"]
-    assert options["options"].num_samples == 64
+    (run,), _ = calls.seen["run_probe"]
+    assert run.options.num_samples == 64
 
 
 def test_steps_taken_for_real(capsys) -> None:

@@ -49,8 +49,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         def function(*args: object, **kwargs: Any) -> object:
             calls.seen[name] = (args, kwargs)
             if name.startswith("run_"):
-                kwargs["on_progress"]("check", 0, 1)
-                kwargs["on_progress"]("gradient", 1, 10)
+                (run,) = args
+                run.on_progress("check", 0, 1)
+                run.on_progress("gradient", 1, 10)
                 if calls.error is not None:
                     raise calls.error
             return result
