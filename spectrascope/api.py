@@ -17,6 +17,7 @@ from spectrascope.measure.run import run_probe
 from spectrascope.network.effective import unwrapped
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
+from spectrascope.records.signal import Estimate, LabelSource
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.workload import (
@@ -49,18 +50,23 @@ class ProbeKeywords(TypedDict, total=False):
     groups: int
     self_check: bool
     split_fused: bool
+    estimate: Estimate | str
+    null_draws: int | str
+    curvature_samples: int | str
+    folds: int
+    labels: LabelSource | str
 
 
-_DEFAULTS = {item.name: item.default for item in fields(ProbeOptions)} | {"dtype": None}
+_HINTS = get_type_hints(ProbeKeywords)
+_DEFAULTS = {item.name: item.default for item in fields(ProbeOptions) if item.name in _HINTS} | {"dtype": None}
 Function = TypeVar("Function", bound=Callable[..., Report])
 
 
 def _spelled_out(function: Function) -> Function:
     """Let ``help``, completion and ``inspect.signature`` see the keywords that ``**options`` stands for."""
     own = list(inspect.signature(function).parameters.values())[:-1]
-    hints = get_type_hints(ProbeKeywords)
     shared = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_HINTS[name])
         for name, default in _DEFAULTS.items()
     ]
     function.__signature__ = inspect.Signature([*own, *shared], return_annotation=Report)  # type: ignore[attr-defined]
@@ -104,6 +110,14 @@ def probe(
         groups: sample groups of the jackknife.
         self_check: compare a few (weight, k) pairs with a reference; off saves a little time.
         split_fused: measure the q, k and v of a fused weight as three rows, where its layout is known.
+        estimate: ``both``, ``published`` (directions and curvature from the same samples) or ``held-out`` (curvature
+            along directions that other samples chose).
+        null_draws: draws of the gradient's sampling noise along whose directions curvature is measured too; ``auto``
+            is 2 where they ride along, else 0.
+        curvature_samples: samples for curvature, evenly over the groups; ``auto`` is at most 2048, or 512 for smooth
+            networks, and ``all`` all of them. Slopes always take all samples.
+        folds: parts of the batch that hold out one another.
+        labels: ``data``, ``model`` (drawn from the model's own softmax: nothing is left but noise) or ``shuffled``.
 
     Returns:
         A :class:`spectrascope.records.report.Report`; ``spectrascope.reports`` turns it into JSON, CSV, tables.
@@ -174,11 +188,12 @@ def _run(
     for unknown in given.keys() - _DEFAULTS.keys():
         raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
     chosen: dict[str, Any] = {**_DEFAULTS, **given}
-    try:
-        chosen["engine"] = EngineName(chosen["engine"])
-    except ValueError as error:
-        names = ", ".join(e.value for e in EngineName)
-        raise OptionError(f"engine {chosen['engine']!r}: expected one of {names}") from error
+    for option, kind in (("engine", EngineName), ("estimate", Estimate), ("labels", LabelSource)):
+        try:
+            chosen[option] = kind(chosen[option])
+        except ValueError as error:
+            names = ", ".join(e.value for e in kind)
+            raise OptionError(f"{option} {chosen[option]!r}: expected one of {names}") from error
     most = chosen["num_samples"]
     source = source_from_batches(batches, most)
     data_info = describe_source(source)

@@ -17,6 +17,7 @@ import typer
 
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
+from spectrascope.records.signal import Estimate, LabelSource
 from spectrascope.records.values import EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
@@ -54,6 +55,7 @@ _input, _measurement, _result = (partial(typer.Option, rich_help_panel=panel) fo
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
 _DEFAULT = ProbeOptions()
+ALL_SAMPLES = 2**62  # "all": more than any dataset holds
 _Record = TypeVar("_Record")
 
 
@@ -71,11 +73,27 @@ def _device(text: str) -> str:
 
 
 def _micro_batch(given: int | str) -> int | str:
+    return _whole(given, ("auto",), least=1)
+
+
+def _null_draws(given: int | str) -> int | str:
+    return _whole(given, ("auto",), least=0)
+
+
+def _curvature_samples(given: int | str) -> int | str:
+    return _whole(given, ("auto", "all"), least=1)
+
+
+def _num_samples(given: int | str) -> int:
+    return ALL_SAMPLES if (number := _whole(given, ("all",), least=1)) == "all" else int(number)
+
+
+def _whole(given: int | str, words: tuple[str, ...], *, least: int) -> int | str:
     text = str(given)  # a project's file may hold the number itself
-    if text == "auto":
+    if text in words:
         return text
-    if not (text.isascii() and text.isdigit() and int(text) >= 1):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number from 1 on.")
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise typer.BadParameter(f"{text!r} is neither {' nor '.join(words)} nor a whole number from {least} on.")
     return int(text)
 
 
@@ -203,7 +221,9 @@ class Request(Network):
 class MeasurementOptions:
     """What is computed, and how: fields of :class:`ProbeOptions`."""
 
-    num_samples: Annotated[int, _input(min=1, metavar="N", help="Samples in the fixed batch.")] = _DEFAULT.num_samples
+    num_samples: Annotated[
+        Any, _input(metavar="N|all", parser=_num_samples, help="Samples in the fixed batch, or all there are.")
+    ] = _DEFAULT.num_samples
     top_k: TopK = _DEFAULT.top_k
     layers: Layers = None
     exclude: Exclude = None
@@ -218,6 +238,33 @@ class MeasurementOptions:
         _measurement(metavar="auto|N", parser=_micro_batch, help="Samples computed at once; fewer need less memory."),
     ] = _DEFAULT.micro_batch
     seed: Seed = _DEFAULT.seed
+    estimate: Annotated[
+        Estimate,
+        _measurement(
+            help="Curvature along directions that the same samples chose (published), that other samples chose "
+            "(held-out), or both."
+        ),
+    ] = _DEFAULT.estimate
+    null_draws: Annotated[
+        Any,
+        _measurement(
+            metavar="auto|R",
+            parser=_null_draws,
+            help="Draws of the gradient's noise along which curvature is measured; auto is 2 where nearly free.",
+        ),
+    ] = _DEFAULT.null_draws
+    curvature_samples: Annotated[
+        Any,
+        _measurement(
+            metavar="auto|all|M",
+            parser=_curvature_samples,
+            help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
+        ),
+    ] = _DEFAULT.curvature_samples
+    labels: Annotated[
+        LabelSource,
+        _measurement(help="The data's, draws from the model's own softmax (nothing but noise is left), or shuffled."),
+    ] = _DEFAULT.labels
 
     @property
     def asked(self) -> ProbeOptions:

@@ -14,6 +14,7 @@ from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import usual_loss
+from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.network.layers import WeightLayer, find_layers
@@ -60,6 +61,7 @@ def prepare(run: Run) -> Iterator[Ready]:
             workload = _with_matching_labels(workload)
             require_deterministic(workload)
             require_mean_loss(workload)
+            workload = relabel(workload, options.labels, options.seed)
             workload = with_fastest_format(workload)
             choices = choose_engines(workload, layers, options.engine, options.top_k)
             run.on_progress("check", 1, 1)
@@ -92,6 +94,15 @@ def prepare_workload(run: Run) -> Workload:
             raise OptionError(f"{name} {value}: must be at least 1")
     if options.micro_batch != "auto" and not (str(options.micro_batch).isdecimal() and int(options.micro_batch) > 0):
         raise OptionError(f"--micro-batch {options.micro_batch!r}: expected auto or a positive number")
+    for name, given, words in (
+        ("--null-draws", options.null_draws, ("auto",)),
+        ("--curvature-samples", options.curvature_samples, ("auto", "all")),
+    ):
+        least = 0 if name == "--null-draws" else 1
+        if given not in words and not (str(given).isdecimal() and int(given) >= least):
+            raise OptionError(f"{name} {given!r}: expected {' or '.join(words)} or a whole number from {least} on")
+    if options.folds < 2:
+        raise OptionError(f"folds {options.folds}: must be at least 2, so that one holds out the other")
     if options.dtype not in ("float32", "float64"):
         raise OptionError(f"--dtype {options.dtype!r}: expected float32 or float64")
     dtype = torch.float64 if options.dtype == "float64" else torch.float32

@@ -90,7 +90,7 @@ def deal_samples(source: SampleSource, *, groups: int, folds: int, curvature_sam
         seed: of the order.
     """
     n = source.n
-    order = np.random.default_rng([seed, n]).permutation(n)
+    order = np.random.default_rng([seed, n]).permutation(n)  # the same for every source of n samples
     borders = group_borders(n, groups)
     sizes, wanted = np.diff(borders), np.diff(group_borders(n if curvature_samples >= n else curvature_samples, groups))
     wanted = np.pad(wanted, (0, len(sizes) - len(wanted)))  # fewer samples than groups: the last go without

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import spectrascope
+from spectrascope.measure.signal import deal_samples
 from spectrascope.records.report import LayerReport, SkippedLayer
 from spectrascope.records.values import EngineName, LayerStatus, Missing
-from spectrascope.workload import SampleSource
+from spectrascope.workload import SampleSource, TensorSource
 from tests.support import oracles
 from tests.support.cases import CASES, Net, img, make_workload, two_convs, vec
 from tests.support.measure_helpers import layers_of as weights_of
@@ -29,6 +32,12 @@ def _batch(workload):
     return workload.source.fetch(0, workload.source.n)
 
 
+def _dealt(workload, groups=5):
+    """The same batch in the order in which its samples are dealt to groups."""
+    deal = deal_samples(workload.source, groups=groups, folds=4, curvature_samples=N, seed=0)
+    return replace(workload, source=TensorSource(*deal.source.fetch(0, N)))
+
+
 def _slope(x, y):
     x, y = np.log(x), np.log(y)
     return float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
@@ -43,6 +52,7 @@ def measured():
 
 def test_every_weight_equals_the_oracle(measured):
     workload, report = measured
+    workload = _dealt(workload)
     layers = weights_of(workload)
     assert [row.info.name for row in report.layers] == [la.name for la in layers]
     for row, target in zip(report.layers, targets_of(workload, layers, 6), strict=True):
@@ -83,7 +93,7 @@ def test_fits_are_the_formulas(measured):
 
 def test_noise_floor_is_half_the_norm_of_the_half_batch_difference(measured):
     workload, report = measured
-    (x, y), half = _batch(workload), N // 2
+    (x, y), half = _batch(_dealt(workload)), N // 2
     for row in report.layers:
         first, second = (
             oracles.gradient_of(workload.model, row.info.name, x[s], y[s], workload.loss_fn)
