@@ -9,15 +9,17 @@ from typing import Any, TypedDict, TypeVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from typing_extensions import Unpack
 
 from spectrascope.errors import OptionError
+from spectrascope.loading.checkpoints.momentum import momentum_of
 from spectrascope.losses import make_loss, task_of
 from spectrascope.measure.run import run_probe
 from spectrascope.network.effective import unwrapped
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
-from spectrascope.records.signal import Estimate, LabelSource
+from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.workload import (
@@ -55,10 +57,13 @@ class ProbeKeywords(TypedDict, total=False):
     curvature_samples: int | str
     folds: int
     labels: LabelSource | str
+    gradient: GradientSource | str
+    momentum: Optimizer | Mapping[str, Tensor] | None
 
 
 _HINTS = get_type_hints(ProbeKeywords)
-_DEFAULTS = {item.name: item.default for item in fields(ProbeOptions) if item.name in _HINTS} | {"dtype": None}
+_DEFAULTS = {item.name: item.default for item in fields(ProbeOptions) if item.name in _HINTS}
+_DEFAULTS |= {"dtype": None, "momentum": None}
 Function = TypeVar("Function", bound=Callable[..., Report])
 
 
@@ -117,6 +122,9 @@ def probe(
         curvature_samples: samples for curvature, evenly over the groups; ``auto`` is at most 2048, or 512 for smooth
             networks, and ``all`` all of them. Slopes always take all samples.
         folds: parts of the batch that hold out one another.
+        gradient: ``batch``, or ``momentum``: along the singular directions of an optimizer's momentum, of which a Muon
+            step is really made.
+        momentum: the optimizer, or its momentum by parameter name; it makes ``gradient`` ``momentum``.
         labels: ``data``, ``model`` (drawn from the model's own softmax: nothing is left but noise) or ``shuffled``.
 
     Returns:
@@ -188,7 +196,12 @@ def _run(
     for unknown in given.keys() - _DEFAULTS.keys():
         raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
     chosen: dict[str, Any] = {**_DEFAULTS, **given}
-    for option, kind in (("engine", EngineName), ("estimate", Estimate), ("labels", LabelSource)):
+    for option, kind in (
+        ("engine", EngineName),
+        ("estimate", Estimate),
+        ("labels", LabelSource),
+        ("gradient", GradientSource),
+    ):
         try:
             chosen[option] = kind(chosen[option])
         except ValueError as error:
@@ -207,6 +220,13 @@ def _run(
     model = unwrapped(model)
     if isinstance(loss_fn, str):
         loss_fn = make_loss(loss_fn, task=task_of(model))
+    momentum = chosen.pop("momentum")
+    if isinstance(momentum, Optimizer):
+        momentum = momentum_of(momentum, model)
+    if momentum is not None:
+        chosen["gradient"] = GradientSource.MOMENTUM
+    elif chosen["gradient"] is GradientSource.MOMENTUM:
+        raise OptionError("gradient 'momentum': pass momentum=, the optimizer or its buffers by parameter name")
     command = f"spectrascope.{name}({type(model).__name__})"
     return Run(
         model,
@@ -217,6 +237,7 @@ def _run(
         data_info,
         command=command,
         on_progress=on_progress or silent,
+        momentum=momentum,
     )
 
 

@@ -246,6 +246,7 @@ class Run:
         notes: what the reader of the report must know of the model and the data.
         clock: wall seconds per stage, those of loading included where it was timed.
         on_progress: called as stages advance.
+        momentum: an optimizer's momentum by parameter name, where its directions are to be measured.
     """
 
     model: nn.Module
@@ -258,6 +259,7 @@ class Run:
     notes: tuple[str, ...] = ()
     clock: StageClock = field(default_factory=StageClock)
     on_progress: OnProgress = silent
+    momentum: Mapping[str, Tensor] | None = None
 
 
 def source_from_batches(batches: object, num_samples: int | None = None) -> SampleSource:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import Run
 
-__all__ = ["load_model", "make_run", "read_tensors"]
+__all__ = ["load_model", "load_momentum", "make_run", "read_tensors"]
 
 
 def load_model(network: Network, seed: int, *, headers_only: bool = False) -> LoadedModel:
@@ -70,6 +70,26 @@ def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run
     source = own.source if own.source.n <= options.num_samples else FirstSamples(own.source, options.num_samples)
     about = describe_source(source)
     return Run(loaded.model, source, own.loss_fn, options, loaded.info, about, notes=loaded.notes)
+
+
+def load_momentum(target: Request, run: Run) -> dict[str, Tensor]:
+    """Read the momentum that the checkpoint's optimizer holds, by the network's names.
+
+    Raises:
+        LoadError: none can be found, or it is not of this network.
+        OptionError: the model is no file.
+    """
+    from pathlib import Path
+
+    from spectrascope.loading.checkpoints.momentum import read_momentum
+
+    path = Path((target.model or "").partition("::")[0])
+    if not target.model or not path.exists():
+        raise OptionError(
+            f"--gradient momentum reads an optimizer's state: expected a checkpoint of your own, got "
+            f"{target.model or 'the embedded network'}"
+        )
+    return read_momentum(path, run.model)
 
 
 def read_tensors(target: Network, *, headers_only: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:

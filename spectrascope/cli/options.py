@@ -17,7 +17,7 @@ import typer
 
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.signal import Estimate, LabelSource
+from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
@@ -261,6 +261,10 @@ class MeasurementOptions:
             help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
         ),
     ] = _DEFAULT.curvature_samples
+    gradient: Annotated[
+        GradientSource,
+        _measurement(help="Whose singular directions: the batch's, or the momentum of the checkpoint's optimizer."),
+    ] = _DEFAULT.gradient
     labels: Annotated[
         LabelSource,
         _measurement(help="The data's, draws from the model's own softmax (nothing but noise is left), or shuffled."),

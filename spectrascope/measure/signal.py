@@ -29,6 +29,7 @@ __all__ = [
     "SignalCurvature",
     "SignalTarget",
     "deal_samples",
+    "find_momentum_target",
     "find_signal_target",
     "join_folds",
     "no_curvature",
@@ -122,6 +123,11 @@ class SignalTarget:
     held_out: Tensor | None
     null_sigma: tuple[float, ...]
 
+    @property
+    def is_momentum(self) -> bool:
+        """Whether the directions are an optimizer's, so that every sample is held out."""
+        return self.held_out is self.slopes
+
     def target(self, fold: int, *, published: bool) -> Target:
         """What is to be measured on a fold's samples: all these directions at once."""
         wanted = [self.directions] if published else []
@@ -176,6 +182,21 @@ def find_signal_target(
         layer, directions, tuple(found), tuple(chosen), _slopes(by_group, directions, range(deal.n_groups)), held_out,
         tuple(sigma),
     )  # fmt: skip
+
+
+def find_momentum_target(
+    layer: WeightLayer, momentum: Tensor, by_group: Tensor, deal: Deal, *, top_k: int, dtype: torch.dtype
+) -> SignalTarget:
+    """Take a weight's directions from an optimizer's momentum, and the gradient's slopes along them.
+
+    No sample of the batch chose these directions, so every one of them is held out.
+
+    Raises:
+        NonFiniteError: the momentum holds NaN or infinity.
+    """
+    directions = top_directions(layer.matrix(momentum), top_k, dtype)
+    slopes = _slopes(by_group, directions, range(deal.n_groups))
+    return SignalTarget(layer, directions, (), (), slopes, slopes, ())
 
 
 def _combine(by_group: Tensor, weights: Sequence[float]) -> Tensor:
@@ -236,7 +257,7 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
     curvature = Curvature(
         matrix=matrix[whole, whole],
         group_h=group_h[:, whole],
-        group_sigma=slopes[:, whole] if published and all_of_them else target.slopes,
+        group_sigma=_group_sigma(target, slopes[:, whole] if published and all_of_them else target.slopes),
         group_sizes=deal.sizes,
         engine=measured[0].engine,
         exact=measured[0].exact,
@@ -245,10 +266,13 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
     held_out: HeldOut | Missing = Missing("held-out slopes need at least 4 sample groups")
     unread = Missing("not fitted yet")
     if target.held_out is not None:
-        held_matrix, held_h = matrix[held, held], group_h[:, held]
-        wide = widen_groups(target.held_out.numpy(), target.directions.sigma[:k_held].numpy(), deal.sizes)
+        where = whole if target.is_momentum else held  # where nothing was chosen, everything is held out
+        held_matrix, held_h = matrix[where, where], group_h[:, where]
+        wide = target.held_out.numpy()
+        if not target.is_momentum:
+            wide = widen_groups(wide, target.directions.sigma[:k_held].numpy(), deal.sizes)
         held_out = HeldOut(
-            n_folds=len(deal.parts),
+            n_folds=0 if target.is_momentum else len(deal.parts),
             slopes=_numbers(torch.tensor(deal.sizes).double() @ target.held_out / sum(deal.sizes)),
             t=tuple(t_values(wide, deal.sizes).tolist()),
             h=_numbers(held_matrix.diagonal()),
@@ -258,11 +282,20 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
             beta=unread,
             step_exponent=unread,
         )
-    quantile = null_quantile(target.null_sigma)
+    quantile = (
+        Missing("null draws are of the batch's gradient: these directions are the momentum's")
+        if target.is_momentum
+        else null_quantile(target.null_sigma)
+    )
     null: NullDraws | Missing = (
         quantile if isinstance(quantile, Missing) else _null_draws(target, matrix, k_all + k_held, quantile)
     )
     return SignalCurvature(curvature, held_out, null)
+
+
+def _group_sigma(target: SignalTarget, slopes: Tensor) -> Tensor:
+    """Sigma by sample group: slopes of the batch's gradient; a momentum's is the same whatever the group."""
+    return target.directions.sigma.expand(len(slopes), -1) if target.is_momentum else slopes
 
 
 def _null_draws(target: SignalTarget, matrix: Tensor, at: int, quantile: float) -> NullDraws:

@@ -12,12 +12,20 @@ from spectrascope.curvature.engine import Curvature, Progress, Target
 from spectrascope.curvature.microbatches import Groups
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.measure.gradients import GradientPass, blocks_within, gradient_memory, measure_gradients
-from spectrascope.measure.signal import Deal, SignalTarget, deal_samples, find_signal_target, join_folds, no_curvature
+from spectrascope.measure.signal import (
+    Deal,
+    SignalTarget,
+    deal_samples,
+    find_momentum_target,
+    find_signal_target,
+    join_folds,
+    no_curvature,
+)
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import spectral_norm
 from spectrascope.records.decomposition import Factors
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.signal import Estimate, HeldOut, NullDraws
+from spectrascope.records.signal import Estimate, GradientSource, HeldOut, NullDraws
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
 
@@ -100,29 +108,52 @@ def find_targets(
                     continue
                 run.on_progress("directions", i, len(block))
                 try:
-                    target = find_signal_target(
-                        layer,
-                        found.gradients[layer.name],
-                        found.by_group[layer.name],
-                        deal,
-                        top_k=options.top_k,
-                        dtype=workload.dtype,
-                        folds=options.estimate is not Estimate.PUBLISHED,
-                        nulls=_null_draws(engine_of[layer.name], options),
-                        seed=options.seed,
-                    )
-                except NonFiniteError as error:
+                    target = _target(layer, found, deal, workload, engine_of[layer.name], run)
+                except (NonFiniteError, UnsupportedModelError) as error:
                     failed[layer.name] = str(error)
                     continue
-                if target.directions.rank == 0:
-                    failed[layer.name] = "the gradient is exactly zero: the loss does not see this weight on this batch"
-                    continue
-                if found.half_difference is not None:
+                if found.half_difference is not None and not target.is_momentum:
                     noise[layer.name] = spectral_norm(found.half_difference[layer.name])
                 targets.append(target)
             run.on_progress("directions", len(block), len(block))
     assert gradient is not None  # there is at least one weight
     return FoundTargets(workload, deal, gradient, targets, failed, noise)
+
+
+def _target(
+    layer: WeightLayer, found: GradientPass, deal: Deal, workload: Workload, engine: EngineName, run: Run
+) -> SignalTarget:
+    """Find the directions of one weight.
+
+    Raises:
+        NonFiniteError: its gradient, or momentum, holds NaN or infinity.
+        UnsupportedModelError: it has no directions.
+    """
+    options, by_group = run.options, found.by_group[layer.name]
+    if options.gradient is GradientSource.MOMENTUM:
+        names = (layer.name.partition("[")[0], *layer.info.tied_names)
+        momentum = next((run.momentum[name] for name in names if run.momentum and name in run.momentum), None)
+        if momentum is None:
+            raise UnsupportedModelError("the optimizer holds no momentum of this weight")
+        momentum = momentum.to(workload.device)
+        target = find_momentum_target(layer, momentum, by_group, deal, top_k=options.top_k, dtype=workload.dtype)
+        zero = "the optimizer's momentum of this weight is zero"
+    else:
+        target = find_signal_target(
+            layer,
+            found.gradients[layer.name],
+            by_group,
+            deal,
+            top_k=options.top_k,
+            dtype=workload.dtype,
+            folds=_holds_out(options),
+            nulls=_null_draws(engine, options),
+            seed=options.seed,
+        )
+        zero = "the gradient is exactly zero: the loss does not see this weight on this batch"
+    if target.directions.rank == 0:
+        raise UnsupportedModelError(zero)
+    return target
 
 
 def _of_block(on_progress: OnProgress, number: int, blocks: int) -> Progress:
@@ -140,10 +171,17 @@ def _deal(workload: Workload, choices: Sequence[EngineChoice], options: ProbeOpt
     return deal_samples(
         workload.source,
         groups=options.groups,
-        folds=1 if options.estimate is Estimate.PUBLISHED else options.folds,
+        folds=1
+        if options.estimate is Estimate.PUBLISHED or options.gradient is GradientSource.MOMENTUM
+        else options.folds,
         curvature_samples=_USUAL_CURVATURE_SAMPLES[fast] if wanted == "auto" else n if wanted == "all" else int(wanted),
         seed=options.seed,
     )
+
+
+def _holds_out(options: ProbeOptions) -> bool:
+    """Whether folds hold out one another; directions of an optimizer's momentum need no folds."""
+    return options.estimate is not Estimate.PUBLISHED and options.gradient is GradientSource.BATCH
 
 
 def _null_draws(engine: EngineName, options: ProbeOptions) -> int:
@@ -162,7 +200,7 @@ def measure_targets(
         found,
         [choice_of[t.layer.name] for t in found.targets],
         run,
-        published=run.options.estimate is not Estimate.HELD_OUT,
+        published=run.options.estimate is not Estimate.HELD_OUT or run.options.gradient is GradientSource.MOMENTUM,
     )
 
 
