@@ -127,28 +127,32 @@ def _saved_names(groups: Sequence[Mapping[Any, Any]]) -> dict[Any, str]:
 def _names_by_order(
     groups: Sequence[Mapping[Any, Any]], buffers: Mapping[Any, Tensor], own: Mapping[str, nn.Parameter], where: str
 ) -> dict[Any, str]:
-    """Names by the order of the network: of all groups in a row, or of matrices and vectors apart (weight decay)."""
+    """Names by the order of the network, where the groups leave no doubt.
+
+    One group holds all parameters in order, as ``model.parameters()`` gives them; two hold the matrices and the
+    vectors, as weight decay wants them. Other groups could be in any order, so there only shapes can tell.
+    """
     keys = [list(group["params"]) for group in groups if isinstance(group.get("params"), Sequence)]
-    shapes = {key: tuple(buffer.shape) for key, buffer in buffers.items()}
-    orders = [list(own)]
+    row = [key for group in keys for key in group]
     matrices = [name for name, parameter in own.items() if parameter.dim() > 1]
     vectors = [name for name, parameter in own.items() if parameter.dim() <= 1]
-    orders += [[*matrices, *vectors], [*vectors, *matrices]]
-    fitting = []
-    for order in orders:
-        row = [key for group in keys for key in group]
-        if len(row) == len(order) and all(
-            shapes.get(key, tuple(own[name].shape)) == tuple(own[name].shape)
-            for key, name in zip(row, order, strict=True)
-        ):
-            names = dict(zip(row, order, strict=True))
-            if names not in fitting:
-                fitting.append(names)
-    if len(fitting) != 1:
-        n = sum(map(len, keys))
-        what = "does not fit" if not fitting else "fits in several ways"
-        raise LoadError(
-            f"{where}: an optimizer of {n} parameters in {len(keys)} groups {what} the network's {len(own)}; save its "
-            "state with names (make it from model.named_parameters(), torch 2.6 and later)"
-        )
-    return fitting[0]
+    sizes = [len(group) for group in keys]
+    orders = {
+        (len(own),): list(own),
+        (len(matrices), len(vectors)): [*matrices, *vectors],
+        (len(vectors), len(matrices)): [*vectors, *matrices],
+    }
+    order = orders.get(tuple(sizes))
+    if order is not None:
+        names = dict(zip(row, order, strict=True))
+        if all(key not in buffers or buffers[key].shape == own[name].shape for key, name in names.items()):
+            return names
+    elif len(row) == len(own):
+        of_shape = {tuple(parameter.shape): name for name, parameter in own.items()}
+        if len(of_shape) == len(own) and all(tuple(buffer.shape) in of_shape for buffer in buffers.values()):
+            return {key: of_shape[tuple(buffer.shape)] for key, buffer in buffers.items()}
+    raise LoadError(
+        f"{where}: an optimizer of {len(row)} parameters in groups of {', '.join(map(str, sizes))} does not say which "
+        f"of the network's {len(own)} each belongs to; save its state with names (make it from "
+        "model.named_parameters(), torch 2.6 and later)"
+    )

@@ -66,12 +66,8 @@ def test_buffers_that_fit_two_ways_are_not_guessed(tmp_path: Path) -> None:
     model(torch.randn(8, 4)).square().sum().backward()
     optimizer.step()
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "checkpoint.pt")
-    found = None
-    try:
-        found = read_momentum(tmp_path / "checkpoint.pt", model)
-    except LoadError as error:
-        assert "save its state with names" in str(error)
-    assert found is None
+    with pytest.raises(LoadError, match="save its state with names"):
+        read_momentum(tmp_path / "checkpoint.pt", model)
 
 
 def test_names_saved_by_the_optimizer_win(tmp_path: Path) -> None:
@@ -104,7 +100,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, content: str) -> None:
     else:
         torch.save(optimizer.state_dict(), file)
         model = nn.Linear(3, 3)
-        message = "does not fit the network's 2"
+        message = "does not say which of the network's 2"
     with pytest.raises(LoadError, match=message):
         read_momentum(file, model)
 
