@@ -137,17 +137,16 @@ def _names_by_order(
     matrices = [name for name, parameter in own.items() if parameter.dim() > 1]
     vectors = [name for name, parameter in own.items() if parameter.dim() <= 1]
     sizes = [len(group) for group in keys]
-    orders = {
-        (len(own),): list(own),
-        (len(matrices), len(vectors)): [*matrices, *vectors],
-        (len(vectors), len(matrices)): [*vectors, *matrices],
-    }
-    order = orders.get(tuple(sizes))
-    if order is not None:
-        names = dict(zip(row, order, strict=True))
+    orders = [
+        ([len(own)], list(own)),
+        ([len(matrices), len(vectors)], [*matrices, *vectors]),
+        ([len(vectors), len(matrices)], [*vectors, *matrices]),
+    ]
+    known = [dict(zip(row, order, strict=True)) for counts, order in orders if counts == sizes]
+    for names in known:
         if all(key not in buffers or buffers[key].shape == own[name].shape for key, name in names.items()):
             return names
-    elif len(row) == len(own):
+    if not known and len(row) == len(own):
         of_shape = {tuple(parameter.shape): name for name, parameter in own.items()}
         if len(of_shape) == len(own) and all(tuple(buffer.shape) in of_shape for buffer in buffers.values()):
             return {key: of_shape[tuple(buffer.shape)] for key, buffer in buffers.items()}
