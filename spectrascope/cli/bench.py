@@ -11,17 +11,13 @@ from spectrascope.cli.measure import loaded
 from spectrascope.cli.output import emit
 from spectrascope.reports.render import render_bench
 
-__all__ = ["bench"]
-
 
 def bench(
     context: typer.Context,
     target: o.Request,
     options: o.MeasurementOptions,
     result: o.Result,
-    rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=o.MEASUREMENT, help="Interleaved rounds of timing.")
-    ] = 3,
+    rounds: Annotated[int, o.measurement_option(min=1, metavar="N", help="Interleaved rounds of timing.")] = 3,
 ) -> None:
     """Time this engine against plain double backprop on the same layers and directions, in one run."""
     with loaded(target, options.asked, context, quiet=result.quiet) as run:

@@ -14,8 +14,6 @@ from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sha
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import View, render
 
-__all__ = ["decompose"]
-
 
 @dataclass(frozen=True, slots=True)
 class FactorOptions:
@@ -23,24 +21,19 @@ class FactorOptions:
 
     fisher: Annotated[
         FisherType,
-        typer.Option(
-            help="What C_δ is made of: the loss's own curvature, labels drawn from the model, or the true labels.",
-            rich_help_panel=o.MEASUREMENT,
+        o.measurement_option(
+            help="What C_δ is made of: the loss's own curvature, labels drawn from the model, or the true labels."
         ),
     ] = FisherType.GGN
     sharing: Annotated[
-        Sharing,
-        typer.Option(
-            help="Of a weight used at many positions: each by itself, or summed first.", rich_help_panel=o.MEASUREMENT
-        ),
+        Sharing, o.measurement_option(help="Of a weight used at many positions: each by itself, or summed first.")
     ] = Sharing.EXPAND
     draws: Annotated[
         int,
-        typer.Option(
+        o.measurement_option(
             min=1,
             metavar="N",
             help="Random columns per sample where exact ones cannot be had (language models, many classes, mc).",
-            rich_help_panel=o.MEASUREMENT,
         ),
     ] = 8
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from spectrascope.records.inspection import Inspection
     from spectrascope.workload import Run
 
-__all__ = ["inspect"]
-
 
 def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOptions, result: o.Result) -> None:
     """Say what probe would measure, with which engine and at what cost, without measuring.

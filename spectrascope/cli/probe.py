@@ -10,8 +10,6 @@ from spectrascope.cli.output import emit, write_page
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import render
 
-__all__ = ["probe"]
-
 
 def probe(
     context: typer.Context,

@@ -14,16 +14,12 @@ from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import View, render
 
-__all__ = ["show"]
-
 
 def show(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A saved report.")],
     top_k: o.RefitTopK = None,
     min_rank: o.RefitMinRank = None,
-    view: Annotated[
-        View, typer.Option(rich_help_panel=o.RESULT, help="The whole report, the α triangle, or the decomposition.")
-    ] = View.PROBE,
+    view: Annotated[View, o.result_option(help="The whole report, the α triangle, or the decomposition.")] = View.PROBE,
     *,
     result: o.Form,
     sort: o.SortOption = Sort.ORDER,

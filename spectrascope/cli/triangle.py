@@ -14,8 +14,6 @@ from spectrascope.cli.saved import is_saved_report, refit_saved
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import View, render
 
-__all__ = ["triangle"]
-
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "sort", "output", "quiet"}
 
 

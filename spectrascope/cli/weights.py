@@ -21,8 +21,6 @@ from spectrascope.reports.render import render_weights
 if TYPE_CHECKING:
     from spectrascope.records.report import Report
 
-__all__ = ["weights"]
-
 
 @dataclass(frozen=True, slots=True)
 class TailOptions:
@@ -34,10 +32,7 @@ class TailOptions:
     exclude: o.Exclude = None
     split_fused: o.SplitFused = True
     conv: Annotated[
-        ConvView,
-        typer.Option(
-            help="Convolutions as one matrix, or as WeightWatcher's pooled slices.", rich_help_panel=o.MEASUREMENT
-        ),
+        ConvView, o.measurement_option(help="Convolutions as one matrix, or as WeightWatcher's pooled slices.")
     ] = ConvView.FLAT
 
 
@@ -50,11 +45,7 @@ def weights(
     result: o.Result,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="REPORT.json",
-            help="A saved report of the same network: its α_H beside s_weight.",
-            rich_help_panel=o.INPUT,
-        ),
+        o.input_option(metavar="REPORT.json", help="A saved report of the same network: its α_H beside s_weight."),
     ] = None,
 ) -> None:
     """Fit power-law tails to the weights' spectra; needs no data.

@@ -1,4 +1,4 @@
-"""A report as flat numbers for a logger."""
+"""Flatten a report into numbers for a logger."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from spectrascope.records.values import Missing
 __all__ = ["PREFIX", "report_metrics"]
 
 PREFIX = "curvature"
-"""First part of every name."""
+"""First part of every metric's name."""
 
 
 def report_metrics(report: Report, *, per_layer: bool = True) -> dict[str, float]:

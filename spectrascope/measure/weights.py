@@ -43,8 +43,6 @@ from spectrascope.records.weights import (
 )
 from spectrascope.workload import OnProgress, silent
 
-__all__ = ["measure_network_weights", "measure_tensors", "measure_weight"]
-
 Item = tuple[LayerInfo, Tensor] | SkippedLayer
 """A weight with its tensor, outputs × … , or why it is left out."""
 
