@@ -1,5 +1,4 @@
 """``gate`` and ``compare`` as commands: a network measured as its baseline was, every form, what is refused."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import csv
 import io
@@ -15,7 +14,7 @@ import pytest
 from spectrascope.cli import main
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports import report_from_json, report_to_json
-from tests.support.cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
+from tests.support.fixtures import Calls
 from tests.support.made_up_reports import big_report, mixed_report
 
 

@@ -1,5 +1,4 @@
 """Help: instant, complete, documented."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import resource
 import sys
@@ -11,7 +10,6 @@ import typer
 from spectrascope import __version__
 from spectrascope.cli import main
 from spectrascope.cli.app import app
-from tests.support.cli_fixtures import run_command  # noqa: F401
 
 COMMANDS = [
     "probe", "triangle", "decompose", "weights", "inspect", "suggest-beta", "show", "plot", "trajectory", "bench",

@@ -1,5 +1,4 @@
 """``plot`` and pages for a browser: files, refusals, no torch."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import os
 import subprocess
@@ -13,7 +12,7 @@ from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
 from spectrascope.reports.charts.chart import Picture
 from tests.support.chart_cases import training_checkpoints
-from tests.support.cli_fixtures import Calls, calls, report, saved  # noqa: F401
+from tests.support.fixtures import Calls
 from tests.support.made_up_reports import big_report
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")

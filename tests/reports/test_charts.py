@@ -1,5 +1,4 @@
 """Charts as data: what they show is what the report says; inks that keep apart; inline SVG that is well formed."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import doctest
 import itertools
@@ -33,7 +32,6 @@ from spectrascope.reports.charts.sparklines import log_sparkline, sparkline
 from spectrascope.reports.charts.svg import chart_svg
 from tests.support.chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, one_layer_report, skipped_report
 from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report
-from tests.support.report_fixtures import big_report, report  # noqa: F401
 
 SVG = "{http://www.w3.org/2000/svg}"
 

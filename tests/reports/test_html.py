@@ -1,5 +1,4 @@
 """The page as text: everything of the report is in it, nothing is fetched, names cannot break out."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import base64
 import hashlib
@@ -18,7 +17,6 @@ from spectrascope.reports.html.rows import layer_facts
 from spectrascope.reports.html.trajectory import trajectory_html
 from tests.support.chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
 from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report
-from tests.support.report_fixtures import big_report, report  # noqa: F401
 
 VOID = {"meta", "link", "input", "wbr", "img", "br"}
 

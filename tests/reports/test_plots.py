@@ -1,5 +1,4 @@
 """Files drawn with matplotlib: the kind they claim to be, the same bytes each time, hostile names harmless."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import io
 import re
@@ -15,7 +14,6 @@ from spectrascope.records.report import Report
 from spectrascope.reports.charts.pictures import PictureKind, report_pictures
 from spectrascope.reports.charts.plots import draw_pages, draw_picture
 from tests.support.chart_cases import HOSTILE_NAMES, blocks_report, hostile_report, one_layer_report, skipped_report
-from tests.support.report_fixtures import big_report, report  # noqa: F401
 
 matplotlib = pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 

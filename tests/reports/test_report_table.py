@@ -1,5 +1,4 @@
 """Tables and Markdown: golden text, nothing read as markup, nothing cut where nobody watches."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import io
 import os
@@ -28,7 +27,6 @@ from tests.support.made_up_reports import (
     make_measurement,
     make_report,
 )
-from tests.support.report_fixtures import bench, big_report, report  # noqa: F401
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -22,12 +22,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
-import tests.support.hf_networks as networks
 from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
 from spectrascope.loading.models.huggingface.hub import HubSpec, _wanted, parse_hub_spec
 from spectrascope.loading.models.huggingface.images import image_preprocessing
 from spectrascope.loading.models.huggingface.open import is_huggingface_directory, load_huggingface
 from spectrascope.records.values import Missing, Task
+from tests.support import hf_networks as networks
 
 LAYOUTS = ("safetensors", "shards", "bin", "bf16")
 TASKS = {
