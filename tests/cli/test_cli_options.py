@@ -1,5 +1,4 @@
 """What the options mean to the layers below."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 from dataclasses import fields
 from pathlib import Path
@@ -11,7 +10,6 @@ from spectrascope.cli.options import FitOptions
 from spectrascope.losses import CrossEntropy
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import EngineName, LossName
-from tests.support.cli_fixtures import calls, report, saved  # noqa: F401
 
 ALL = [
     *("--arch", "resnet20", "--num-classes", "10", "--dataset", "folder:x", "--data-root", "/d", "--download"),

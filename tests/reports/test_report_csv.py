@@ -1,5 +1,4 @@
 """CSV, JSON and table tell the same numbers, one row per layer."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import csv
 import io
@@ -17,7 +16,6 @@ from spectrascope.reports.order import Sort
 from spectrascope.reports.table import report_table
 from spectrascope.reports.views.layer_sheet import build_layer_sheet
 from tests.support.made_up_reports import LONG_NAME
-from tests.support.report_fixtures import bench, report  # noqa: F401
 
 
 def _rows(text: str) -> list[dict[str, str]]:

@@ -1,5 +1,4 @@
 """JSON: exact, strict, and refusing what is no report with one line that says where."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import json
 from dataclasses import replace
@@ -13,7 +12,6 @@ from spectrascope.records.report import LayerReport, ProbeOptions, Report, Skipp
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, ZetaBound
 from spectrascope.reports.json import record_to_json, report_from_json, report_to_json
 from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
-from tests.support.report_fixtures import bench, report  # noqa: F401
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 reason = st.text(min_size=1)

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tests.support.hf_networks as networks
 from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
 from spectrascope.loading.models.huggingface.adapters import is_adapter_directory, load_adapter
 from spectrascope.loading.models.huggingface.open import load_huggingface
 from spectrascope.records.values import Missing, Task
+from tests.support import hf_networks as networks
 
 peft = pytest.importorskip("peft")
 
