@@ -18,8 +18,8 @@ from spectrascope.curvature.loss_root import (
     make_columns,
     softmax_slopes,
 )
+from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, WeightUse
 from spectrascope.records.decomposition import DecomposeOptions, Factors, FisherType
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload

@@ -32,8 +32,8 @@ from spectrascope.curvature.engine import (
 )
 from spectrascope.curvature.loss_root import output_model
 from spectrascope.curvature.microbatches import Schedule
+from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, WeightUse
 from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload

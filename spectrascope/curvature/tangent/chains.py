@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from spectrascope.curvature.recorder import Node, Value
 from spectrascope.curvature.tangent.pointwise import derivatives
-from spectrascope.curvature.tangent.recording import Node, Value
 from spectrascope.curvature.tangent.rule import Pushed, Tangents
 from spectrascope.curvature.tangent.table import is_pointwise
 from spectrascope.curvature.tangent.values import Tangent, dense, weighted_gram
