@@ -60,7 +60,7 @@ def probe(
         min_rank: first direction (1-based) of the fitted window.
         layers: globs on parameter names to measure; all when empty.
         exclude: globs on parameter names to leave out.
-        engine: ``auto``, ``gauss-newton`` or ``double-backprop``.
+        engine: ``auto`` (an exact one for every weight) or the name of one, as in ``EngineName``.
         device: ``auto`` (where the model is, or CUDA if there is one), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
         dtype: ``float32`` or ``float64``; ``None`` measures in float64 for a float64 model, else in float32.
         micro_batch: samples per pass, or ``auto``.

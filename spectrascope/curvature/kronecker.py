@@ -1,4 +1,4 @@
-"""Kronecker factors of any weights, with ordinary backward passes: one per column.
+"""Measure Kronecker factors of any weights, with ordinary backward passes: one per column.
 
 Uses of a weight are captured while the network runs, and only first derivatives are taken, so every architecture and
 every fused attention kernel will do. Reference: MEASUREMENT section 6.
@@ -34,7 +34,7 @@ def measure_without_curvature(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Factors | Missing]:
-    """Factors of any weights applied by linear layers or convolutions, the curvature being measured elsewhere.
+    """Measure factors of any weights applied by linear layers or convolutions; their curvature is measured elsewhere.
 
     Args:
         workload: the model, held still.

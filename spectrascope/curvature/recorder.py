@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from spectrascope.curvature.claims import Kind, read_claim
+from spectrascope.curvature.columns import BackwardRule
 from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.operations import are_disjoint, describe, is_custom, same_elements, tensors_of
-from spectrascope.curvature.rules import BackwardRule, find_rule
+from spectrascope.curvature.rules import find_rule
 
 __all__ = ["Node", "Recorder", "Recording", "Tape", "Value", "WeightUse"]
 
@@ -418,8 +419,10 @@ class Tape(Recorder):
             union |= value.dep
         if claim.kind is Kind.PRODUCT and clash:
             self.refuse(clash, claim.reason)
-        elif rule is None or (problem := rule.refuse(node.args, node.kwargs, tuple(node.inputs))) is not None:
-            self.refuse(mask, problem if rule is not None else claim.reason)
+            return rule
+        problem = claim.reason if rule is None else rule.refuse(node.args, node.kwargs, tuple(node.inputs))
+        if problem is not None:
+            self.refuse(mask, problem)
             return None
         return rule
 

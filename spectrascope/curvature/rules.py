@@ -235,6 +235,14 @@ def _refuse_leaky(args: Any, kwargs: Any, positions: tuple[int, ...]) -> str | N
     return None if slope >= 0 else "leaky_relu with a negative slope cannot be inverted from its output"
 
 
+def _vjp_hardsigmoid(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    (out,) = saved
+    grad = only(grads)
+    # torch's own backward takes a sixth in float32, of float64 too.
+    return [Columns(grad.tensor * ((out > 0) & (out < 1)) / 6, grad.scale)]
+
+
+_register("hardsigmoid hardsigmoid_", BackwardRule(_save_out, _vjp_hardsigmoid))
 _register("relu relu_", BackwardRule(_save_out, _vjp_relu))
 _register("hardtanh hardtanh_", BackwardRule(_save_hardtanh, _vjp_hardtanh))
 _register("leaky_relu leaky_relu_", BackwardRule(_save_leaky, _vjp_leaky, refuse=_refuse_leaky))
@@ -303,6 +311,14 @@ def _vjp_mean(divide: bool) -> Callable[[Saved, Grads, tuple[int, ...]], list[Co
 
 _register("view _unsafe_view reshape squeeze unsqueeze flatten", BackwardRule(_save_shape, _vjp_reshape))
 _register("clone contiguous alias lift_fresh", BackwardRule(_save_shape, _vjp_same))
+
+
+def _vjp_copy(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    shape, dtype = saved
+    return [Columns(_sum_to(only(grads).plain(), shape).to(dtype), owned=False)]
+
+
+_register("copy_", BackwardRule(lambda a, k, o, p: (tuple(a[1].shape), a[1].dtype), _vjp_copy))
 _register("mean", BackwardRule(_save_mean, _vjp_mean(True)))
 _register("sum", BackwardRule(_save_mean, _vjp_mean(False)))
 
