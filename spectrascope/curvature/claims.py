@@ -32,7 +32,7 @@ class Kind(Enum):
     """Where an operation has second derivatives, away from kinks."""
 
     STRAIGHT = "straight"  # nowhere: linear or piecewise linear in all that depends on the weights
-    JUMPING = "jumping"  # nowhere either, but it may jump: tangents go through, Gauss–Newton does not try
+    JUMPING = "jumping"  # nowhere either, but it may jump, or route rows: tangents follow, Gauss–Newton does not try
     PRODUCT = "product"  # linear in each input: where two inputs depend on the same weight
     CURVED = "curved"
 
@@ -86,6 +86,13 @@ _SEVERAL: dict[str, Any] = {
     "diagonal_scatter": (0, 1),
     "masked_scatter": (0, 2),
 }
+
+
+_ROUTING = _names("""
+    copy index index_put _unsafe_index_put index_add index_copy scatter scatter_add masked_scatter
+""")
+"""Straight as well, but what moves where may depend on the data, so that rows are no longer one per sample in order
+(or, of ``copy``, on what else looks at the memory written)."""
 
 
 def data_positions(name: str, count: int) -> tuple[int, ...]:
@@ -156,10 +163,10 @@ def bare_name(name: str) -> str:
 
 
 def is_claimed(name: str) -> bool:
-    """Whether an operation is listed at all: then Gauss–Newton has, or can make, a backward rule of it."""
+    """Whether Gauss–Newton may go back through an operation: then it has, or can make, a rule of it."""
     bare = bare_name(name)
     lists = (_FIRST, MAPPED, _SEVERAL, _PIECEWISE, _PRODUCTS, BATCH_NORMS, ("div",))
-    return name.startswith("aten.") and any(bare in names for names in lists)
+    return name.startswith("aten.") and bare not in _ROUTING and any(bare in names for names in lists)
 
 
 def read_claim(
@@ -175,16 +182,16 @@ def read_claim(
         count: how many tensor arguments there are.
     """
     bare = bare_name(name)
+    refusal = f"{name.removeprefix('aten.')} is not piecewise linear"
     if bare in _PRODUCTS:
         return Claim(Kind.PRODUCT, f"{name.removeprefix('aten.')} multiplies two activations of the same weight")
     if bare in _PIECEWISE:
         return Claim(Kind.STRAIGHT)
     if bare in _FIRST or bare in MAPPED or bare in _SEVERAL:
         if set(positions) <= set(data_positions(name, count)) and kwargs.get("reduce") is None:
-            return Claim(Kind.STRAIGHT)
+            return Claim(Kind.JUMPING, refusal) if bare in _ROUTING else Claim(Kind.STRAIGHT)
     elif bare == "div":
         return _divided(kwargs, positions)
     elif bare in BATCH_NORMS:
         return _batch_normalised(args, positions)
-    kind = Kind.JUMPING if bare in _JUMPING else Kind.CURVED
-    return Claim(kind, f"{name.removeprefix('aten.')} is not piecewise linear")
+    return Claim(Kind.JUMPING if bare in _JUMPING else Kind.CURVED, refusal)

@@ -51,8 +51,8 @@ def kernel_first(matrix: Tensor, channels: int) -> Tensor:
 
 def project_patches(x: Tensor, right: Tensor, weight_shape: Sequence[int], conv: tuple[Any, ...]) -> Tensor:
     """Projections (b, t, g, K) of patches on the columns of ``right`` (n, K), in the weight's order: a convolution."""
-    by_group = filter_patches(x, right, weight_shape, conv).unflatten(0, (len(x), conv[-1]))
-    return by_group.permute(0, 3, 1, 2)
+    by_group: Tensor = filter_patches(x, right, weight_shape, conv).unflatten(0, (len(x), conv[-1])).permute(0, 3, 1, 2)
+    return by_group
 
 
 def filter_patches(x: Tensor, right: Tensor, weight_shape: Sequence[int], conv: tuple[Any, ...]) -> Tensor:
@@ -66,7 +66,8 @@ def filter_patches(x: Tensor, right: Tensor, weight_shape: Sequence[int], conv: 
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         filters = filters.contiguous(memory_format=torch.channels_last)
     q: Tensor = _CONV[x.dim() - 3](x, filters, None, stride, padding, dilation).flatten(2)
-    return q[:, :k]
+    filtered: Tensor = q[:, :k]
+    return filtered
 
 
 def gram_of_patches(x: Tensor, weight_shape: Sequence[int], conv: tuple[Any, ...]) -> Tensor | None:

@@ -123,6 +123,8 @@ class Recorder(TorchDispatchMode):
     that autograd treats as constant (``detach``, ``no_grad``, custom Functions) are looked for.
     """
 
+    _refuse_views = False  # in-place writes even into views of a whole tensor
+
     def __init__(self, weights: Sequence[Tensor], *, with_autograd: bool) -> None:
         super().__init__()
         self.nodes: list[Node] = []
@@ -191,7 +193,7 @@ class Recorder(TorchDispatchMode):
             if inputs:
                 if self._reads_target(name):
                     kept = (target.detach().clone(), *args[1:])
-                if target._base is not None and target._base.numel() != target.numel():
+                if target._base is not None and (self._refuse_views or target._base.numel() != target.numel()):
                     self.refuse(
                         self._mask(inputs.values()), f"{name.removeprefix('aten.')} writes into a view in place"
                     )
@@ -347,6 +349,8 @@ class Tape(Recorder):
         analysing: note in ``refused`` what cannot be swept back through, and look for branches that autograd treats as
             constant; needs grad mode. Without it such an operation raises :class:`UnsupportedOperationError`.
     """
+
+    _refuse_views = True
 
     def __init__(
         self,

@@ -313,12 +313,6 @@ _register("view _unsafe_view reshape squeeze unsqueeze flatten", BackwardRule(_s
 _register("clone contiguous alias lift_fresh", BackwardRule(_save_shape, _vjp_same))
 
 
-def _vjp_copy(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    shape, dtype = saved
-    return [Columns(_sum_to(only(grads).plain(), shape).to(dtype), owned=False)]
-
-
-_register("copy_", BackwardRule(lambda a, k, o, p: (tuple(a[1].shape), a[1].dtype), _vjp_copy))
 _register("mean", BackwardRule(_save_mean, _vjp_mean(True)))
 _register("sum", BackwardRule(_save_mean, _vjp_mean(False)))
 
