@@ -90,8 +90,6 @@ class CrossEntropy(Loss):
     name: ClassVar[LossName] = LossName.CROSS_ENTROPY
     label_smoothing: float = 0.0
 
-    is_cross_entropy: ClassVar[bool] = True  # its second derivative in the scores is that of plain cross-entropy
-
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise OptionError(f"--label-smoothing {self.label_smoothing:g}: expected a number from 0 up to 1")

@@ -1,4 +1,4 @@
-"""Which engine measures which weight, decided by the operations that really run downstream of it."""
+"""The engines there are, and which one measures which weight: by the operations that really run downstream of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,27 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from spectrascope.curvature.tape import Tape, WeightUse
+from spectrascope.curvature.double_backprop import DoubleBackprop
+from spectrascope.curvature.engine import GRADIENT_COST, CurvatureEngine, Downstream
+from spectrascope.curvature.finite_difference import FiniteDifference
+from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.recorder import Tape, WeightUse
+from spectrascope.curvature.sketch import GaussNewtonSketch
+from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.layers import WeightLayer
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
-__all__ = ["EngineChoice", "EnginePlan", "choose_engines", "plan_engines"]
+__all__ = [
+    "ENGINES",
+    "EngineChoice",
+    "EnginePlan",
+    "choose_engines",
+    "engine_named",
+    "make_engine",
+    "plan_engines",
+]
 
 
 @dataclass(frozen=True)
@@ -28,26 +42,40 @@ class EngineChoice:
 class EnginePlan:
     """The engine of every weight, and roughly what the run will cost.
 
-    ``gradient_passes``, ``sweep_passes``, ``tangent_passes``, ``product_passes`` and ``estimate_passes`` are in
-    forward-equivalents: multiples of one plain forward pass over the whole batch. They are estimates, from the share of
-    the network after each weight.
+    ``gradient_passes`` and each engine's ``passes`` are in forward-equivalents: multiples of one plain forward pass
+    over the whole batch. They are estimates, from the share of the network after each weight.
     """
 
     choices: list[EngineChoice]
     gradient_passes: float
-    sweep_passes: float
-    tangent_passes: float
-    product_passes: float
-    estimate_passes: float
+    passes: dict[EngineName, float]
 
 
-_GRADIENT_COST = 3.0  # forward and backward
-_GRAPH_COST = 4.0  # the same, differentiable
-_RECORDING_COST = 4.0  # forward, backward, constants
-_TANGENT_COST = 1.2  # one tangent through the whole network
-_DIFFERENCE_COST = 12.0  # four gradients
-_SKETCH_COST = 2.0  # one backward pass for everything
-_PROBES = 16
+ENGINES: tuple[type[CurvatureEngine], ...] = (
+    GaussNewton,
+    Tangents,
+    DoubleBackprop,
+    GaussNewtonSketch,
+    FiniteDifference,
+)
+"""Every engine, in the order they run: the exact ones first, cheapest first. A new one is a file of its own, its
+spelling in ``EngineName``, and a line here."""
+
+
+def engine_named(name: EngineName) -> type[CurvatureEngine]:
+    """The engine of that name; ``auto`` is a choice, not an engine."""
+    return next(engine for engine in ENGINES if engine.name is name)
+
+
+def make_engine(name: EngineName, micro_batch: int | None = None, seed: int = 0) -> CurvatureEngine:
+    """Make the engine of that name.
+
+    Args:
+        name: which.
+        micro_batch: samples per pass; ``None`` tunes it.
+        seed: of random vectors, where the engine draws any.
+    """
+    return engine_named(name).make(micro_batch, seed)
 
 
 def plan_engines(
@@ -60,26 +88,14 @@ def plan_engines(
     """
     found = _look_downstream(workload, layers)
     choices = _choose(found, layers, requested, top_k)
-    by_engine: dict[EngineName, list[tuple[float, int]]] = {name: [] for name in EngineName}
-    for layer, share, choice in zip(layers, found.shares, choices, strict=True):
-        by_engine[choice.engine].append((share, min(top_k, *layer.info.shape)))
-
-    def products(name: EngineName, start: float, each: float) -> float:
-        pairs = by_engine[name]
-        return start + sum(each * share * k for share, k in pairs) if pairs else 0.0
-
-    swept = by_engine[EngineName.GAUSS_NEWTON]
-    estimates = sum(_DIFFERENCE_COST * k for _, k in by_engine[EngineName.FINITE_DIFFERENCE])
-    if by_engine[EngineName.GAUSS_NEWTON_SKETCH]:
-        estimates += _GRADIENT_COST + _SKETCH_COST * _PROBES
-    return EnginePlan(
-        choices,
-        _GRADIENT_COST,
-        1 + found.n_outputs * max(share for share, _ in swept) if swept else 0.0,
-        products(EngineName.TANGENT, _RECORDING_COST, _TANGENT_COST),
-        products(EngineName.DOUBLE_BACKPROP, _GRAPH_COST, _PRODUCT_COST),
-        estimates,
-    )
+    weights = _weights(found, layers, top_k)
+    passes = {
+        engine.name: engine.cost(
+            [w for w, choice in zip(weights, choices, strict=True) if choice.engine is engine.name], found.n_outputs
+        )
+        for engine in ENGINES
+    }
+    return EnginePlan(choices, GRADIENT_COST, passes)
 
 
 def choose_engines(
@@ -106,11 +122,13 @@ def choose_engines(
     return _choose(_look_downstream(workload, layers), layers, requested, top_k)
 
 
-def _choose(found: _Downstream, layers: Sequence[WeightLayer], requested: EngineName, top_k: int) -> list[EngineChoice]:
+def _choose(found: _Tails, layers: Sequence[WeightLayer], requested: EngineName, top_k: int) -> list[EngineChoice]:
     if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
         return [EngineChoice(requested, "asked for") for _ in layers]
-    sweeps, products = _costs(found, layers, top_k)
-    dear = requested is EngineName.AUTO and products < sweeps
+    pairs = zip(_weights(found, layers, top_k), found.reasons, strict=True)
+    eligible = [weight for weight, reason in pairs if reason is None]
+    sweeps, products = (engine.cost(eligible, found.n_outputs) for engine in (GaussNewton, Tangents))
+    dear = requested is EngineName.AUTO and products < sweeps - 1  # the sweeps' forward pass decides nothing
     choices = []
     for layer, reason in zip(layers, found.reasons, strict=True):
         if reason is None and dear:
@@ -129,7 +147,7 @@ def _choose(found: _Downstream, layers: Sequence[WeightLayer], requested: Engine
 
 
 @dataclass(frozen=True)
-class _Downstream:
+class _Tails:
     """Per weight: why Gauss–Newton is not exact (``None``: it is), and the share of the network after it."""
 
     reasons: list[str | None]
@@ -137,21 +155,12 @@ class _Downstream:
     n_outputs: int
 
 
-_PRODUCT_COST = 2.5  # forward-equivalents of one double-backprop product through the whole network, graph kept
+def _weights(found: _Tails, layers: Sequence[WeightLayer], top_k: int) -> list[Downstream]:
+    pairs = zip(layers, found.shares, strict=True)
+    return [Downstream(share, min(top_k, *layer.info.shape)) for layer, share in pairs]
 
 
-def _costs(found: _Downstream, layers: Sequence[WeightLayer], top_k: int) -> tuple[float, float]:
-    """Rough forward-equivalents of the Gauss–Newton sweeps and of tangents, over the eligible weights."""
-    eligible = [
-        (share, min(top_k, *layer.info.shape))
-        for layer, share, reason in zip(layers, found.shares, found.reasons, strict=True)
-        if reason is None
-    ]
-    sweeps = found.n_outputs * max((share for share, _ in eligible), default=0.0)
-    return sweeps, _RECORDING_COST + sum(_TANGENT_COST * share * k for share, k in eligible)
-
-
-def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Downstream:
+def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Tails:
     batch = min(3, workload.source.n)
     found = _look_at(workload, layers, batch)
     if batch == 1 or None not in found.reasons:
@@ -162,7 +171,7 @@ def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Down
     return replace(found, reasons=reasons)
 
 
-def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _Downstream:
+def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _Tails:
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     number = {id(p): i for i, p in enumerate(parameters)}
     inputs, _ = workload.fetch(0, batch)
@@ -181,9 +190,9 @@ def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _
     with torch.enable_grad(), Tape(parameters, analysing=True, on_use=note) as tape:
         output = workload.forward(inputs)
     if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[0] != batch:
-        return _Downstream(["the output is not one row of scores per sample"] * len(layers), [1.0] * len(layers), 0)
+        return _Tails(["the output is not one row of scores per sample"] * len(layers), [1.0] * len(layers), 0)
     end = tape.number_of(output)
-    reached = 0 if end is None else tape.dep(end)
+    reached = 0 if end is None else tape.values[end].dep
     uses: dict[int, list[WeightUse]] = {}
     for use in tape.uses:
         uses.setdefault(use.weight, []).append(use)
@@ -191,8 +200,8 @@ def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _
     for layer in layers:
         index = number[id(layer.parameter)]
         transposed = layer.layout == "transposed"
-        if index in tape.smooth:
-            found.append(tape.smooth[index])
+        if index in tape.refused:
+            found.append(tape.refused[index])
         elif not reached >> index & 1:
             found.append("it does not reach the output")
         elif index not in uses:
@@ -208,4 +217,4 @@ def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _
         1 - order.index(number[id(layer.parameter)]) / len(order) if number[id(layer.parameter)] in order else 1.0
         for layer in layers
     ]
-    return _Downstream(found, shares, output.shape[1])
+    return _Tails(found, shares, output.shape[1])

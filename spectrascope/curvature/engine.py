@@ -2,23 +2,42 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.microbatches import group_borders
+from spectrascope.curvature.microbatches import group_borders, group_numbers
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
-__all__ = ["Curvature", "CurvatureEngine", "CurvatureSums", "Progress", "Target", "target_slopes"]
+__all__ = [
+    "GRADIENT_COST",
+    "Curvature",
+    "CurvatureEngine",
+    "CurvatureSums",
+    "Downstream",
+    "Progress",
+    "Target",
+    "UnsupportedOperationError",
+    "target_slopes",
+]
 
 Progress = Callable[[float, int], None]
 """(done, total), in samples or in products: whatever the stage counts; a fraction where one is long."""
+
+GRADIENT_COST = 3.0
+"""Forward-equivalents of one gradient: a forward and a backward pass."""
+
+
+class UnsupportedOperationError(RuntimeError):
+    """The network does something that the engine cannot follow exactly; its weights go to the engine's ``next``."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +76,7 @@ class CurvatureSums:
 
     def __init__(self, k: int, n: int, groups: int, device: torch.device) -> None:
         self.borders = group_borders(n, groups)
-        self.dtype = torch.float32 if device.type == "mps" else torch.float64
+        self.dtype = sum_dtype(device)
         shape = (len(self.borders) - 1, k)
         self.matrix = torch.zeros(k, k, dtype=self.dtype, device=device)
         self.group_h = torch.zeros(shape, dtype=self.dtype, device=device)
@@ -70,6 +89,13 @@ class CurvatureSums:
         self.matrix += matrix * samples
         self.group_h[group] += matrix.diagonal() * samples
         self.group_sigma[group] += slope.to(self.group_sigma) * samples
+
+    def add_samples(self, start: int, slopes: Tensor, h: Tensor, matrix: Tensor) -> None:
+        """Add samples from number ``start`` on, of any groups: slopes and h (b, K), and the sum of M (K, K)."""
+        self.matrix += matrix
+        group = group_numbers(self.borders, start, start + len(h)).to(h.device)
+        self.group_h.index_add_(0, group, h)
+        self.group_sigma.index_add_(0, group, slopes)
 
     def group_of(self, start: int) -> int:
         """The group a sample belongs to."""
@@ -91,19 +117,62 @@ class CurvatureSums:
         )
 
 
-class CurvatureEngine(Protocol):
-    """Measures curvature along given directions; one implementation per method."""
+@dataclass(frozen=True)
+class Downstream:
+    """What the cost of measuring one weight depends on: the share of the network after it, and how many directions."""
 
-    @property
-    def name(self) -> EngineName:
-        """Which method this is."""
-        ...
+    share: float
+    k: int
 
+
+@dataclass(frozen=True)
+class CurvatureEngine(ABC):
+    """Measures curvature along given directions. One subclass per method, listed in ``curvature/choose.py``.
+
+    Args:
+        micro_batch: samples per pass; ``None`` tunes it.
+
+    Attributes:
+        name: its spelling on the command line and in reports.
+        exact: whether its numbers are, where it is used; an estimate carries an error beside each number.
+        next: the engine that takes the weights this one gives up.
+        reference: the engines it is held to in every run's self-check: the second has the last word where the first
+            disagrees, and on the earliest weight. Empty for estimates, which carry an error of their own.
+        hint: what to try where it gives up a weight and there is no ``next``.
+    """
+
+    name: ClassVar[EngineName]
+    exact: ClassVar[bool]
+    next: ClassVar[EngineName | None] = None
+    reference: ClassVar[tuple[EngineName, ...]] = ()
+    hint: ClassVar[str] = ""
+
+    micro_batch: int | None = None
+
+    @classmethod
+    def make(cls, micro_batch: int | None, seed: int) -> CurvatureEngine:
+        """Make the engine; ``seed`` is for one that draws random vectors."""
+        return cls(micro_batch)
+
+    @classmethod
+    @abstractmethod
+    def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
+        """Roughly what measuring these weights takes, in forward passes over the whole batch; 0 for none of them."""
+
+    @abstractmethod
     def measure(
-        self, workload: Workload, targets: Sequence[Target], *, groups: int, progress: Progress | None = None
+        self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None
     ) -> list[Curvature]:
         """Curvature of each target over the workload's whole batch, in the order given."""
-        ...
+
+    def measure_each(
+        self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None
+    ) -> list[Curvature | str]:
+        """Curvature of each target, or why the engine gives it up. Here all or none; an engine may know better."""
+        try:
+            return [*self.measure(workload, targets, groups=groups, progress=progress)]
+        except UnsupportedOperationError as error:
+            return [str(error)] * len(targets)
 
 
 def target_slopes(target: Target, gradient: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""One micro-batch of inputs and cotangents on their way into the sums of Kronecker factors."""
+"""Add one micro-batch's inputs and cotangents to the sums of Kronecker factors; begin again where it does not fit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from torch import Tensor
 
 from spectrascope.curvature.engine import Progress, Target
 from spectrascope.curvature.factor_sums import GramSum, ParameterSums, TargetSums
-from spectrascope.curvature.loss_columns import LossColumns
-from spectrascope.curvature.microbatches import OutOfMemoryError, Schedule, group_borders, is_out_of_memory
+from spectrascope.curvature.loss_root import LossColumns
+from spectrascope.curvature.microbatches import (
+    OutOfMemoryError,
+    Schedule,
+    candidate_sizes,
+    group_borders,
+    is_out_of_memory,
+    release_memory,
+)
 from spectrascope.curvature.patches import gram_of_patches, kernel_first, patches_of, project_patches
 from spectrascope.records.decomposition import DecomposeOptions, Factors, Sharing
 from spectrascope.workload import Workload
@@ -140,7 +147,7 @@ class OpenUse:
             self.energy_of_sums[i] = self.energy_of_sums[i] + summed if i in self.energy_of_sums else summed
 
     def close(self, start: int) -> None:
-        """Add what only all columns together tell."""
+        """Add what needs the sum over all columns: Rayleigh quotients, concentration."""
         for i, q in zip(self.members, self.q, strict=True):
             if i not in self.energy:
                 continue  # no cotangent arrived: the output does not depend on this use
@@ -153,7 +160,7 @@ class OpenUse:
 
 
 def finish_factors(sums: FactorSlice, shape: LossColumns | None, n: int) -> list[Factors]:
-    """Factors of every target, from sums over n samples and the columns of any micro-batch."""
+    """Make every target's factors of sums over n samples and the columns of any micro-batch."""
     assert shape is not None  # at least one micro-batch was run
     return [s.finish(n, shape.terms, shape.draws, len(shape.columns), shape.exact, sums.options) for s in sums.targets]
 
@@ -167,7 +174,6 @@ def run_restarting(
 ) -> None:
     """Run a schedule; where a micro-batch does not fit, start again with smaller ones."""
     size = micro_batch
-    candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (32, 64, 128, 256)
     while True:
         work = begin()
         largest = [0]
@@ -184,7 +190,9 @@ def run_restarting(
                 raise
 
         try:
-            Schedule(n, size, candidates=candidates).run(guarded, progress)
+            Schedule(n, size, candidates=candidate_sizes(workload.device, 256), device=workload.device).run(
+                guarded, progress
+            )
         except _TooLargeError as error:
             size = largest[0] // 2
             if size < 1:
@@ -192,7 +200,6 @@ def run_restarting(
                     "out of memory with one sample at a time: use a smaller input, fewer directions (--top-k) or fewer "
                     "layers (--layers)"
                 ) from error
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            release_memory()
         else:
             return

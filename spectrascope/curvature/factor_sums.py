@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.engine import Target
+from spectrascope.curvature.microbatches import group_numbers
 from spectrascope.numerics.fits import fit_alpha_g
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.numerics.separable import predict_profile
-from spectrascope.numerics.spectra import gram_eigenvalues, lower_gram
+from spectrascope.numerics.spectra import gram_eigenvalues, lower_gram, sum_dtype
 from spectrascope.records.decomposition import Concentration, DecomposeOptions, Factor, Factors, Sharing
 from spectrascope.records.values import Missing
 
@@ -47,10 +48,10 @@ class GramSum:
     ) -> None:
         self.size = size
         self.whole = size <= HELD_UP_TO
-        sum_dtype = torch.float64 if size <= 2048 and device.type != "mps" else dtype
+        total_dtype = sum_dtype(device) if size <= 2048 else dtype
         self.trace = 0.0
         if self.whole:
-            self.total = torch.zeros(groups, size, size, dtype=sum_dtype, device=device)
+            self.total = torch.zeros(groups, size, size, dtype=total_dtype, device=device)
             return
         if groups > 1:
             raise NotImplementedError("blocks of a grouped convolution are small")
@@ -124,15 +125,10 @@ class TargetSums:
     by_position: Tensor | bool | None = None
 
     def __post_init__(self) -> None:
-        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        dtype = sum_dtype(self.device)
         k = self.target.directions.k
         self.rays = torch.zeros(len(self.borders) - 1, 2, k, dtype=dtype, device=self.device)
         self.products = torch.zeros(3, k, dtype=dtype, device=self.device)
-
-    def group_of(self, start: int, stop: int) -> Tensor:
-        """Number of each sample's group."""
-        inside = torch.tensor(self.borders[1:-1])
-        return torch.bucketize(torch.arange(start, stop), inside, right=True).to(self.device)
 
     def add_rows(self, start: int, squares: Tensor, energy: Tensor, left: Tensor, right: Tensor) -> None:
         """Add one use.
@@ -156,7 +152,8 @@ class TargetSums:
             else:
                 self.by_position = False  # several uses of different sizes: positions cannot be added up
         per_sample = torch.stack([left.flatten(1, 2).sum(1), right.flatten(1, 2).sum(1)], 1).to(dtype)
-        self.rays.index_add_(0, self.group_of(start, start + len(squares)), per_sample)
+        group = group_numbers(self.borders, start, start + len(squares)).to(self.device)
+        self.rays.index_add_(0, group, per_sample)
 
     def finish(self, n: int, terms: int, draws: int, columns: int, exact: bool, options: DecomposeOptions) -> Factors:
         """Divide by counts and read off spectra.

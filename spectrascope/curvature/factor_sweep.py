@@ -1,4 +1,4 @@
-"""Factors in the column sweep of Gauss–Newton, which passes every input and cotangent by: no further backward pass."""
+"""Measure Kronecker factors in the column sweep of Gauss–Newton, which passes every input and cotangent by anyway."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.columns import Columns
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target
+from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, UnsupportedOperationError
 from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
-from spectrascope.curvature.gauss_newton import _Sweep
-from spectrascope.curvature.loss_columns import (
+from spectrascope.curvature.gauss_newton import ColumnSweep, columns_together
+from spectrascope.curvature.loss_root import (
     LossColumns,
     curvature_columns,
     gradient_column,
     make_columns,
     softmax_slopes,
 )
+from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, UnsupportedOperationError, WeightUse
 from spectrascope.records.decomposition import DecomposeOptions, Factors, FisherType
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
@@ -27,8 +27,8 @@ from spectrascope.workload import Workload
 __all__ = ["measure_with_curvature"]
 
 
-class _FactorSweep(_Sweep):
-    """The column sweep, summing factors as inputs and cotangents pass by."""
+class FactorSweep(ColumnSweep):
+    """Sweep columns back for curvature, and sum the factors of the inputs and cotangents that pass by."""
 
     def __init__(self, workload: Workload, targets: Sequence[Target], options: DecomposeOptions, groups: int) -> None:
         super().__init__(workload, targets, None)
@@ -91,7 +91,7 @@ class _FactorSweep(_Sweep):
     def _pull(self, tape: Tape, number: int, columns: Tensor, *, factor: bool) -> list[Tensor]:
         """Sweep columns back; per target (c, b, K)."""
         total, batch = columns.shape[:2]
-        step = max(1, min(total, (128 if self.workload.device.type == "cpu" else 4096) // max(batch, 1)))
+        step = columns_together(total, batch, self.workload.device)
         found: list[Tensor] = [None] * self.n_targets  # type: ignore[list-item]
         for first in range(0, total, step):
             part = columns[first : first + step]
@@ -130,7 +130,7 @@ def measure_with_curvature(
     micro_batch: int | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Curvature], list[Factors]]:
-    """Curvature and factors of weights whose tail is piecewise linear, in one sweep.
+    """Measure curvature and factors of weights whose tail is piecewise linear, in one sweep.
 
     Args:
         workload: the model, held still.
@@ -147,19 +147,16 @@ def measure_with_curvature(
     Cost: that of the curvature alone, and one more column, the patches' Gram matrix and projections.
     """
     n = workload.source.n
-    state: list[tuple[_FactorSweep, list[CurvatureSums]]] = []
+    state: list[tuple[FactorSweep, list[CurvatureSums]]] = []
 
     def begin() -> Work:
-        sweep = _FactorSweep(workload, targets, options, groups)
+        sweep = FactorSweep(workload, targets, options, groups)
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
         state[:] = [(sweep, sums)]
 
         def work(start: int, stop: int) -> None:
             for target, (slope, h, matrix) in zip(sums, sweep.run(start, stop), strict=True):
-                group = sweep.sums.targets[0].group_of(start, stop)
-                target.matrix += matrix
-                target.group_h.index_add_(0, group, h)
-                target.group_sigma.index_add_(0, group, slope)
+                target.add_samples(start, slope, h, matrix)
 
         return work
 

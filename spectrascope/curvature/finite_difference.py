@@ -8,12 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
-from spectrascope.curvature.microbatches import Schedule
+from spectrascope.curvature.engine import (
+    GRADIENT_COST,
+    Curvature,
+    CurvatureEngine,
+    CurvatureSums,
+    Downstream,
+    Progress,
+    Target,
+    target_slopes,
+)
+from spectrascope.curvature.microbatches import Schedule, candidate_sizes
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Inputs, Workload
@@ -22,8 +32,8 @@ __all__ = ["FiniteDifference"]
 
 
 @dataclass(frozen=True)
-class FiniteDifference:
-    """The engine. Always an estimate.
+class FiniteDifference(CurvatureEngine):
+    """Estimate by differences of first derivatives: for networks that autograd cannot differentiate twice.
 
     Args:
         micro_batch: samples per gradient; ``None`` tunes it.
@@ -31,9 +41,14 @@ class FiniteDifference:
             fourth root of the precision.
     """
 
-    micro_batch: int | None = None
     step: float | None = None
-    name: EngineName = EngineName.FINITE_DIFFERENCE
+    name: ClassVar = EngineName.FINITE_DIFFERENCE
+    exact: ClassVar = False
+
+    @classmethod
+    def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
+        """Four gradients per (weight, k), wherever in the network the weight is."""
+        return sum(4 * GRADIENT_COST * w.k for w in weights)
 
     def measure(
         self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None
@@ -60,7 +75,13 @@ class FiniteDifference:
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
                 gaps[i] += error * (stop - start)
 
-        Schedule(n, self.micro_batch, sums[0].borders, candidates=(16, 32, 64)).run(work, progress)
+        Schedule(
+            n,
+            self.micro_batch,
+            sums[0].borders,
+            candidates=candidate_sizes(workload.device, 64),
+            device=workload.device,
+        ).run(work, progress)
         return [
             s.finish(self.name, exact=False, stderr=(gap / n).abs().cpu().double())
             for s, gap in zip(sums, gaps, strict=True)

@@ -1,4 +1,4 @@
-"""Kronecker factors of any weights, with ordinary backward passes: one per column.
+"""Measure Kronecker factors of any weights, with ordinary backward passes: one per column.
 
 Uses of a weight are captured while the network runs, and only first derivatives are taken, so every architecture and
 every fused attention kernel will do. Reference: MEASUREMENT section 6.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectrascope.curvature.engine import Progress, Target
 from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
-from spectrascope.curvature.loss_columns import LossColumns, make_columns
+from spectrascope.curvature.loss_root import LossColumns, make_columns
 from spectrascope.curvature.uses import CapturedUse, Layout, capture_uses, find_layouts
 from spectrascope.losses import scores_of
 from spectrascope.records.decomposition import DecomposeOptions, Factors
@@ -34,7 +34,7 @@ def measure_without_curvature(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> list[Factors | Missing]:
-    """Factors of any weights applied by linear layers or convolutions, the curvature being measured elsewhere.
+    """Measure factors of any weights applied by linear layers or convolutions; their curvature is measured elsewhere.
 
     Args:
         workload: the model, held still.

@@ -15,7 +15,16 @@ import torch
 
 from spectrascope.errors import SpectrascopeError
 
-__all__ = ["OutOfMemoryError", "Schedule", "group_borders", "is_out_of_memory"]
+__all__ = [
+    "OutOfMemoryError",
+    "Schedule",
+    "candidate_sizes",
+    "group_borders",
+    "group_numbers",
+    "is_out_of_memory",
+    "release_memory",
+    "wait_for",
+]
 
 
 class OutOfMemoryError(SpectrascopeError):
@@ -40,6 +49,44 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text.lower())
 
 
+def release_memory() -> None:
+    """Give back what a device's allocator holds, after an allocation failed."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def candidate_sizes(device: torch.device, largest: int | None = None) -> tuple[int, ...]:
+    """Sizes worth trying for passes over whole samples, doubling: a CPU is at its best with fewer than a device.
+
+    Args:
+        device: where the passes run.
+        largest: where more would not pay, as each sample's graph is kept for long.
+
+    >>> candidate_sizes(torch.device("cpu")), candidate_sizes(torch.device("cuda"), 256)
+    ((16, 32, 64, 128), (32, 64, 128, 256))
+    """
+    first, last = (16, 128) if device.type == "cpu" else (32, 1024)
+    return tuple(first << i for i in range((min(last, largest or last) // first).bit_length()))
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was asked for, so that a clock read now means something."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+_CPU = torch.device("cpu")
+
+
+def group_numbers(borders: Sequence[int], start: int, stop: int) -> torch.Tensor:
+    """Number of the group of each of the samples ``start … stop−1``.
+
+    >>> group_numbers([0, 2, 5], 1, 4).tolist()
+    [0, 1, 1]
+    """
+    return torch.bucketize(torch.arange(start, stop), torch.tensor(borders[1:-1]), right=True)
+
+
 @dataclass
 class Schedule:
     """Cuts ``n`` samples into slices.
@@ -48,15 +95,16 @@ class Schedule:
         n: number of samples.
         size: micro-batch size, or ``None`` to choose it by timing.
         borders: sample numbers that no slice may straddle.
-        candidates: sizes tried, in order, when ``size`` is ``None``; trying stops when one is clearly slower.
-        synchronize: waits for the device, so that times mean something.
+        candidates: sizes tried, in order, when ``size`` is ``None``, instead of :func:`candidate_sizes`; trying stops
+            when one is clearly slower.
+        device: where the work is done; waited for before the clock is read.
     """
 
     n: int
     size: int | None = None
     borders: Sequence[int] = ()
-    candidates: Sequence[int] = (16, 32, 64, 128)
-    synchronize: Callable[[], None] = lambda: None
+    candidates: Sequence[int] = ()
+    device: torch.device = _CPU
     chosen: int = field(default=0, init=False)
 
     def run(self, work: Callable[[int, int], None], progress: Callable[[float, int], None] | None = None) -> None:
@@ -69,9 +117,10 @@ class Schedule:
             OutOfMemoryError: one sample alone does not fit.
         """
         limit = self.n
-        trial = [] if self.size is not None else [c for c in self.candidates if c <= self.n // 4]
+        candidates = self.candidates or candidate_sizes(self.device)
+        trial = [] if self.size is not None else [c for c in candidates if c <= self.n // 4]
         times: dict[int, float] = {}
-        self.chosen = self.size or (self.candidates[0] if not trial else trial[0])
+        self.chosen = self.size or (trial or candidates)[0]
         start = 0
         warm = not trial
         while start < self.n:
@@ -90,12 +139,11 @@ class Schedule:
                         "(--top-k), fewer layers (--layers) or a device with more memory"
                     ) from error
                 trial = []
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                release_memory()
                 self.chosen = min(self.chosen, limit)
                 continue
             if trial:
-                self.synchronize()
+                wait_for(self.device)
                 if not warm:
                     warm = True  # the first slice pays for one-off set-up: it counts as work, not as a timing
                 else:

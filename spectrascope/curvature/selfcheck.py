@@ -1,22 +1,24 @@
 """Compare what the exact engines say with an independent reference, on a few pairs, in every run.
 
-Gauss–Newton and tangents are held to double backprop on the same samples and precision, or where that does not exist
-to what double backprop itself is held to: central differences of the gradient on a float64 copy of the model,
-which share none of its second-order machinery. Estimates carry an error of their own and are not compared.
+Every exact engine is held to its ``reference`` on the same samples and precision: Gauss–Newton and tangents to double
+backprop, or where that does not exist to what double backprop itself is held to, central differences of the gradient
+on a float64 copy of the model, which share none of its second-order machinery. Estimates carry an error of their own
+and are not compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.choose import ENGINES, make_engine
 from spectrascope.curvature.double_backprop import hessian_products, loss_gradients
 from spectrascope.curvature.engine import CurvatureEngine, Target
-from spectrascope.curvature.engines import make_engine
 from spectrascope.curvature.microbatches import is_out_of_memory
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.effective import copy_of
@@ -78,22 +80,20 @@ def check_engines(
     rng = np.random.default_rng(seed)
     checked = CheckedPairs({}, Missing("no pair could be compared"))
     n_pairs = 0
-    for name in (EngineName.GAUSS_NEWTON, EngineName.TANGENT, EngineName.DOUBLE_BACKPROP):
-        group = [t for t, e in zip(targets, engines, strict=True) if e is name and t.directions.k]
+    for engine in ENGINES:
+        group = [t for t, e in zip(targets, engines, strict=True) if e is engine.name and t.directions.k]
+        if not engine.reference:
+            continue
         for target in _draw(group, rng):
             k = target.directions.k
             picks = sorted({0, int(rng.integers(k))})
             try:
-                if name is EngineName.DOUBLE_BACKPROP:
-                    found = _double_backprop_values(head, target, picks)
-                    truth = _difference_values(head, target, picks)
-                else:
-                    found = _engine_values(make_engine(name, head.source.n), head, target, picks)
-                    truth = _reference_values(head, target, picks)
-                    # Always of the earliest weight, whose directions cross every operation downstream.
-                    agree = _residual(found, truth, target, head.dtype) <= tolerance_of(head.dtype)
-                    if name is EngineName.TANGENT and (target is group[0] or not agree):
-                        truth = _third_opinion(head, target, picks, truth)
+                found = _engine_values(make_engine(engine.name, head.source.n), head, target, picks)
+                truth = _reference_values(engine.reference[0], head, target, picks)
+                agree = _residual(found, truth, target, head.dtype) <= tolerance_of(head.dtype)
+                # Always of the earliest weight, whose directions cross every operation downstream.
+                if len(engine.reference) > 1 and (target is group[0] or not agree):
+                    truth = _third_opinion(head, target, picks, truth)
             except (UnsupportedModelError, RuntimeError) as error:
                 if is_out_of_memory(error):
                     raise
@@ -138,11 +138,11 @@ def _engine_values(engine: CurvatureEngine, head: Workload, target: Target, pick
     return curvature.h
 
 
-def _reference_values(head: Workload, target: Target, picks: list[int]) -> Tensor:
-    try:
-        return _double_backprop_values(head, target, picks)
-    except UnsupportedModelError:
-        return _difference_values(head, target, picks)
+def _reference_values(reference: EngineName, head: Workload, target: Target, picks: list[int]) -> Tensor:
+    if reference is EngineName.DOUBLE_BACKPROP:
+        with suppress(UnsupportedModelError):
+            return _double_backprop_values(head, target, picks)
+    return _difference_values(head, target, picks)
 
 
 def _third_opinion(head: Workload, target: Target, picks: list[int], reference: Tensor) -> Tensor:

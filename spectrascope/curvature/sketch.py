@@ -10,24 +10,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
-from spectrascope.curvature.loss_root import is_cross_entropy
+from spectrascope.curvature.engine import (
+    GRADIENT_COST,
+    Curvature,
+    CurvatureEngine,
+    CurvatureSums,
+    Downstream,
+    Progress,
+    Target,
+    target_slopes,
+)
+from spectrascope.curvature.loss_root import random_column
 from spectrascope.curvature.microbatches import Schedule
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.losses import IGNORED, Loss, scores_of
-from spectrascope.records.values import EngineName, LossName
+from spectrascope.losses import scores_of
+from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
 __all__ = ["GaussNewtonSketch"]
 
 
 @dataclass(frozen=True)
-class GaussNewtonSketch:
-    """The engine. Always an estimate, of the Gauss–Newton part.
+class GaussNewtonSketch(CurvatureEngine):
+    """Estimate the Gauss–Newton part of all weights at once, from random cotangents at the outputs.
 
     Args:
         micro_batch: samples per pass; ``None`` tunes it. Smaller ones make more, more independent estimates.
@@ -35,10 +45,20 @@ class GaussNewtonSketch:
         seed: of the random vectors.
     """
 
-    micro_batch: int | None = None
     probes: int = 16
     seed: int = 0
-    name: EngineName = EngineName.GAUSS_NEWTON_SKETCH
+    name: ClassVar = EngineName.GAUSS_NEWTON_SKETCH
+    exact: ClassVar = False
+
+    @classmethod
+    def make(cls, micro_batch: int | None, seed: int) -> GaussNewtonSketch:
+        """An engine that draws its cotangents from ``seed``."""
+        return cls(micro_batch, seed=seed)
+
+    @classmethod
+    def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
+        """A gradient, and one backward pass per probe for all weights and all k."""
+        return GRADIENT_COST + 2.0 * cls.probes if weights else 0.0
 
     def measure(
         self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None
@@ -67,7 +87,7 @@ class GaussNewtonSketch:
                 scores = scores_of(output)
                 samples: list[list[Tensor]] = [[] for _ in targets]
                 for _ in range(self.probes):
-                    cotangent = _random_root(workload.loss_fn, scores.detach(), labels, generator)
+                    cotangent = random_column(workload.loss_fn, scores.detach(), labels, generator)
                     back = torch.autograd.grad(scores, parameters, cotangent, retain_graph=True, allow_unused=True)
                     for i, target in enumerate(targets):
                         gradient = back[place[id(target.layer.parameter)]]
@@ -85,39 +105,8 @@ class GaussNewtonSketch:
             if progress is not None:
                 progress(stop, n)
 
-        Schedule(n, self.micro_batch, sums[0].borders, candidates=(4, 8, 16, 32)).run(work)
+        Schedule(n, self.micro_batch, sums[0].borders, candidates=(4, 8, 16, 32), device=workload.device).run(work)
         return [
             s.finish(self.name, exact=False, stderr=(spread.sqrt() / n).cpu().double())
             for s, spread in zip(sums, spreads, strict=True)
         ]
-
-
-def _random_root(loss_fn: object, scores: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-    """S xi at the scores (scores' shape), scaled for the mean loss: its outer product is d²L/df² on average."""
-    signs: Tensor = torch.randint(0, 2, scores.shape, generator=generator).to(scores) * 2 - 1
-    name = loss_fn.name if isinstance(loss_fn, Loss) else None
-    if name is LossName.BCE:
-        p = scores.sigmoid()
-        root: Tensor = (p * (1 - p) / scores.numel()).sqrt() * signs
-        return root
-    if name is LossName.MSE:
-        return signs * (2.0 / scores.numel()) ** 0.5  # type: ignore[no-any-return]
-    if name not in (LossName.CROSS_ENTROPY, LossName.CAUSAL_LM, LossName.MASKED_LM) and not is_cross_entropy(loss_fn):  # type: ignore[arg-type]
-        raise UnsupportedModelError(
-            "gauss-newton-sketch knows cross-entropy, bce, mse and language-model losses; for another loss use "
-            "--engine auto or finite-difference"
-        )
-    if labels.is_floating_point():
-        raise UnsupportedModelError("gauss-newton-sketch needs class numbers as labels, not class probabilities")
-    found, targets = loss_fn.labelled(scores, labels) if isinstance(loss_fn, Loss) else (scores, labels)
-    axis = -1 if found.shape[:-1] == targets.shape else 1
-    counts = targets != int(getattr(loss_fn, "ignore_index", IGNORED))
-    weight = (counts.to(scores.dtype) / counts.sum()).sqrt().unsqueeze(axis)
-    p = found.softmax(axis)
-    root = p.sqrt()
-    at = signs[:, : found.shape[1]] if found.shape != signs.shape else signs
-    column: Tensor = weight * root * (at - (root * at).sum(axis, keepdim=True) * root)
-    if found.shape == scores.shape:
-        return column
-    padded: Tensor = torch.cat([column, torch.zeros_like(scores[:, column.shape[1] :])], 1)
-    return padded

@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from spectrascope.curvature.choose import make_engine
 from spectrascope.curvature.double_backprop import hessian_products, loss_gradients
 from spectrascope.curvature.engine import Target
-from spectrascope.curvature.engines import make_engine
+from spectrascope.curvature.microbatches import wait_for
 from spectrascope.errors import OptionError
 from spectrascope.measure.prepare import device_name, prepare
 from spectrascope.measure.run import versions
@@ -112,7 +113,7 @@ def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
             for start in range(0, n, size):
                 inputs, _ = workload.fetch(start, min(start + size, n))
                 workload.forward(inputs)
-        _wait(workload.device)
+        wait_for(workload.device)
         return time.perf_counter() - began
 
     n = workload.source.n
@@ -122,11 +123,6 @@ def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
         timed(sizes[0], sample)
         micro_batch = min(sizes, key=lambda size: timed(size, sample))
     return micro_batch, timed(micro_batch, n)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 class _Reference:
@@ -175,12 +171,12 @@ class _Reference:
             inputs, labels = self.workload.fetch(start, stop)
             began = time.perf_counter()
             gradients = loss_gradients(self.workload, targets, inputs, labels)
-            _wait(self.workload.device)
+            wait_for(self.workload.device)
             graph += time.perf_counter() - began
             for i, (target, gradient) in enumerate(zip(targets, gradients, strict=True)):
                 began = time.perf_counter()
                 found = hessian_products(target, gradient, picks[i])
-                _wait(self.workload.device)
+                wait_for(self.workload.device)
                 products += time.perf_counter() - began
                 d = target.directions
                 for j, (k, product) in enumerate(zip(picks[i], found, strict=True)):

@@ -12,6 +12,7 @@ from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
 from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
 from spectrascope.losses import IGNORED, Loss
 from spectrascope.network.layers import WeightLayer
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
 
@@ -62,14 +63,13 @@ def measure_gradients(
     n = workload.source.n
     half = n // 2
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    dtype = torch.float32 if workload.device.type == "mps" else torch.float64
+    dtype = sum_dtype(workload.device)
     sums = [[torch.zeros(p.shape, dtype=dtype, device=workload.device) for p in parameters] for _ in range(2)]
     seen = [False] * len(parameters)
     totals = torch.zeros(4, dtype=dtype, device=workload.device)
     per_sample: set[int] = set()
     classes = [True]
-    candidates = (16, 32, 64, 128) if workload.device.type == "cpu" else (64, 128, 256, 512, 1024)
-    schedule = Schedule(n, micro_batch, [half] if half else [], candidates=candidates)
+    schedule = Schedule(n, micro_batch, [half] if half else [], device=workload.device)
 
     def work(start: int, stop: int) -> None:
         inputs, targets = workload.fetch(start, stop)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from spectrascope.curvature.choose import EnginePlan, plan_engines
+from spectrascope.curvature.choose import ENGINES, EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
 from spectrascope.measure.run import versions
@@ -22,7 +22,7 @@ from spectrascope.network.effective import copy_of, parametrized_weights, unwrap
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
-from spectrascope.records.values import LayerKind, LayerRole, LayerStatus, Missing
+from spectrascope.records.values import EngineName, LayerKind, LayerRole, LayerStatus, Missing
 from spectrascope.text import first_line
 from spectrascope.workload import LossFunction, SampleSource, Workload, shape_of
 
@@ -210,14 +210,15 @@ def _cost(
     if isinstance(plan, Missing):
         return _cost_without_passes(workload.model, layers, plan, options, size)
     measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    total = plan.gradient_passes + plan.sweep_passes + plan.tangent_passes + plan.product_passes + plan.estimate_passes
-    flops, kept = _pass(workload, measured, twice=plan.product_passes > 0)
+    total = plan.gradient_passes + sum(plan.passes.values())
+    products = plan.passes[EngineName.DOUBLE_BACKPROP]
+    flops, kept = _pass(workload, measured, twice=products > 0)
     return CostEstimate(
         gradient_passes=plan.gradient_passes,
-        sweep_passes=plan.sweep_passes,
-        tangent_passes=plan.tangent_passes,
-        product_passes=plan.product_passes,
-        estimate_passes=plan.estimate_passes,
+        sweep_passes=plan.passes[EngineName.GAUSS_NEWTON],
+        tangent_passes=plan.passes[EngineName.TANGENT],
+        product_passes=products,
+        estimate_passes=sum(plan.passes[engine.name] for engine in ENGINES if not engine.exact),
         total_passes=total,
         flops_per_sample=flops,
         total_flops=flops if isinstance(flops, Missing) else total * flops * options.num_samples,

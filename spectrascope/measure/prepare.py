@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from spectrascope.curvature.choose import EngineChoice, choose_engines
-from spectrascope.curvature.microbatches import is_out_of_memory
+from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import usual_loss
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
@@ -197,8 +197,7 @@ def _is_faster_channels_last(workload: Workload) -> bool:
                 if is_out_of_memory(error):
                     raise
                 return False
-            if workload.device.type == "cuda":
-                torch.cuda.synchronize()
+            wait_for(workload.device)
             times[last] = min(times.get(last, float("inf")), time.perf_counter() - began)
     return times[True] < times[False]
 

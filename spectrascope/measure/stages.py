@@ -7,12 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from spectrascope.curvature.choose import EngineChoice
-from spectrascope.curvature.double_backprop import DoubleBackprop, hessian_products, loss_gradients
+from spectrascope.curvature.choose import ENGINES, EngineChoice, make_engine
 from spectrascope.curvature.engine import Curvature, Progress, Target
-from spectrascope.curvature.engines import make_engine
-from spectrascope.curvature.tangent.engine import Tangents
-from spectrascope.curvature.tape import UnsupportedOperationError
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.measure.gradients import GradientPass, measure_gradients
 from spectrascope.network.layers import WeightLayer
@@ -112,20 +108,6 @@ def measure_targets(
     )
 
 
-_ORDER = (
-    EngineName.GAUSS_NEWTON,
-    EngineName.TANGENT,
-    EngineName.DOUBLE_BACKPROP,
-    EngineName.GAUSS_NEWTON_SKETCH,
-    EngineName.FINITE_DIFFERENCE,
-)
-_NEXT = {
-    EngineName.GAUSS_NEWTON: EngineName.TANGENT,
-    EngineName.TANGENT: EngineName.DOUBLE_BACKPROP,
-}
-"""What measures a weight that an exact engine gives up: another exact one."""
-
-
 class _Curvatures:
     """Curvature of every target, each by its engine; what one engine gives up goes to the next, with the reason."""
 
@@ -148,23 +130,30 @@ class _Curvatures:
 
     def measure(self, choices: Sequence[EngineChoice]) -> None:
         """Run the engines in order, cheapest first."""
-        queues = {name: [i for i, c in enumerate(choices) if c.engine is name] for name in _ORDER}
+        queues = {engine.name: [i for i, c in enumerate(choices) if c.engine is engine.name] for engine in ENGINES}
         done = 0
-        for name in _ORDER:
-            indices = sorted(queues[name])
+        for place, engine in enumerate(ENGINES):
+            indices = sorted(queues[engine.name])
             if not indices:
                 continue
-            runs = 1 + sum(bool(queues[later]) for later in _ORDER[_ORDER.index(name) + 1 :])
-            results = self._run(name, indices, self._from(done, done + runs * self.workload.source.n))
+            runs = 1 + sum(bool(queues[later.name]) for later in ENGINES[place + 1 :])
+            results = make_engine(engine.name, self.micro_batch, self.options.seed).measure_each(
+                self.workload,
+                [self.targets[i] for i in indices],
+                groups=self.options.groups,
+                progress=self._from(done, done + runs * self.workload.source.n),
+            )
             done += self.workload.source.n
             for i, result in zip(indices, results, strict=True):
                 if not isinstance(result, str):
                     self._keep(i, result)
-                elif name in _NEXT and not (name is EngineName.GAUSS_NEWTON is self.options.engine):
-                    queues[_NEXT[name]].append(i)
-                    self.reasons[self.targets[i].layer.name] = f"{name.value} gave up: {result}"
+                elif engine.name is EngineName.GAUSS_NEWTON is self.options.engine:
+                    raise UnsupportedModelError(f"gauss-newton cannot follow this network: {result}")
+                elif engine.next is not None:
+                    queues[engine.next].append(i)
+                    self.reasons[self.targets[i].layer.name] = f"{engine.name.value} gave up: {result}"
                 else:
-                    self._fail(i, name, result)
+                    self.failed[self.targets[i].layer.name] = result + engine.hint
 
     def _from(self, start: int, total: int) -> Progress:
         """Progress of one engine among several."""
@@ -175,36 +164,3 @@ class _Curvatures:
             self.curvatures[i] = curvature
         else:
             self.failed[self.targets[i].layer.name] = "the curvature holds NaN or infinity"
-
-    def _fail(self, i: int, name: EngineName, reason: str) -> None:
-        if name is EngineName.GAUSS_NEWTON:
-            raise UnsupportedModelError(f"gauss-newton cannot follow this network: {reason}")
-        hint = "; --engine finite-difference would estimate it" if name is EngineName.DOUBLE_BACKPROP else ""
-        self.failed[self.targets[i].layer.name] = reason + hint
-
-    def _run(self, name: EngineName, indices: Sequence[int], progress: Progress) -> list[Curvature | str]:
-        engine = make_engine(name, self.micro_batch, self.options.seed)
-        targets = [self.targets[i] for i in indices]
-        groups = self.options.groups
-        if isinstance(engine, Tangents):
-            return engine.measure_each(self.workload, targets, groups=groups, progress=progress)
-        if isinstance(engine, DoubleBackprop):
-            problems = [_fails_double_backprop(self.workload, target) for target in targets]
-            fine = [t for t, problem in zip(targets, problems, strict=True) if problem is None]
-            measured = iter(engine.measure(self.workload, fine, groups=groups, progress=progress) if fine else ())
-            return [next(measured) if problem is None else problem for problem in problems]
-        try:
-            return [*engine.measure(self.workload, targets, groups=groups, progress=progress)]
-        except UnsupportedOperationError as error:
-            return [str(error)] * len(targets)
-
-
-def _fails_double_backprop(workload: Workload, target: Target) -> str | None:
-    """Try one product on two samples, so that a weight without second derivatives fails alone and early."""
-    inputs, labels = workload.fetch(0, min(2, workload.source.n))
-    try:
-        (gradient,) = loss_gradients(workload, [target], inputs, labels)
-        hessian_products(target, gradient, [0])
-    except UnsupportedModelError as error:
-        return str(error)
-    return None

@@ -5,10 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["gram_eigenvalues", "lower_gram"]
+__all__ = ["gram_eigenvalues", "lower_gram", "sum_dtype"]
 
 _DOUBLE_UP_TO = 1024
 """Smaller side up to which the Gram matrix is formed in float64 in any case: it costs less than a second."""
+
+
+def sum_dtype(device: torch.device) -> torch.dtype:
+    """The type to sum in: float64, or float32 on a device that has no other (``mps``)."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def gram_eigenvalues(matrix: Tensor, *, precise: bool = True) -> tuple[Tensor, float]:
@@ -30,7 +35,7 @@ def gram_eigenvalues(matrix: Tensor, *, precise: bool = True) -> tuple[Tensor, f
     m, n = matrix.shape
     side = matrix.detach() if m <= n else matrix.detach().T
     single = not precise and min(m, n) > _DOUBLE_UP_TO
-    dtype = torch.float32 if single or matrix.device.type == "mps" else torch.float64
+    dtype = torch.float32 if single else sum_dtype(matrix.device)
     work = side.to(dtype)
     scale = float(work.abs().max()) if work.numel() else 0.0
     if scale == 0.0:

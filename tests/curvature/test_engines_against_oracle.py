@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from spectrascope.curvature.choose import choose_engines
+from spectrascope.curvature.choose import choose_engines, make_engine
 from spectrascope.curvature.double_backprop import DoubleBackprop
-from spectrascope.curvature.engines import make_engine
 from spectrascope.curvature.gauss_newton import GaussNewton
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.records.values import EngineName

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrascope
-from spectrascope.curvature.engines import make_engine
+from spectrascope.curvature.choose import make_engine
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.curvature.tangent.plan import make_plan, record_loss
 from spectrascope.records.values import EngineName, Missing

@@ -18,9 +18,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from spectrascope.curvature.choose import choose_engines
+from spectrascope.curvature.choose import choose_engines, make_engine
 from spectrascope.curvature.engine import Curvature, Target
-from spectrascope.curvature.engines import make_engine
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload

@@ -13,15 +13,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, target_slopes
+from spectrascope.curvature.engine import (
+    Curvature,
+    CurvatureEngine,
+    CurvatureSums,
+    Downstream,
+    Progress,
+    Target,
+    UnsupportedOperationError,
+    target_slopes,
+)
 from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
 from spectrascope.curvature.tangent.plan import Plan, make_plan, record_loss
 from spectrascope.curvature.tangent.values import RankOne, Stacked, Tangent
-from spectrascope.curvature.tape import UnsupportedOperationError
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
@@ -30,8 +39,8 @@ __all__ = ["Tangents"]
 
 
 @dataclass(frozen=True)
-class Tangents:
-    """The engine.
+class Tangents(CurvatureEngine):
+    """Measure by first-order tangents, weight by weight: exact on every tail.
 
     Args:
         micro_batch: samples per recording; ``None`` chooses within ``memory`` and by timing.
@@ -40,10 +49,17 @@ class Tangents:
         memory: bytes to stay within; ``None`` is 1 GiB on a CPU and half of what is free on a device.
     """
 
-    micro_batch: int | None = None
     directions: int | None = None
     memory: int | None = None
-    name: EngineName = EngineName.TANGENT
+    name: ClassVar = EngineName.TANGENT
+    exact: ClassVar = True
+    next: ClassVar = EngineName.DOUBLE_BACKPROP
+    reference: ClassVar = (EngineName.DOUBLE_BACKPROP, EngineName.FINITE_DIFFERENCE)
+
+    @classmethod
+    def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
+        """A recording with its adjoints and constants, and 1.2 forward-equivalents per tangent through all of it."""
+        return 4.0 + sum(1.2 * w.share * w.k for w in weights) if weights else 0.0
 
     def measure(
         self, workload: Workload, targets: Sequence[Target], *, groups: int = 16, progress: Progress | None = None
@@ -95,8 +111,7 @@ class Tangents:
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
 
         sizes = [size for size in (1, 2, 4, 8, 16, 32, 64) if size <= limit]
-        wait = torch.cuda.synchronize if workload.device.type == "cuda" else (lambda: None)
-        Schedule(n, self.micro_batch, sums[0].borders, candidates=sizes, synchronize=wait).run(work, progress)
+        Schedule(n, self.micro_batch, sums[0].borders, candidates=sizes, device=workload.device).run(work, progress)
         return [failed[i] if i in failed else s.finish(self.name, exact=True) for i, s in enumerate(sums)]
 
     def _limits(self, sweeps: _Sweeps) -> tuple[int, int]:
