@@ -156,12 +156,20 @@ def _load_foreign(
     trust_remote_code: bool,
     headers_only: bool,
 ) -> LoadedModel:
-    from spectrascope.loading.models.huggingface.adapters import load_adapter
+    from spectrascope.loading.models.huggingface.adapters import is_adapter_alone, load_adapter
     from spectrascope.loading.models.huggingface.open import load_huggingface
 
-    load = partial(load_adapter, base=base) if part == "adapter" else load_huggingface
     if part == "model" and base is not None:
         raise LoadError(f"--base goes with a PEFT adapter, but {spec!r} is a whole model; drop --base")
+    if (
+        spec.startswith("hf:")
+        and part == "model"
+        and is_adapter_alone(
+            spec, allow_download=allow_download, trust_remote_code=trust_remote_code, headers_only=headers_only
+        )
+    ):
+        part = "adapter"
+    load = partial(load_adapter, base=base) if part == "adapter" else load_huggingface
     return load(
         spec, num_classes=num_classes, allow_download=allow_download, trust_remote_code=trust_remote_code,
         headers_only=headers_only,
