@@ -45,8 +45,9 @@ class Checkpoint:
     """The weights of one checkpoint, wrapper prefixes removed, floats still in the file's precision.
 
     ``format`` says how the file was written and where in it the weights were ("pytorch, under 'state_dict'");
-    ``place`` is that dotted place, ``metadata`` a safetensors header's strings. ``sha256`` is of the file's bytes; of several files, of the
-    lines "name:sha256" sorted by name. Where only headers were read, the tensors are on the meta device.
+    ``place`` is that dotted place, ``metadata`` a safetensors header's strings. ``sha256`` is of the file's bytes; of
+    several files, of the lines "name:sha256" sorted by name. Where only headers were read, the tensors are on the meta
+    device.
     """
 
     state_dict: dict[str, Tensor]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.downloads import downloading, reason
 from spectrascope.loading.data.images import ArrayPictures, StoredImages, read_images
 from spectrascope.loading.data.labels import CIFAR10, CIFAR100, DIGITS
 from spectrascope.loading.data.sampling import DataRequest, LoadedData, choose, describe, shown
+from spectrascope.loading.downloads import downloading, reason
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.workload import SampleSource
 

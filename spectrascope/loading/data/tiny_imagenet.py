@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.downloads import fetch_archive, reason
 from spectrascope.loading.data.imagenet import IMAGENET_ORDER, require_imagenet_names
 from spectrascope.loading.data.images import FilePictures, image_suffixes, read_images
 from spectrascope.loading.data.labels import imagenet_wnids
 from spectrascope.loading.data.sampling import DataRequest, LoadedData, describe, listed, shown
+from spectrascope.loading.downloads import fetch_archive, reason
 
 __all__ = ["MD5", "URL", "tiny_imagenet"]
 
@@ -25,7 +25,7 @@ _LAYOUT = "wnids.txt, val/val_annotations.txt and val/images"
 
 
 @dataclass(frozen=True)
-class _Files:
+class _WnidFiles:
     """Image files with the WordNet id of each, and what to say about them."""
 
     paths: list[Path]
@@ -184,7 +184,7 @@ def _plain(text: str) -> str:
     return " ".join(text.replace("_", " ").casefold().split())
 
 
-def _validation_files(name: str, root: Path, wnids: list[str]) -> _Files:
+def _validation_files(name: str, root: Path, wnids: list[str]) -> _WnidFiles:
     annotations, known = root / "val" / "val_annotations.txt", set(wnids)
     if not annotations.is_file() and any((root / "val" / wnid).is_dir() for wnid in wnids):
         return _class_folders(name, root / "val", wnids)  # sorted into folders, as many scripts do
@@ -204,10 +204,10 @@ def _validation_files(name: str, root: Path, wnids: list[str]) -> _Files:
         )
     absent = len(listing) - len(present)
     notes = (f"{absent} of {len(listing)} images in val_annotations.txt are not there and were left out",)
-    return _Files([path for path, _ in present], [wnid for _, wnid in present], notes if absent else ())
+    return _WnidFiles([path for path, _ in present], [wnid for _, wnid in present], notes if absent else ())
 
 
-def _training_files(name: str, root: Path, wnids: list[str]) -> _Files:
+def _training_files(name: str, root: Path, wnids: list[str]) -> _WnidFiles:
     if not (root / "train").is_dir():
         raise DataError(
             f"{name}: no {shown(root / 'train')}; expected the official layout (train/<wnid>/images), as {URL} "
@@ -216,9 +216,9 @@ def _training_files(name: str, root: Path, wnids: list[str]) -> _Files:
     return _class_folders(name, root / "train", wnids)
 
 
-def _class_folders(name: str, folder: Path, wnids: list[str]) -> _Files:
+def _class_folders(name: str, folder: Path, wnids: list[str]) -> _WnidFiles:
     """``<wnid>/images/*`` or ``<wnid>/*``."""
-    files = _Files([], [])
+    files = _WnidFiles([], [])
     empty = []
     for wnid in wnids:
         found = sorted(p for p in (folder / wnid).rglob("*") if p.suffix.lower() in image_suffixes() and p.is_file())

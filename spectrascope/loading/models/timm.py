@@ -17,14 +17,25 @@ from typing import Any
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.skeleton import build_if_shapes_fit, compare, kinds_of, skeleton_from
+from spectrascope.loading.checkpoints.skeleton import (
+    build_if_shapes_fit,
+    build_skeleton,
+    compare,
+    kinds_of,
+    skeleton_from,
+)
 from spectrascope.loading.data.labels import imagenet_wnids
+from spectrascope.loading.downloads import fetch_published
+from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models import torchvision as torchvision_models
-from spectrascope.loading.models.published import fetch_published
+from spectrascope.loading.models.finish import finish
+from spectrascope.loading.models.named import NamedSource, read_cached, require_published_classes
+from spectrascope.loading.models.source import Architecture, ModelRequest
 from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.loading.quiet import brief, quietly
 
 __all__ = [
+    "TIMM",
     "Fit",
     "Published",
     "build_model",
@@ -284,3 +295,41 @@ def class_names_of(num_classes: int) -> dict[int, tuple[str, ...]]:
     if num_classes != 1000 or tuple(_timm().data.ImageNetInfo("imagenet-1k").label_names()) != imagenet_wnids():
         return {}
     return {1000: tuple(torchvision_models.find_weights("resnet50", None).meta["categories"])}
+
+
+class _Timm(NamedSource):
+    """``timm:NAME``, ``timm:NAME@TAG`` or timm's own spelling of it, ``timm:NAME.TAG``."""
+
+    usage = "timm:NAME"
+    prefix = "timm:"
+
+    def parse(self, spec: str) -> tuple[str, str | None]:
+        """The name with its prefix, and the tag of the weights where one is given."""
+        name, which = super().parse(spec)
+        if which is None:
+            name, _, which = name.partition(".")
+        return name, which or None
+
+    def architecture(self, name: str) -> Architecture | None:
+        """The model of this name."""
+        if not name.startswith(self.prefix):
+            return None
+        plain = name.removeprefix(self.prefix)
+        require_name(plain)
+        return Architecture(name, "timm", partial(build_model, plain), preprocessing_of, class_names_of)
+
+    def published(self, request: ModelRequest, architecture: Architecture, which: str | None) -> LoadedModel:
+        """With the weights of this tag."""
+        found = find_published(architecture.name.removeprefix(self.prefix), which)
+        require_published_classes(request, architecture, found.num_classes)
+        file = None
+        if request.headers_only:
+            network = build_skeleton(found.build)
+        else:
+            file = found.fetch(request.allow_download)
+            what = f"{architecture.name}: weights {found.tag}"
+            network = found.load(read_cached(what, file, found.url))
+        return finish(request.spec, architecture, network, found.num_classes, weights=found.tag, file=file)
+
+
+TIMM = _Timm()

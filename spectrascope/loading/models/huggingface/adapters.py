@@ -146,10 +146,7 @@ def is_adapter_alone(spec: str, **fetching: bool) -> bool:
     Raises:
         LoadError: the repository cannot be had.
     """
-    if spec.startswith("hf:"):
-        folder = fetch_snapshot(parse_hub_spec(spec), **fetching)
-    else:
-        folder = Path(spec)
+    folder = fetch_snapshot(parse_hub_spec(spec), **fetching) if spec.startswith("hf:") else Path(spec)
     return is_adapter_directory(folder) and not has_weights(folder)
 
 
