@@ -14,7 +14,7 @@ from spectrascope.records.values import LossName
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from spectrascope.loading.data.sampling import LoadedData
+    from spectrascope.loading.data.source import LoadedData
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import LossFunction, SampleSource, Workload
 
