@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from spectrascope.loading.data.hub_rows import HubName, parse_hub_name
+from spectrascope.loading.data.hub import HubName, parse_hub_name
 from spectrascope.records.values import Task
 from tests.support.data_networks import images, load, reader, refusal
 
