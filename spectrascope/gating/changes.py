@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 
 from spectrascope.errors import OptionError
@@ -21,6 +20,7 @@ from spectrascope.gating.provenance import find_differences, is_same_batch, name
 from spectrascope.records.comparison import WHOLE_REPORT, Change, Comparison, Value
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import Missing
+from spectrascope.text import matches
 
 __all__ = ["compare"]
 
@@ -64,7 +64,7 @@ def compare(
     meter = NoiseMeter(before, after, paired=paired)
     found: list[Change] = []
     for number in SUMMARY_HEADLINES:
-        if not numbers or any(fnmatch.fnmatchcase(number, glob) for glob in numbers):
+        if not numbers or any(matches(glob, number) for glob in numbers):
             values = report_value(before, number), report_value(after, number)
             error = meter.of_report(number)
             found.append(_change(WHOLE_REPORT, number, *values, error))
@@ -103,7 +103,7 @@ def _chosen(row: LayerReport, numbers: Sequence[str]) -> Iterator[str]:
         return
     listed = list_numbers(row)
     for glob in numbers:
-        yield from [name for name in listed if fnmatch.fnmatchcase(name, glob)]
+        yield from [name for name in listed if matches(glob, name)]
 
 
 def _status(row: LayerRow | None) -> Value:

@@ -11,12 +11,12 @@ from spectrascope.gating.conditions import Evidence, Judged, judge_rule, needs_b
 from spectrascope.gating.layers import LayerPair, check_layers, pair_layers, restrict
 from spectrascope.gating.noise import NoiseMeter
 from spectrascope.gating.numbers import is_of_report, layer_value, report_value
-from spectrascope.gating.policy import matches
 from spectrascope.gating.provenance import find_differences, is_same_batch, name_report
 from spectrascope.records.comparison import WHOLE_REPORT, Difference, Value
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, RankComparison
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Limit, Mark, Outcome, Rule, Verdict
+from spectrascope.text import matches
 
 __all__ = ["judge"]
 
@@ -100,7 +100,7 @@ def _plan(pairs: Sequence[LayerPair], rules: Sequence[Rule], baseline: Report, r
         if pair.comparable is None:
             continue
         before, after = pair.comparable
-        last = {rule.number: rule for rule in of_layers if matches(pair.name, (rule.layers,))}
+        last = {rule.number: rule for rule in of_layers if matches(rule.layers, pair.name)}
         for number, rule in last.items():
             if rule.conditions:
                 yield _Check(rule, pair.name, layer_value(before, number), layer_value(after, number), (before, after))
@@ -181,7 +181,7 @@ def _word(value: Value) -> str:
 def _idle_rules(rules: Sequence[Rule], pairs: Sequence[LayerPair]) -> Iterable[Finding]:
     """Rules about layers there are none of: a misspelt glob would otherwise pass for ever."""
     for rule in rules:
-        if rule.layers != "*" and not any(matches(pair.name, (rule.layers,)) for pair in pairs):
+        if rule.layers != "*" and not any(matches(rule.layers, pair.name) for pair in pairs):
             nothing = Missing("no such layer")
             mark = Mark.INFORMATIONAL if rule.informational else Mark.INCONCLUSIVE
             message = f"no layer matches {rule.layers!r}"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from spectrascope.gating.policy import matches
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Mark
+from spectrascope.text import matches
 
 __all__ = ["LayerPair", "check_layers", "pair_layers", "restrict"]
 
@@ -39,11 +39,11 @@ def restrict(report: Report, layers: Sequence[str], exclude: Sequence[str]) -> R
         return report
     from spectrascope.numerics.summary import summarise  # numpy: only where something is worked out
 
-    rows = tuple(
-        row
-        for row in report.layers
-        if (not layers or matches(row.info.name, layers)) and not matches(row.info.name, exclude)
-    )
+    def is_asked_for(name: str) -> bool:
+        chosen = not layers or any(matches(glob, name) for glob in layers)
+        return chosen and not any(matches(glob, name) for glob in exclude)
+
+    rows = tuple(row for row in report.layers if is_asked_for(row.info.name))
     return replace(report, layers=rows, summary=summarise(rows))
 
 

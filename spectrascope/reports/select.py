@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spectrascope.errors import OptionError
 from spectrascope.records.report import NOT_SELECTED, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
+from spectrascope.text import matches
 
 __all__ = ["read_selected", "select_layers"]
 
@@ -44,8 +44,8 @@ def select_layers(report: Report, layers: Sequence[str] = (), exclude: Sequence[
         return report
 
     def wanted(name: str) -> bool:
-        chosen = not layers or any(fnmatchcase(name, glob) for glob in layers)
-        return chosen and not any(fnmatchcase(name, glob) for glob in exclude)
+        chosen = not layers or any(matches(glob, name) for glob in layers)
+        return chosen and not any(matches(glob, name) for glob in exclude)
 
     kept = tuple(row for row in report.layers if wanted(row.info.name) and getattr(row, "reason", "") != NOT_SELECTED)
     if not kept:
