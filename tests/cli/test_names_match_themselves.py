@@ -47,7 +47,7 @@ def test_plot(saved: Path, tmp_path: Path) -> None:
 
 
 def test_gate(saved: Path, attention: Report, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (q, *others) = attention.layers
+    others = attention.layers[1:]
     moved = make_layer(make_info(NAMES[0]), make_measurement(beta=1.0))
     worse = tmp_path / "worse.json"
     worse.write_text(report_to_json(replace(attention, layers=(moved, *others))), encoding="utf-8")

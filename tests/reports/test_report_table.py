@@ -194,8 +194,7 @@ def test_a_report_in_three_lines(report: Report) -> None:
         "α_H ≈ β·α_G within 10 % on 3 of 3, median error 0.2 %."
     )
     assert trust == (
-        "Trust: 4 of 6 weights measured, all exactly, self-check 2e-06, 1 FAILED, "
-        "2,048 samples determine β to ±0.03 (median)."
+        "Trust: 4 of 6 weights measured, all exactly, self-check 2e-06, 1 FAILED, β to ±0.05 (median) on 2,048 samples."
     )
 
 

@@ -198,7 +198,7 @@ def _exponent(name: str) -> Callable[[LayerReport], Content]:
 
 def _beta(row: LayerReport) -> Content:
     fit = row.analysis.beta
-    return fit if isinstance(fit, Missing) else (f"{fit.value:.2f} ±{_half(_interval(fit)[0]):.2f}", fit.value)
+    return fit if isinstance(fit, Missing) else (f"{fit.value:.2f} ±{fit.interval.half_width:.2f}", fit.value)
 
 
 def _r2(row: LayerReport) -> Content:
@@ -238,25 +238,20 @@ _COLUMNS: tuple[tuple[PageColumn, Callable[[LayerReport], Content]], ...] = (
 )
 
 
-def _interval(fit: PowerFit) -> tuple[Interval, str]:
-    if isinstance(fit.jackknife_ci95, Missing):
-        return fit.ci95, f"straight line; no jackknife: {fit.jackknife_ci95.reason}"
-    return fit.jackknife_ci95, "over sample groups"
-
-
-def _half(interval: Interval) -> float:
-    return (interval.high - interval.low) / 2
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
 def _fit_facts(label: str, fit: PowerFit | Missing) -> LayerFacts:
     if isinstance(fit, Missing):
         return LayerFacts(label, DASH, fit.reason)
-    interval, kind = _interval(fit)
+    groups = fit.jackknife_ci95
+    over = f"no jackknife: {groups.reason}" if isinstance(groups, Missing) else f"over sample groups {_range(groups)}"
     dropped = f", {fit.n_dropped} left out" if fit.n_dropped else ""
     return LayerFacts(
         label,
         f"{fit.value:.3f}",
-        f"95 %: {interval.low:.3f} to {interval.high:.3f} ({kind}); line {fit.ci95.low:.3f} to {fit.ci95.high:.3f}; "
+        f"95 %: {_range(fit.interval)}, the wider of straight line {_range(fit.ci95)}; {over}; "
         f"R² {fit.r2:.4f}, {fit.n} points{dropped}",
     )
 

@@ -75,7 +75,11 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
             _damping(layer, notes),
         )
     own = layer.measured
-    measured = (notes.missing(own), DASH) if isinstance(own, Missing) else (f"{own.value:.2f}", f"{own.r2:.3f}")
+    measured = (
+        (notes.missing(own), DASH)
+        if isinstance(own, Missing)
+        else (f"{own.value:.2f} ±{own.interval.half_width:.2f}", f"{own.r2:.3f}")
+    )
     window, above = layer.window, layer.n_above_noise
     where = (
         DASH if isinstance(window, Missing) else f"{window[0]}-{window[1]}",

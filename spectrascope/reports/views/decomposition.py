@@ -85,11 +85,7 @@ def _slope(name: str, *, interval: bool = False) -> Cell:
             return fit
         if not interval:
             return f"{fit.value:.2f}"
-        wide = fit.ci95
-        other = fit.jackknife_ci95
-        if not isinstance(other, Missing) and other.high - other.low > wide.high - wide.low:
-            wide = other
-        return f"{fit.value:.2f} ±{(wide.high - wide.low) / 2:.2f}"
+        return f"{fit.value:.2f} ±{fit.interval.half_width:.2f}"
 
     return cell
 

@@ -21,7 +21,7 @@ def say_in_words(report: Report) -> tuple[str, str, str]:
 
     Returns:
         A sentence on β with its extremes; one on the rank models and the α triangle; one on what was measured,
-        how exactly, and how well the batch determines β.
+        how exactly, and how well β is known.
     """
     layers = [row for row in report.layers if isinstance(row, LayerReport)]
     return _say_curvature(report, layers), _say_spectra(report, layers), _say_trust(report, layers)
@@ -88,13 +88,9 @@ def _say_trust(report: Report, layers: list[LayerReport]) -> str:
         parts.append("not self-checked" if isinstance(check, Missing) else f"self-check {check.residual:.0e}")
     if summary.n_failed:
         parts.append(f"{summary.n_failed} FAILED")
-    widths = [
-        (interval.high - interval.low) / 2
-        for row in layers
-        if isinstance(fit := row.analysis.beta, PowerFit) and not isinstance(interval := fit.jackknife_ci95, Missing)
-    ]
+    widths = [fit.interval.half_width for row in layers if isinstance(fit := row.analysis.beta, PowerFit)]
     if widths:
-        parts.append(f"{run.data.n:,} samples determine β to ±{median(widths):.2f} (median)")
+        parts.append(f"β to ±{median(widths):.2f} (median) on {run.data.n:,} samples")
     if run.data.synthetic:
         parts.append("on SYNTHETIC data")
     return f"Trust: {', '.join(parts)}."

@@ -91,10 +91,8 @@ def _beta(row: LayerReport) -> str | Missing:
     fit = row.analysis.beta
     if isinstance(fit, Missing):
         return fit
-    interval, mark = fit.jackknife_ci95, " "
-    if isinstance(interval, Missing):
-        interval, mark = fit.ci95, "*"
-    return f"{fit.value:.2f} ±{(interval.high - interval.low) / 2:.2f}{mark}"
+    mark = "*" if isinstance(fit.jackknife_ci95, Missing) else " "
+    return f"{fit.value:.2f} ±{fit.interval.half_width:.2f}{mark}"
 
 
 def _r2(row: LayerReport) -> str | Missing:

@@ -60,7 +60,10 @@ def _explain_marks(report: Report) -> list[str]:
     fits = [item.beta for item in measured if isinstance(item.beta, PowerFit)]
     lines = []
     if any(not isinstance(fit.jackknife_ci95, Missing) for fit in fits):
-        lines.append("± is half the 95 % interval of β from leaving out one group of samples at a time.")
+        lines.append(
+            "± is half the wider of two 95 % intervals of β: of the straight-line fit, and from leaving out one group "
+            "of samples at a time."
+        )
     if any(isinstance(fit.jackknife_ci95, Missing) for fit in fits):
         lines.append("* this ± is half the 95 % interval of the straight-line fit: no jackknife.")
     if any(isinstance(item.rank_models, RankComparison) and item.rank_models.tie for item in measured):
