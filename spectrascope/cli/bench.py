@@ -12,7 +12,7 @@ from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure_bench, spell_command
 from spectrascope.cli.output import emit
 from spectrascope.records.report import ProbeOptions
-from spectrascope.reports.render import render_bench
+from spectrascope.reports.render import render
 
 __all__ = ["bench"]
 
@@ -29,4 +29,4 @@ def bench(
 ) -> None:
     """Time this engine against plain double backprop on the same layers and directions, in one run."""
     found = measure_bench(target, options, rounds=rounds, command=spell_command(context.obj or ()), quiet=result.quiet)
-    emit(lambda width: render_bench(found, result.format, width=width), result.output)
+    emit(lambda width: render(found, result.format, width=width), result.output)

@@ -13,7 +13,7 @@ from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import ProbeOptions
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import View, render
 
 __all__ = ["decompose"]
@@ -61,7 +61,7 @@ def decompose(
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
 ) -> None:
     """Say why β is what it is: β = β_Λ + β_Φ + β_χ, weight by weight.
 

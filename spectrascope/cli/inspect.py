@@ -11,7 +11,7 @@ from spectrascope.cli.look import look_at
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.records.report import ProbeOptions
-from spectrascope.reports.render import render_inspection
+from spectrascope.reports.render import render
 
 __all__ = ["inspect"]
 
@@ -25,4 +25,4 @@ def inspect(context: typer.Context, target: groups.Request, options: ProbeOption
     """
     with no_collections():
         found = look_at(target, options, command=spell_command(context.obj or ()), quiet=result.quiet)
-        emit(lambda width: render_inspection(found, result.format, width=width), result.output)
+        emit(lambda width: render(found, result.format, width=width), result.output)

@@ -11,7 +11,7 @@ from spectrascope.cli.compose import composed
 from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit, write_page
 from spectrascope.records.report import ProbeOptions
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import render
 
 __all__ = ["probe"]
@@ -24,7 +24,7 @@ def probe(
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
     html: r.Html = None,
 ) -> None:
     """Measure how the loss curves along the gradient's singular directions, weight by weight.

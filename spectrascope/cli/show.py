@@ -10,7 +10,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli import report_options as r
 from spectrascope.cli.output import emit, write_page
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import View, render
@@ -28,7 +28,7 @@ def show(
     ] = View.PROBE,
     format: o.FormatOption = None,
     json: o.Json = False,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
     output: o.Output = None,
     html: r.Html = None,
 ) -> None:

@@ -17,12 +17,13 @@ from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit, write_page
 from spectrascope.errors import SpectrascopeError
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.trajectory import TrackedNumber
-from spectrascope.reports.render import render_trajectory
+from spectrascope.reports.fields import TrackedNumber
+from spectrascope.reports.render import render
 
 __all__ = ["trajectory"]
 
 _TRAJECTORY = "Checkpoints"
+_BETA = TrackedNumber("beta")
 _Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
@@ -64,7 +65,7 @@ def trajectory(
     ] = False,
     number: Annotated[
         TrackedNumber, typer.Option(rich_help_panel=o.RESULT, help="What the table of layers follows.")
-    ] = TrackedNumber.BETA,
+    ] = _BETA,
     html: r.Html = None,
 ) -> None:
     """Follow β, α_G, α_H, participation ratios and rank models over training, in the median and layer by layer.
@@ -87,7 +88,7 @@ def trajectory(
     found = build_trajectory(checkpoints)
     if html is not None:
         write_page(html, found)
-    emit(lambda width: render_trajectory(found, result.format, number=number, width=width), result.output)
+    emit(lambda width: render(found, result.format, number=number.value, width=width), result.output)
     failed = [point.label for point in found.points if point.reason]
     if failed:
         raise SpectrascopeError(

@@ -14,7 +14,7 @@ from spectrascope.cli.measure import measure, spell_command
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import is_saved_report, refit_saved
 from spectrascope.records.report import ProbeOptions
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import View, render
 
 __all__ = ["triangle"]
@@ -39,7 +39,7 @@ def triangle(
     options: ProbeOptions,
     window: groups.Window,
     result: groups.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
 ) -> None:
     """Check α_H ≈ β·α_G: the three exponents of each weight, their relative error and a verdict.
 

@@ -17,7 +17,7 @@ from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
-from spectrascope.reports.render import render_weights
+from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.report import Report
@@ -80,7 +80,7 @@ def weights(
     beside = None if report is None else read_report(report)
     command = spell_command(context.obj or ())
     found = _measure(network[0], network[1], options, beside, command=command, quiet=result.quiet)
-    emit(lambda width: render_weights(found, result.format, width=width), result.output)
+    emit(lambda width: render(found, result.format, width=width), result.output)
 
 
 def _measure(

@@ -9,8 +9,8 @@ from spectrascope.gating.conditions import is_number
 from spectrascope.gating.layers import pair_layers, restrict
 from spectrascope.gating.noise import NoiseMeter, StandardError
 from spectrascope.gating.numbers import (
-    HEADLINES,
     SUMMARY_HEADLINES,
+    headlines,
     layer_value,
     list_numbers,
     report_value,
@@ -71,7 +71,7 @@ def compare(
     for pair in pair_layers(before, after):
         found += _changes_of_layer(pair.name, pair.before, pair.after, numbers, meter)
     if numbers and not any(change.number != STATUS for change in found):
-        raise OptionError(f"--number {' '.join(numbers)} matches no number of these reports, such as {HEADLINES[0]}")
+        raise OptionError(f"--number {' '.join(numbers)} matches no number of these reports, such as {headlines()[0]}")
     changed = [change for change in found if _has_changed(change, precision)]
     return Comparison(
         before=name_report(before),
@@ -99,7 +99,7 @@ def _changes_of_layer(
 
 def _chosen(row: LayerReport, numbers: Sequence[str]) -> Iterator[str]:
     if not numbers:
-        yield from HEADLINES
+        yield from headlines()
         return
     listed = list_numbers(row)
     for glob in numbers:

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, PowerFit
-from spectrascope.reports.csv import COLUMNS, TRIANGLE_COLUMNS, bench_to_csv, report_to_csv, triangle_to_csv
+from spectrascope.reports.csv import TRIANGLE_COLUMNS, bench_to_csv, report_columns, report_to_csv, triangle_to_csv
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.order import Sort
-from spectrascope.reports.table import report_table
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.views.layer_sheet import build_layer_sheet
 from tests.support.made_up_reports import LONG_NAME
 from tests.support.report_fixtures import bench, report  # noqa: F401
@@ -27,8 +27,8 @@ def _rows(text: str) -> list[dict[str, str]]:
 def test_one_row_per_layer_with_the_documented_columns(report: Report) -> None:
     text = report_to_csv(report)
     rows = _rows(text)
-    assert tuple(rows[0]) == COLUMNS
-    assert len(set(COLUMNS)) == len(COLUMNS)
+    assert tuple(rows[0]) == report_columns()
+    assert len(set(report_columns())) == len(report_columns())
     assert [row["name"] for row in rows] == [layer.info.name for layer in report.layers]
     assert rows[1]["name"] == "a[red]b|c"
     assert rows[2]["name"] == LONG_NAME
@@ -119,7 +119,7 @@ def test_the_table_shows_the_same_numbers_rounded(report: Report) -> None:
 def test_the_drawn_table_holds_every_cell(report: Report) -> None:
     console = Console(width=10_000, color_system=None)
     with console.capture() as capture:
-        console.print(report_table(report))
+        console.print(render(report, Format.TABLE))
     drawn = capture.get()
     for line in build_layer_sheet(report.layers).rows:
         shown = next(text for text in drawn.splitlines() if text.startswith(line.cells[0] + " "))

@@ -9,8 +9,8 @@ from spectrascope.records.values import Interval, Missing, PowerFit, RankModel, 
 from spectrascope.reports.charts.axes import log_axis
 from spectrascope.reports.charts.chart import Band, Chart, Ink, Line, Part, Points
 from spectrascope.reports.charts.inks import MODEL_INKS
+from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["curvature_chart", "rank_chart", "rank_model_value"]
 

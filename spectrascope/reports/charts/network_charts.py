@@ -9,8 +9,8 @@ from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit, 
 from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, KIND_MARKS, MODEL_INKS
+from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["depth_chart", "measured_layers", "participation_chart", "rank_model_chart", "triangle_chart"]
 

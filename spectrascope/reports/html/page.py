@@ -31,9 +31,8 @@ from spectrascope.reports.charts.network_charts import (
 from spectrascope.reports.charts.svg import chart_svg
 from spectrascope.reports.html.rows import LayerFacts, build_layer_table, layer_facts
 from spectrascope.reports.views.facts import describe_everything
-from spectrascope.reports.views.in_words import say_in_words
 from spectrascope.reports.views.report import build_summary_sheet
-from spectrascope.reports.views.words import explain, warn
+from spectrascope.reports.views.words import explain, say_in_words, warn
 
 if TYPE_CHECKING:
     from jinja2 import Environment
