@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from spectrascope.errors import OptionError
 from spectrascope.gating.conditions import is_number
-from spectrascope.gating.layers import pair_layers, restrict
+from spectrascope.gating.layers import pair_layers
 from spectrascope.gating.noise import NoiseMeter, StandardError
 from spectrascope.gating.numbers import (
     SUMMARY_HEADLINES,
@@ -20,6 +20,7 @@ from spectrascope.gating.provenance import find_differences, is_same_batch, name
 from spectrascope.records.comparison import WHOLE_REPORT, Change, Comparison, Value
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import Missing
+from spectrascope.reports.select import keep_layers
 from spectrascope.text import matches
 
 __all__ = ["compare"]
@@ -59,7 +60,7 @@ def compare(
 
     Cost: about a millisecond per layer.
     """
-    before, after = (restrict(report, layers, exclude) for report in (before, after))
+    before, after = (keep_layers(report, layers, exclude) for report in (before, after))
     paired = is_same_batch(before, after)
     meter = NoiseMeter(before, after, paired=paired)
     found: list[Change] = []

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from spectrascope.gating.conditions import Evidence, Judged, judge_rule, needs_baseline
-from spectrascope.gating.layers import LayerPair, check_layers, pair_layers, restrict
+from spectrascope.gating.layers import LayerPair, check_layers, pair_layers
 from spectrascope.gating.noise import NoiseMeter
 from spectrascope.gating.numbers import is_of_report, layer_value, report_value
 from spectrascope.gating.provenance import find_differences, is_same_batch, name_report
@@ -16,6 +16,7 @@ from spectrascope.records.comparison import WHOLE_REPORT, Difference, Value
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, RankComparison
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Limit, Mark, Outcome, Rule, Verdict
+from spectrascope.reports.select import keep_layers
 from spectrascope.text import matches
 
 __all__ = ["judge"]
@@ -45,7 +46,7 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
 
     Cost: milliseconds, and about a second per 1000 layers whose changes need a sampling error.
     """
-    baseline, report = (restrict(item, policy.layers, policy.exclude) for item in (baseline, report))
+    baseline, report = (keep_layers(item, policy.layers, policy.exclude) for item in (baseline, report))
     differences = find_differences(baseline, report)
     forbidding = [difference for difference in differences if difference.forbids]
     paired = is_same_batch(baseline, report)

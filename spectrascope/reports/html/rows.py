@@ -9,6 +9,7 @@ from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Measurement, Report
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, RankComparison, Triangle, ZetaBound
 from spectrascope.reports import fields
+from spectrascope.reports.charts.decomposition_chart import PARTS_OF_BETA
 from spectrascope.reports.fields import RANK_MODEL_NAMES, Field
 from spectrascope.reports.views.document import DASH
 
@@ -212,12 +213,7 @@ def _decomposition_facts(row: LayerReport) -> list[LayerFacts]:
     found = decomposition_of(row)
     if isinstance(found, Missing):
         return []
-    parts = found.alignment
-    return [
-        _fit_facts("β_Λ, eigenvalues of the factors", parts.beta_lambda),
-        _fit_facts("β_Φ, alignment with the gradient", parts.beta_phi),
-        _fit_facts("β_χ, beyond a Kronecker product", parts.beta_chi),
-    ]
+    return [_fit_facts(label, getattr(found.alignment, name)) for name, label, _ in PARTS_OF_BETA]
 
 
 def _say_bound(bound: ZetaBound) -> str:
