@@ -9,7 +9,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded
 from spectrascope.cli.output import emit
-from spectrascope.reports.render import render_bench
+from spectrascope.reports.render import render
 
 
 def bench(
@@ -24,4 +24,4 @@ def bench(
         from spectrascope.measure.bench import run_bench
 
         found = run_bench(run, rounds=rounds)
-    emit(lambda width: render_bench(found, result.form, width=width), result.output)
+    emit(lambda width: render(found, result.form, width=width), result.output)

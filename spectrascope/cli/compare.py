@@ -11,7 +11,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.output import emit
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
-from spectrascope.reports.render import render_comparison
+from spectrascope.reports.render import render
 
 
 def compare(
@@ -49,4 +49,4 @@ def compare(
     found = list_changes(
         one, other, layers=layers or (), exclude=exclude or (), numbers=number or (), precision=precision, unchanged=all
     )
-    emit(lambda width: render_comparison(found, result.form, width=width), result.output)
+    emit(lambda width: render(found, result.form, width=width), result.output)

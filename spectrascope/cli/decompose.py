@@ -11,7 +11,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import View, render
 
 
@@ -44,7 +44,7 @@ def decompose(
     factors: FactorOptions,
     options: o.FitOptions,
     result: o.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
 ) -> None:
     """Say why β is what it is: β = β_Λ + β_Φ + β_χ, weight by weight.
 

@@ -19,7 +19,7 @@ from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
-from spectrascope.reports.render import Format, render_verdict
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.write import write_text_atomically
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def gate(
 
     verdict = judge(report, base, rules, force=force)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)
-    emit(lambda width: render_verdict(verdict, result.form, every=all, width=width), result.output)
+    emit(lambda width: render(verdict, result.form, every=all, width=width), result.output)
     raise typer.Exit(verdict.outcome.exit_code)
 
 
@@ -151,5 +151,5 @@ def _write_copies(verdict: Verdict, *, junit: Path | None, markdown: Path | None
 
         write_text_atomically(junit, verdict_to_junit(verdict) + "\n")
     if markdown is not None:
-        text = render_verdict(verdict, Format.MARKDOWN, every=every)
+        text = render(verdict, Format.MARKDOWN, every=every)
         write_text_atomically(markdown, f"{text}\n")

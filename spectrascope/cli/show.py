@@ -9,7 +9,7 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.output import emit, write_page
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import View, render
@@ -22,7 +22,7 @@ def show(
     view: Annotated[View, o.result_option(help="The whole report, the α triangle, or the decomposition.")] = View.PROBE,
     *,
     result: o.Form,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
     output: o.Output = None,
     html: o.Html = None,
 ) -> None:

@@ -15,7 +15,7 @@ from spectrascope.errors import OptionError
 from spectrascope.records.advice import ValidateOn
 from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.emit import Emission, emit_advice
-from spectrascope.reports.render import render_advice
+from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.advice import Advice
@@ -75,7 +75,7 @@ def suggest_beta(
     if emit_groups is not None:
         emit(lambda _: emit_advice(advice, emit_groups), result.output)
     else:
-        emit(lambda width: render_advice(advice, result.form, width=width), result.output)
+        emit(lambda width: render(advice, result.form, width=width), result.output)
 
 
 def _advise(

@@ -13,10 +13,11 @@ from spectrascope.cli import options as o
 from spectrascope.cli.checkpoints import Keeping, expand_checkpoints, measure_checkpoints
 from spectrascope.cli.output import emit, write_page
 from spectrascope.errors import SpectrascopeError
-from spectrascope.records.trajectory import TrackedNumber
-from spectrascope.reports.render import render_trajectory
+from spectrascope.reports.fields import TrackedNumber
+from spectrascope.reports.render import render
 
 _option = partial(typer.Option, rich_help_panel="Checkpoints")
+_BETA = TrackedNumber("beta")
 _Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
@@ -43,7 +44,7 @@ def trajectory(
         ),
     ] = Path("trajectory"),
     again: Annotated[bool, _option("--again", help="Measure also what is kept already.")] = False,
-    number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = TrackedNumber.BETA,
+    number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = _BETA,
     html: o.Html = None,
 ) -> None:
     """Follow β, α_G, α_H, participation ratios and rank models over training, in the median and layer by layer.
@@ -57,7 +58,7 @@ def trajectory(
     found = build_trajectory(checkpoints)
     if html is not None:
         write_page(html, found)
-    emit(lambda width: render_trajectory(found, result.form, number=number, width=width), result.output)
+    emit(lambda width: render(found, result.form, number=number.value, width=width), result.output)
     failed = [point.label for point in found.points if point.reason]
     if failed:
         raise SpectrascopeError(

@@ -16,7 +16,7 @@ from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
-from spectrascope.reports.render import render_weights
+from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.report import Report
@@ -58,7 +58,7 @@ def weights(
     beside = None if report is None else read_report(report)
     wanted = o.record_of(WeightOptions, options)
     found = _measure(network, seed, wanted, beside, command=spell_command(context), quiet=result.quiet)
-    emit(lambda width: render_weights(found, result.form, width=width), result.output)
+    emit(lambda width: render(found, result.form, width=width), result.output)
 
 
 def _measure(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from spectrascope.reports.json import report_from_json, report_to_json
 from spectrascope.reports.order import Sort
 from spectrascope.reports.read import read_report
-from spectrascope.reports.render import Format, View, render, render_bench
+from spectrascope.reports.render import Format, View, render
 from spectrascope.reports.write import check_writable, write_text_atomically
 
 __all__ = [
@@ -19,7 +19,6 @@ __all__ = [
     "check_writable",
     "read_report",
     "render",
-    "render_bench",
     "report_from_json",
     "report_to_json",
     "write_text_atomically",
