@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from spectrascope.errors import ReportFormatError
-from spectrascope.records.decomposition import Decomposition, decomposition_of
+from spectrascope.records.decomposition import Decomposition
 from spectrascope.records.report import (
     NOT_DECOMPOSED,
     Analysis,
@@ -92,7 +92,7 @@ def encode_layer(row: LayerRow, path: str) -> dict[str, Any]:
             }
         part = row.measurement if owner is Measurement else row.analysis
         record[key] = encode(getattr(part, name), child(path, key))
-    decomposition = decomposition_of(row)
+    decomposition = row.decomposition
     if decomposition != NOT_DECOMPOSED:
         record[DECOMPOSITION_KEY] = encode(decomposition, child(path, DECOMPOSITION_KEY))
     return record

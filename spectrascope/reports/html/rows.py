@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Measurement, Report
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, RankComparison, Triangle, ZetaBound
 from spectrascope.reports.figures import format_percent
@@ -299,7 +298,7 @@ def _error_facts(measured: Measurement) -> list[LayerFacts]:
 
 def _decomposition_facts(row: LayerReport) -> list[LayerFacts]:
     """The parts of β, where the report holds them."""
-    found = decomposition_of(row)
+    found = row.decomposition
     if isinstance(found, Missing):
         return []
     parts = found.alignment

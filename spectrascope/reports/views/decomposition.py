@@ -13,7 +13,6 @@ from spectrascope.records.decomposition import (
     Factors,
     FisherType,
     Sharing,
-    decomposition_of,
 )
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Report
 from spectrascope.records.values import LayerStatus, Missing, PowerFit
@@ -53,7 +52,7 @@ def build_decomposition(report: Report, sort: Sort = Sort.ORDER) -> Document:
 
 
 def _pairs(rows: Sequence[LayerRow]) -> list[tuple[LayerReport, Decomposition]]:
-    pairs = [(row, decomposition_of(row)) for row in rows if isinstance(row, LayerReport)]
+    pairs = [(row, row.decomposition) for row in rows if isinstance(row, LayerReport)]
     return [(row, d) for row, d in pairs if isinstance(d, Decomposition)]
 
 
@@ -153,7 +152,7 @@ def _line(row: LayerRow, cells: tuple[tuple[Column, Cell], ...], notes: Footnote
         failed = row.status is LayerStatus.FAILED
         first = notes.mark("FAILED" if failed else row.status.value, row.reason)
         return Row((row.info.name, first, *[DASH] * (len(cells) - 1)), Tone.ALARM if failed else Tone.QUIET)
-    decomposition = decomposition_of(row)
+    decomposition = row.decomposition
     if isinstance(decomposition, Missing):
         return Row((row.info.name, notes.missing(decomposition), *[DASH] * (len(cells) - 1)), Tone.QUIET)
     values = [cell(decomposition) for _, cell in cells]
@@ -281,7 +280,7 @@ def _values(row: LayerRow) -> dict[str, Any]:
     }
     if not isinstance(row, LayerReport):
         return {**values, "reason": row.reason}
-    decomposition = decomposition_of(row)
+    decomposition = row.decomposition
     if isinstance(decomposition, Missing):
         return {**values, "missing": f"decomposition: {decomposition.reason}"}
     alignment, factors = decomposition.alignment, decomposition.factors
