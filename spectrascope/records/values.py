@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-
+"""Of the reports this release writes; it reads this one and all before. A field added with ``ADDED_LATER`` needs no new
+one, unless an older release, which ignores keys it does not know, would misread the report without it."""
 
 ADDED_LATER = {"added_later": True}
 """Metadata of fields that older reports lack; they are read as if they held the default."""

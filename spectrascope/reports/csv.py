@@ -16,7 +16,6 @@ from typing import Any
 from spectrascope.records.advice import Advice, LayerAdvice
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.comparison import Comparison
-from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.inspection import InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, LayerReport, LayerRow, Report
 from spectrascope.records.trajectory import Trajectory
@@ -129,7 +128,7 @@ def _decomposed_values(row: LayerRow) -> dict[str, Any]:
     values = {**_describe(row.info), "status": row.status.value}
     if not isinstance(row, LayerReport):
         return {**values, "reason": row.reason}
-    decomposition = decomposition_of(row)
+    decomposition = row.decomposition
     if isinstance(decomposition, Missing):
         return {**values, "decomposition": decomposition}
     alignment, factors = decomposition.alignment, decomposition.factors

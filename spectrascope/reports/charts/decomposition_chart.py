@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import Missing, PowerFit
 from spectrascope.reports.charts.axes import linear_axis, names_axis
@@ -27,7 +26,7 @@ PARTS_OF_BETA: tuple[tuple[str, str, Ink], ...] = (
 
 def slopes_of(row: LayerReport) -> tuple[float, ...] | None:
     """The parts of a layer's β in the order of :data:`PARTS_OF_BETA`, or ``None`` where it has no decomposition."""
-    found = decomposition_of(row)
+    found = row.decomposition
     if isinstance(found, Missing):
         return None
     fits = [getattr(found.alignment, name) for name, _, _ in PARTS_OF_BETA]

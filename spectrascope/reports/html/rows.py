@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Measurement, Report
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, RankComparison, Triangle, ZetaBound
 from spectrascope.reports import fields
@@ -210,7 +209,7 @@ def _error_facts(measured: Measurement) -> list[LayerFacts]:
 
 def _decomposition_facts(row: LayerReport) -> list[LayerFacts]:
     """The parts of β, where the report holds them."""
-    found = decomposition_of(row)
+    found = row.decomposition
     if isinstance(found, Missing):
         return []
     return [_fit_facts(label, getattr(found.alignment, name)) for name, label, _ in PARTS_OF_BETA]

@@ -11,7 +11,6 @@ from spectrascope.records.decomposition import (
     Determination,
     FisherType,
     Sharing,
-    decomposition_of,
 )
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Report
 from spectrascope.records.values import Missing, PowerFit
@@ -51,7 +50,7 @@ def build_decomposition(report: Report, sort: Sort | str = ORDER) -> Document:
 
 
 def _pairs(rows: Sequence[LayerRow]) -> list[tuple[LayerReport, Decomposition]]:
-    pairs = [(row, decomposition_of(row)) for row in rows if isinstance(row, LayerReport)]
+    pairs = [(row, row.decomposition) for row in rows if isinstance(row, LayerReport)]
     return [(row, d) for row, d in pairs if isinstance(d, Decomposition)]
 
 
@@ -133,7 +132,7 @@ def _sheet(title: str, rows: Sequence[LayerRow], cells: tuple[tuple[Column, Cell
 def _line(row: LayerRow, cells: tuple[tuple[Column, Cell], ...], notes: Footnotes) -> Row:
     if not isinstance(row, LayerReport):
         return Row((row.info.name, status_cell(row, notes), *[DASH] * (len(cells) - 1)), status_tone(row))
-    decomposition = decomposition_of(row)
+    decomposition = row.decomposition
     if isinstance(decomposition, Missing):
         return Row((row.info.name, notes.missing(decomposition), *[DASH] * (len(cells) - 1)), Tone.QUIET)
     return Row((row.info.name, *(notes.show(cell(decomposition)) for _, cell in cells)))
