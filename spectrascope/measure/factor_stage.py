@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 
 from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Curvature, Target, UnsupportedOperationError
-from spectrascope.curvature.factor_sweep import measure_with_curvature
-from spectrascope.curvature.kronecker import measure_without_curvature
+from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.stages import (
     Measured,
