@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from spectrascope.reports.json import report_from_json, report_to_json
     from spectrascope.reports.order import Sort
     from spectrascope.reports.read import read_report
-    from spectrascope.reports.render import Format, View, render
+    from spectrascope.reports.render import Format, View
     from spectrascope.reports.write import check_writable, write_text_atomically
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "View",
     "check_writable",
     "read_report",
-    "render",
     "report_from_json",
     "report_to_json",
     "write_text_atomically",
@@ -32,7 +31,7 @@ _PLACES = {
     "json": ("report_from_json", "report_to_json"),
     "order": ("Sort",),
     "read": ("read_report",),
-    "render": ("Format", "View", "render"),
+    "render": ("Format", "View"),
     "write": ("check_writable", "write_text_atomically"),
 }
 _MODULE_OF = {name: module for module, names in _PLACES.items() for name in names}

@@ -17,12 +17,13 @@ from spectrascope.integrations.metrics import report_metrics
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import GatePolicy
-from spectrascope.reports import Format, fields, render
+from spectrascope.reports import fields
 from spectrascope.reports.fields import Field
 from spectrascope.reports.html.page import report_html
 from spectrascope.reports.html.rows import build_layer_table, layer_facts
 from spectrascope.reports.html.trajectory import trajectory_html
 from spectrascope.reports.order import sort_layers
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.views.layer_sheet import build_layer_sheet
 from tests.support.gate_reports import network
 

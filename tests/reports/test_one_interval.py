@@ -16,11 +16,12 @@ from spectrascope.numerics.mechanisms import suits_kronecker
 from spectrascope.records.advice import BetaSource
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Interval, Missing, PowerFit
-from spectrascope.reports import Format, View, render, report_to_json
 from spectrascope.reports.charts.layer_charts import curvature_chart
 from spectrascope.reports.charts.network_charts import depth_chart
 from spectrascope.reports.html.page import report_html
 from spectrascope.reports.html.rows import build_layer_table, layer_facts
+from spectrascope.reports.json import report_to_json
+from spectrascope.reports.render import Format, View, render
 from spectrascope.reports.views.advice import build_advice
 from tests.support.made_up_reports import decomposed_report, make_info, make_layer, make_measurement, make_report
 

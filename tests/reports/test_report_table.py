@@ -13,7 +13,7 @@ from spectrascope.records.bench import BenchReport
 from spectrascope.records.comparison import Change, Comparison
 from spectrascope.records.report import NOT_SELECTED, LayerReport, Report, SkippedLayer
 from spectrascope.records.values import EngineName, LayerStatus, Missing, RankModel
-from spectrascope.reports import Format, View, render
+from spectrascope.reports.render import Format, View, render
 from spectrascope.reports.views.report import build_probe
 from spectrascope.reports.views.words import say_in_words, warn
 from tests.support.counting import calls_of
