@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Target, UnsupportedOperationError
-from spectrascope.curvature.factor_sweep import measure_with_curvature
-from spectrascope.curvature.kronecker import measure_without_curvature
+from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.run import measure_by
 from spectrascope.measure.stages import Measured, find_targets, forced_micro_batch, measure_targets
