@@ -34,7 +34,7 @@ _WITH_PLACES = ("folder", "text", "npz", "pt", "imagenet", "tiny-imagenet")
 
 @dataclass(frozen=True, slots=True)
 class Configuration:
-    """What a project says.
+    """Defaults of options, and the gate's policy and baseline, as a project sets them.
 
     ``path`` is the file, ``None`` where there is none. ``options`` holds defaults by option name (``top-k``);
     ``baseline`` is the gate's baseline; ``policy`` the rest of the gate's table. Places are resolved against the

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["first_line", "plural", "printable"]
+from fnmatch import fnmatchcase
+
+__all__ = ["first_line", "matches", "plural", "printable"]
 
 
 def printable(text: str, substitute: str | None = None) -> str:
@@ -34,3 +36,14 @@ def plural(n: int, noun: str) -> str:
     ('1 layer', '2,048 samples')
     """
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
+def matches(pattern: str, name: str) -> bool:
+    """Say whether a name is the pattern itself or matches it as a shell-style glob.
+
+    Names of weights carry brackets that a glob reads as a set of characters, so a name always matches itself.
+
+    >>> matches("a.in_proj_weight[q]", "a.in_proj_weight[q]"), matches("a.*", "a.bias"), matches("b.*", "a.bias")
+    (True, True, False)
+    """
+    return name == pattern or fnmatchcase(name, pattern)

@@ -86,7 +86,7 @@ class SampleSource(ABC):
         """
 
     def digest(self, chunk: int = 256) -> str:
-        """Sha256 over inputs and targets in order, as hex."""
+        """Hash inputs and targets in order: a sha256, as hex."""
         sha = hashlib.sha256()
         for start in range(0, self.n, chunk):
             inputs, targets = self.fetch(start, min(start + chunk, self.n))
@@ -101,7 +101,7 @@ def _tensors_of(inputs: Inputs) -> list[Tensor]:
 
 
 def shape_of(inputs: Inputs) -> tuple[int, ...]:
-    """Shape of one sample: of the tensor, or of the first of several by name."""
+    """Return the shape of one sample: of the tensor, or of the first of several by name."""
     tensor = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
     return tuple(tensor.shape[1:])
 
@@ -143,7 +143,7 @@ class FirstSamples(SampleSource):
         return self.size
 
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
-        """The same samples as in the whole source."""
+        """Return the same samples as the whole source does."""
         return self.source.fetch(start, stop)
 
 
@@ -186,7 +186,9 @@ class PickedSamples(SampleSource):
 
 @dataclass(frozen=True)
 class Workload:
-    """What is measured. ``loss_fn`` is a mean over samples; the model is in whatever mode its owner left it.
+    """A network on one device and dtype, with its samples and loss.
+
+    ``loss_fn`` is a mean over samples; the model is in whatever mode its owner left it.
 
     ``n_classes`` is the number of class scores the model gives, where labels must lie below it;
     ``channels_last`` the memory order in which images are handed to the model.
@@ -201,7 +203,7 @@ class Workload:
     channels_last: bool = False
 
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
-        """Samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
+        """Fetch samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
 
         Raises:
             DataError: a label is outside the model's classes.
@@ -226,7 +228,7 @@ class Workload:
         return scores_of(output) if takes_scores(self.loss_fn) else output
 
     def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:
-        """Mean loss over a micro-batch, a scalar."""
+        """Return the mean loss over a micro-batch, a scalar."""
         return self.loss_fn(self.forward(inputs, model), targets)
 
 
@@ -316,7 +318,7 @@ def _is_dict_of_tensors(item: object) -> bool:
 
 
 def _split(item: Any) -> tuple[dict[str, Tensor], Tensor]:
-    """Inputs by name (a lone tensor under the empty name) and targets."""
+    """Split an item into inputs by name (a lone tensor under the empty name) and targets."""
     if _is_pair(item):
         x, y = item
         return ({"": x} if isinstance(x, Tensor) else dict(x)), y

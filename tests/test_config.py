@@ -1,5 +1,4 @@
 """``[tool.spectrascope]``: found upward, checked, limited in what it can do."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import json
 import re
@@ -13,7 +12,7 @@ from spectrascope.errors import OptionError, PolicyError
 from spectrascope.gating.grammar import parse_rule
 from spectrascope.gating.policy import DEFAULT_RULES, policy_from_table
 from spectrascope.records.values import EngineName
-from tests.support.cli_fixtures import Calls, calls, report, saved  # noqa: F401
+from tests.support.fixtures import Calls
 
 FULL = """
 [tool.spectrascope]

@@ -19,7 +19,6 @@ from spectrascope.advice.evidence import (
     measure_scatter,
     rate_exponents,
     selection_allowance,
-    wider_interval,
 )
 from spectrascope.errors import OptionError
 from spectrascope.records.advice import (
@@ -179,7 +178,7 @@ def _own_exponent(candidate: _Candidate, n_terms: int) -> tuple[float, Interval]
     """A trusted layer's beta and its interval."""
     if not (candidate.is_confident and isinstance(candidate.fit, PowerFit) and isinstance(candidate.row, LayerReport)):
         return None
-    own = wider_interval(candidate.fit)
+    own = candidate.fit.interval
     more = selection_allowance(candidate.row, n_terms)
     return candidate.fit.value, Interval(own.low - more, own.high + more)
 

@@ -7,7 +7,7 @@ import math
 from spectrascope.numerics.transfer import find_most_efficient, make_quadratic_model, transfer
 from spectrascope.records.advice import StepEfficiency
 from spectrascope.records.report import LayerReport, LayerRow, Measurement
-from spectrascope.records.values import Interval, Missing, PowerFit
+from spectrascope.records.values import Missing, PowerFit
 
 __all__ = [
     "USUAL_DAMPING",
@@ -17,7 +17,6 @@ __all__ = [
     "measure_scatter",
     "rate_exponents",
     "selection_allowance",
-    "wider_interval",
 ]
 
 USUAL_DAMPING = 0.1
@@ -47,8 +46,7 @@ def find_doubts(row: LayerReport) -> tuple[str, ...]:
     if isinstance(fit, Missing):
         return (f"no beta: {fit.reason}",)
     doubts = []
-    interval = wider_interval(fit)
-    half = (interval.high - interval.low) / 2
+    half = fit.interval.half_width
     if half > MAX_HALF_WIDTH:
         doubts.append(f"its interval is ±{half:.2f}, wider than ±{MAX_HALF_WIDTH:g}")
     scatter = measure_scatter(row)
@@ -60,14 +58,6 @@ def find_doubts(row: LayerReport) -> tuple[str, ...]:
     if row.analysis.n_negative > MAX_NEGATIVE_SHARE * size:
         doubts.append(f"{row.analysis.n_negative} of {size} directions have no positive curvature")
     return tuple(doubts)
-
-
-def wider_interval(fit: PowerFit) -> Interval:
-    """Return the wider of a fit's two 95 % intervals: how straight the line is, how well the batch determines it."""
-    jackknife = fit.jackknife_ci95
-    if isinstance(jackknife, Missing) or jackknife.high - jackknife.low < fit.ci95.high - fit.ci95.low:
-        return fit.ci95
-    return jackknife
 
 
 def selection_allowance(row: LayerReport, n_terms: int) -> float:

@@ -10,10 +10,11 @@ from typing import Any
 
 from spectrascope.errors import SpectrascopeError
 from spectrascope.records.report import LayerReport, Report
-from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory, TrajectoryPoint
-from spectrascope.records.values import Missing, PowerFit, RankComparison, RankModel, Triangle
+from spectrascope.records.trajectory import LayerTrack, Trajectory, TrajectoryPoint
+from spectrascope.records.values import Missing, RankComparison, RankModel
+from spectrascope.reports.fields import Field, followed
 
-__all__ = ["STEP_KEY", "MeasuredCheckpoint", "build_trajectory", "find_step", "order_checkpoints", "value_of"]
+__all__ = ["STEP_KEY", "MeasuredCheckpoint", "build_trajectory", "find_step", "order_checkpoints"]
 
 STEP_KEY = "step"
 """Key of ``Report.extra`` under which callbacks leave the training step of a report."""
@@ -92,34 +93,6 @@ def build_trajectory(checkpoints: Sequence[MeasuredCheckpoint]) -> Trajectory:
     )
 
 
-def value_of(row: LayerReport, number: TrackedNumber) -> float | Missing:
-    """The number of a layer that is followed over training."""
-    return _VALUES[number](row)
-
-
-def _exponent(name: str) -> Callable[[LayerReport], float | Missing]:
-    def value(row: LayerReport) -> float | Missing:
-        fit: PowerFit | Missing = getattr(row.analysis, name)
-        return fit if isinstance(fit, Missing) else fit.value
-
-    return value
-
-
-def _triangle_error(row: LayerReport) -> float | Missing:
-    triangle = row.analysis.triangle
-    return triangle.relative_error if isinstance(triangle, Triangle) else triangle
-
-
-_VALUES: dict[TrackedNumber, Callable[[LayerReport], float | Missing]] = {
-    TrackedNumber.BETA: _exponent("beta"),
-    TrackedNumber.ALPHA_G: _exponent("alpha_g"),
-    TrackedNumber.ALPHA_H: _exponent("alpha_h"),
-    TrackedNumber.TRIANGLE_ERROR: _triangle_error,
-    TrackedNumber.PR_H: lambda row: row.analysis.pr_h,
-    TrackedNumber.PR_G: lambda row: row.measurement.pr_g,
-}
-
-
 def _point(step: float, item: MeasuredCheckpoint) -> TrajectoryPoint:
     report = item.report
     wins = dict.fromkeys((model.value for model in RankModel), 0)
@@ -132,7 +105,7 @@ def _point(step: float, item: MeasuredCheckpoint) -> TrajectoryPoint:
             accuracy=report,
             n_ok=0,
             n_failed=0,
-            medians={number.value: report for number in TrackedNumber},
+            medians={field.flat: report for field in followed()},
             beta_iqr=report,
             bic_wins=wins,
         )
@@ -148,15 +121,15 @@ def _point(step: float, item: MeasuredCheckpoint) -> TrajectoryPoint:
         accuracy=report.provenance.accuracy,
         n_ok=report.summary.n_ok,
         n_failed=report.summary.n_failed,
-        medians={number.value: _median(measured, number) for number in TrackedNumber},
+        medians={field.flat: _median(measured, field) for field in followed()},
         beta_iqr=report.summary.overall.beta_iqr,
         bic_wins=wins,
     )
 
 
-def _median(rows: Sequence[LayerReport], number: TrackedNumber) -> float | Missing:
-    values = [value for row in rows if not isinstance(value := value_of(row, number), Missing)]
-    return float(median(values)) if values else Missing(f"no layer has a {number.value}")
+def _median(rows: Sequence[LayerReport], field: Field) -> float | Missing:
+    values = [value for row in rows if not isinstance(value := field.value(row), Missing)]
+    return float(median(values)) if values else Missing(f"no layer has a {field.flat}")
 
 
 def _tracks(items: Sequence[MeasuredCheckpoint], reports: Sequence[Report]) -> tuple[LayerTrack, ...]:
@@ -183,8 +156,8 @@ def _tracks(items: Sequence[MeasuredCheckpoint], reports: Sequence[Report]) -> t
                 name=name,
                 kind=info.kind,
                 values={
-                    number.value: tuple(row if isinstance(row, Missing) else value_of(row, number) for row in places)
-                    for number in TrackedNumber
+                    field.flat: tuple(row if isinstance(row, Missing) else field.value(row) for row in places)
+                    for field in followed()
                 },
                 rank_models=tuple(row if isinstance(row, Missing) else _best(row) for row in places),
             )

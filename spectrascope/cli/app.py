@@ -21,8 +21,6 @@ from spectrascope.cli.trajectory import trajectory
 from spectrascope.cli.triangle import triangle
 from spectrascope.cli.weights import weights
 
-__all__ = ["app"]
-
 app = typer.Typer(
     name="spectrascope",
     help="How a network's loss curves along the singular directions of each weight's gradient.",

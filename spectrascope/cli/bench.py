@@ -9,9 +9,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded
 from spectrascope.cli.output import emit
-from spectrascope.reports.render import render_bench
-
-__all__ = ["bench"]
+from spectrascope.reports.render import render
 
 
 def bench(
@@ -19,13 +17,11 @@ def bench(
     target: o.Request,
     options: o.MeasurementOptions,
     result: o.Result,
-    rounds: Annotated[
-        int, typer.Option(min=1, metavar="N", rich_help_panel=o.MEASUREMENT, help="Interleaved rounds of timing.")
-    ] = 3,
+    rounds: Annotated[int, o.measurement_option(min=1, metavar="N", help="Interleaved rounds of timing.")] = 3,
 ) -> None:
     """Time this engine against plain double backprop on the same layers and directions, in one run."""
     with loaded(target, options.asked, context, quiet=result.quiet) as run:
         from spectrascope.measure.bench import run_bench
 
         found = run_bench(run, rounds=rounds)
-    emit(lambda width: render_bench(found, result.form, width=width), result.output)
+    emit(lambda width: render(found, result.form, width=width), result.output)

@@ -24,8 +24,6 @@ from spectrascope.reports.json import report_to_json
 from spectrascope.reports.read import read_report
 from spectrascope.reports.write import write_text_atomically
 
-__all__ = ["Keeping", "expand_checkpoints", "measure_checkpoints"]
-
 _KEY = "trajectory"  # of Report.extra: what was asked for, and of which bytes
 _FAILED_MESSAGE = 200
 
@@ -39,7 +37,7 @@ class Keeping:
 
 
 def expand_checkpoints(given: Sequence[str], globs: Sequence[str]) -> list[str]:
-    """The checkpoints named and those a pattern finds, each once, in natural order of their names per pattern.
+    """List the checkpoints named and those a pattern finds, each once, in natural order of their names per pattern.
 
     Raises:
         OptionError: nothing was named, or a pattern finds nothing.

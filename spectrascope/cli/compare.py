@@ -11,38 +11,30 @@ from spectrascope.cli import options as o
 from spectrascope.cli.output import emit
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
-from spectrascope.reports.render import render_comparison
-
-__all__ = ["compare"]
+from spectrascope.reports.render import render
 
 
 def compare(
     before: Annotated[Path, typer.Argument(metavar="BEFORE.json", help="A saved report.")],
     after: Annotated[Path, typer.Argument(metavar="AFTER.json", help="Another one.")],
-    all: Annotated[bool, typer.Option("--all", rich_help_panel=o.RESULT, help="List equal numbers too.")] = False,
+    all: Annotated[bool, o.result_option("--all", help="List equal numbers too.")] = False,
     number: Annotated[
         list[str] | None,
-        typer.Option(
+        o.result_option(
             metavar="GLOB",
-            rich_help_panel=o.RESULT,
             help="Numbers to compare, as named in JSON ('beta*', 'rank_models.*'), not the usual ones; repeatable.",
         ),
     ] = None,
     precision: Annotated[
-        int,
-        typer.Option(
-            min=1, max=15, metavar="N", rich_help_panel=o.RESULT, help="Significant digits a change must show in."
-        ),
+        int, o.result_option(min=1, max=15, metavar="N", help="Significant digits a change must show in.")
     ] = 4,
     layers: o.Layers = None,
     exclude: o.Exclude = None,
     top_k: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="K", rich_help_panel=o.MEASUREMENT, help="Fit both again up to this direction."),
+        int | None, o.measurement_option(min=1, metavar="K", help="Fit both again up to this direction.")
     ] = None,
     min_rank: Annotated[
-        int | None,
-        typer.Option(min=1, metavar="K", rich_help_panel=o.MEASUREMENT, help="Fit both again from this direction on."),
+        int | None, o.measurement_option(min=1, metavar="K", help="Fit both again from this direction on.")
     ] = None,
     *,
     result: o.Form,
@@ -57,4 +49,4 @@ def compare(
     found = list_changes(
         one, other, layers=layers or (), exclude=exclude or (), numbers=number or (), precision=precision, unchanged=all
     )
-    emit(lambda width: render_comparison(found, result.form, width=width), result.output)
+    emit(lambda width: render(found, result.form, width=width), result.output)

@@ -11,8 +11,6 @@ from typing import Any, get_type_hints
 import typer
 from typer.core import TyperCommand
 
-__all__ = ["SectionedCommand", "composed"]
-
 
 def composed(command: Callable[..., None]) -> Callable[..., None]:
     """Let a command take groups of options: each parameter that is annotated with a dataclass becomes its fields.

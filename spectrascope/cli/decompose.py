@@ -11,10 +11,8 @@ from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import View, render
-
-__all__ = ["decompose"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +21,19 @@ class FactorOptions:
 
     fisher: Annotated[
         FisherType,
-        typer.Option(
-            help="What C_δ is made of: the loss's own curvature, labels drawn from the model, or the true labels.",
-            rich_help_panel=o.MEASUREMENT,
+        o.measurement_option(
+            help="What C_δ is made of: the loss's own curvature, labels drawn from the model, or the true labels."
         ),
     ] = FisherType.GGN
     sharing: Annotated[
-        Sharing,
-        typer.Option(
-            help="Of a weight used at many positions: each by itself, or summed first.", rich_help_panel=o.MEASUREMENT
-        ),
+        Sharing, o.measurement_option(help="Of a weight used at many positions: each by itself, or summed first.")
     ] = Sharing.EXPAND
     draws: Annotated[
         int,
-        typer.Option(
+        o.measurement_option(
             min=1,
             metavar="N",
             help="Random columns per sample where exact ones cannot be had (language models, many classes, mc).",
-            rich_help_panel=o.MEASUREMENT,
         ),
     ] = 8
 
@@ -51,7 +44,7 @@ def decompose(
     factors: FactorOptions,
     options: o.FitOptions,
     result: o.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
 ) -> None:
     """Say why β is what it is: β = β_Λ + β_Φ + β_χ, weight by weight.
 

@@ -12,8 +12,6 @@ import typer
 
 from spectrascope.records.report import ProbeOptions
 
-__all__ = ["FROM_BASELINE", "set_project_defaults"]
-
 FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {"device", "micro_batch", "self_check"}
 """What ``gate`` measures as its baseline did, rather than as the project would; where and how is its own."""
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from spectrascope.errors import SpectrascopeError
 from spectrascope.text import printable
 
-__all__ = ["INTERNAL_ERROR", "INTERRUPTED", "main"]
-
 USAGE_ERROR = 2
 COULD_NOT_MEASURE = 3
 INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,15 +19,13 @@ from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
-from spectrascope.reports.render import Format, render_verdict
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.write import write_text_atomically
 
 if TYPE_CHECKING:
     from spectrascope.records.verdict import GatePolicy, Verdict
 
-__all__ = ["gate"]
-
-GATE = "Gate"  # panel of --help
+_option = partial(typer.Option, rich_help_panel="Gate")
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "layers", "exclude", "format", "json", "output", "quiet"} | {
     "baseline", "policy", "rule", "force", "all", "junit", "markdown",
@@ -47,54 +46,34 @@ def gate(
     target: o.Request,
     options: o.FitOptions,
     result: o.Result,
-    baseline: Annotated[
-        Path | None,
-        typer.Option(metavar="BASE.json", rich_help_panel=GATE, help="The report to hold it to."),
-    ] = None,
+    baseline: Annotated[Path | None, _option(metavar="BASE.json", help="The report to hold it to.")] = None,
     policy: Annotated[
         Path | None,
-        typer.Option(
+        _option(
             metavar="FILE.toml",
-            rich_help_panel=GATE,
             help="Rules; without it [tool.spectrascope.gate] of pyproject.toml, else the default policy.",
         ),
     ] = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option(
+        _option(
             metavar="RULE",
-            rich_help_panel=GATE,
             help="One more rule, such as 'beta @ layer3.*: +-0.15', that wins over the policy's; may be repeated.",
         ),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", rich_help_panel=GATE, help="Compare reports that were made differently.")
-    ] = False,
-    all: Annotated[bool, typer.Option("--all", rich_help_panel=GATE, help="List checks that passed too.")] = False,
+    force: Annotated[bool, _option("--force", help="Compare reports that were made differently.")] = False,
+    all: Annotated[bool, _option("--all", help="List checks that passed too.")] = False,
     junit: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            callback=o.writable,
-            rich_help_panel=GATE,
-            help="Write the verdict as JUnit XML here.",
-        ),
+        Path | None, _option(metavar="FILE", callback=o.writable, help="Write the verdict as JUnit XML here.")
     ] = None,
     markdown: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            callback=o.writable,
-            rich_help_panel=GATE,
-            help="Write it as Markdown here (CI summary).",
-        ),
+        Path | None, _option(metavar="FILE", callback=o.writable, help="Write it as Markdown here (CI summary).")
     ] = None,
     save_report: Annotated[
         Path | None,
-        typer.Option(
+        _option(
             metavar="FILE",
             callback=o.writable,
-            rich_help_panel=GATE,
             help="Write the report of the network measured here: the next baseline.",
         ),
     ] = None,
@@ -122,7 +101,7 @@ def gate(
 
     verdict = judge(report, base, rules, force=force)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)
-    emit(lambda width: render_verdict(verdict, result.form, every=all, width=width), result.output)
+    emit(lambda width: render(verdict, result.form, every=all, width=width), result.output)
     raise typer.Exit(verdict.outcome.exit_code)
 
 
@@ -139,7 +118,7 @@ def _read_policy(path: Path | None, rules: list[str]) -> GatePolicy:
 
 
 def _look_at(policy: GatePolicy, options: ProbeOptions, given: set[str]) -> GatePolicy:
-    """The policy, on the layers that the command line names."""
+    """Turn the policy to the layers that the command line names."""
     layers = options.layers if "layers" in given else policy.layers
     exclude = (*policy.exclude, *options.exclude) if "exclude" in given else policy.exclude
     return replace(policy, layers=layers, exclude=exclude)
@@ -156,7 +135,7 @@ def _read_baseline(path: Path | None) -> Report:
 
 
 def _as_baseline(baseline: ProbeOptions, wanted: ProbeOptions, given: set[str]) -> ProbeOptions:
-    """What to measure: as the baseline was, but for what the command line says."""
+    """Measure as the baseline was measured, but for what the command line says."""
     return replace(wanted, **{name: getattr(baseline, name) for name in FROM_BASELINE - given})
 
 
@@ -172,5 +151,5 @@ def _write_copies(verdict: Verdict, *, junit: Path | None, markdown: Path | None
 
         write_text_atomically(junit, verdict_to_junit(verdict) + "\n")
     if markdown is not None:
-        text = render_verdict(verdict, Format.MARKDOWN, every=every)
+        text = render(verdict, Format.MARKDOWN, every=every)
         write_text_atomically(markdown, f"{text}\n")

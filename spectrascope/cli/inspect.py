@@ -16,14 +16,12 @@ from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import Missing
-from spectrascope.reports.render import render_inspection
+from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.records.inspection import Inspection
     from spectrascope.workload import Run
-
-__all__ = ["inspect"]
 
 
 def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOptions, result: o.Result) -> None:
@@ -34,7 +32,7 @@ def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOpt
     """
     with no_collections():
         found = _look_at(target, options.asked, command=spell_command(context), quiet=result.quiet)
-        emit(lambda width: render_inspection(found, result.form, width=width), result.output)
+        emit(lambda width: render(found, result.form, width=width), result.output)
 
 
 def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:

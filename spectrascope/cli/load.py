@@ -1,4 +1,4 @@
-"""From what the command line names to a network with its samples and loss."""
+"""Load what the command line names: a network, its samples and its loss."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import Run
-
-__all__ = ["load_model", "load_momentum", "make_run", "read_tensors"]
 
 
 def load_model(network: Network, seed: int, *, headers_only: bool = False) -> LoadedModel:

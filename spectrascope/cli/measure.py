@@ -1,4 +1,4 @@
-"""What the measuring commands do alike: load a network and its data, then measure."""
+"""Load a network and its data and measure, as all measuring commands do."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from spectrascope.records.signal import GradientSource
 
 if TYPE_CHECKING:
     from spectrascope.workload import Run
-
-__all__ = ["loaded", "measure", "spell_command"]
 
 
 def spell_command(context: typer.Context) -> str:

@@ -23,35 +23,10 @@ from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
 from spectrascope.reports.write import check_writable
 
-__all__ = [
-    "INPUT",
-    "MEASUREMENT",
-    "MODEL_OR_REPORT",
-    "RESULT",
-    "Exclude",
-    "FitOptions",
-    "Form",
-    "Html",
-    "Layers",
-    "MeasurementOptions",
-    "MinRank",
-    "Network",
-    "Output",
-    "Quiet",
-    "RefitMinRank",
-    "RefitTopK",
-    "Request",
-    "Result",
-    "Seed",
-    "SortOption",
-    "SplitFused",
-    "TopK",
-    "record_of",
-    "writable",
-]
-
-INPUT, MEASUREMENT, RESULT = "Network and data", "Measurement", "Result"  # panels of --help
-_input, _measurement, _result = (partial(typer.Option, rich_help_panel=panel) for panel in (INPUT, MEASUREMENT, RESULT))
+# One kind of option per panel of --help.
+input_option = partial(typer.Option, rich_help_panel="Network and data")
+measurement_option = partial(typer.Option, rich_help_panel="Measurement")
+result_option = partial(typer.Option, rich_help_panel="Result")
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
 _DEFAULT = ProbeOptions()
@@ -110,26 +85,30 @@ def writable(path: Path | None) -> Path | None:
 
 # -- alone ----------------------------------------------------------------------------------------------------------
 
-Seed = Annotated[int, _input(min=0, metavar="N", help="Chooses the samples.")]
-TopK = Annotated[int, _measurement(min=1, metavar="K", help="Leading gradient directions per layer.")]
-MinRank = Annotated[int, _measurement(min=1, metavar="K", help="First direction that enters the fits.")]
+Seed = Annotated[int, input_option(min=0, metavar="N", help="Chooses the samples.")]
+TopK = Annotated[int, measurement_option(min=1, metavar="K", help="Leading gradient directions per layer.")]
+MinRank = Annotated[int, measurement_option(min=1, metavar="K", help="First direction that enters the fits.")]
 Layers = Annotated[
-    list[str] | None, _measurement(metavar="GLOB", help="Only parameters whose name matches; may be repeated.")
+    list[str] | None, measurement_option(metavar="GLOB", help="Only parameters whose name matches; may be repeated.")
 ]
 Exclude = Annotated[
-    list[str] | None, _measurement(metavar="GLOB", help="Not parameters whose name matches; repeatable.")
+    list[str] | None, measurement_option(metavar="GLOB", help="Not parameters whose name matches; repeatable.")
 ]
 SplitFused = Annotated[
     bool,
-    _measurement("--split-fused/--no-split-fused", help="Fused q, k and v as three rows, where their layout is known."),
+    measurement_option(
+        "--split-fused/--no-split-fused", help="Fused q, k and v as three rows, where their layout is known."
+    ),
 ]
-RefitTopK = Annotated[int | None, _measurement("--top-k", min=1, metavar="K", help="Fit again up to this direction.")]
+RefitTopK = Annotated[
+    int | None, measurement_option("--top-k", min=1, metavar="K", help="Fit again up to this direction.")
+]
 RefitMinRank = Annotated[
-    int | None, _measurement("--min-rank", min=1, metavar="K", help="Fit again from this direction on.")
+    int | None, measurement_option("--min-rank", min=1, metavar="K", help="Fit again from this direction on.")
 ]
 Output = Annotated[
     Path | None,
-    _result(
+    result_option(
         "--output",
         "-o",
         metavar="FILE",
@@ -139,18 +118,18 @@ Output = Annotated[
 ]
 Html = Annotated[
     Path | None,
-    _result(
+    result_option(
         "--html",
         metavar="FILE",
         callback=writable,
         help="Write a page for a browser as well: one file, opens offline.",
     ),
 ]
-SortOption = Annotated[Sort, _result(help="Order of the layers, except in JSON.")]
+SortOption = Annotated[Sort, result_option(help="Order of the layers, except in JSON.")]
 MODEL_OR_REPORT = typer.Argument(
     metavar="MODEL", help="As for probe, or a report saved as .json: then nothing is measured."
 )
-Quiet = Annotated[bool, _result("--quiet", "-q", help="No progress on stderr.")]
+Quiet = Annotated[bool, result_option("--quiet", "-q", help="No progress on stderr.")]
 
 
 # -- in groups ------------------------------------------------------------------------------------------------------
@@ -173,18 +152,19 @@ class Network:
     ] = None
     arch: Annotated[
         str | None,
-        _input(
+        input_option(
             metavar="NAME",
             help="Architecture of a checkpoint: a name, package.module:factory or file.py:factory. "
             "Recognised from keys and shapes if not given.",
         ),
     ] = None
     base: Annotated[
-        str | None, _input(metavar="MODEL", help="Network a PEFT adapter was trained on, if not the one it names.")
+        str | None,
+        input_option(metavar="MODEL", help="Network a PEFT adapter was trained on, if not the one it names."),
     ] = None
-    num_classes: Annotated[int | None, _input(min=1, metavar="N", help="Number of the network's outputs.")] = None
+    num_classes: Annotated[int | None, input_option(min=1, metavar="N", help="Number of the network's outputs.")] = None
     trust_remote_code: Annotated[
-        bool, _input("--trust-remote-code", help="Run Python code that comes with a Hugging Face model.")
+        bool, input_option("--trust-remote-code", help="Run Python code that comes with a Hugging Face model.")
     ] = False
 
 
@@ -194,7 +174,7 @@ class Request(Network):
 
     dataset: Annotated[
         str | None,
-        _input(
+        input_option(
             metavar="DATA",
             help="digits, cifar10, cifar100, tiny-imagenet, imagenet, folder:PATH (one folder per class), npz:FILE or "
             "pt:FILE (arrays x and y), text:FILE, hf:NAME[:CONFIG][:SPLIT] or synthetic. The one the network implies "
@@ -202,18 +182,24 @@ class Request(Network):
         ),
     ] = None
     data_root: Annotated[
-        Path | None, _input(metavar="FOLDER", help="Where dataset files are looked for (default: data).")
+        Path | None, input_option(metavar="FOLDER", help="Where dataset files are looked for (default: data).")
     ] = None
-    download: Annotated[bool, _input("--download", help="Download the dataset if it is not under --data-root.")] = False
+    download: Annotated[
+        bool, input_option("--download", help="Download the dataset if it is not under --data-root.")
+    ] = False
     image_size: Annotated[
-        int | None, _input(min=1, metavar="PIXELS", help="Side of square inputs, if not the usual.")
+        int | None, input_option(min=1, metavar="PIXELS", help="Side of square inputs, if not the usual.")
     ] = None
-    block_size: Annotated[int | None, _input(min=2, metavar="TOKENS", help="Tokens per sample of text.")] = None
-    balanced: Annotated[bool, _input("--balanced", help="As many samples of each class.")] = False
-    skip_bad: Annotated[bool, _input("--skip-bad", help="Leave unreadable samples out instead of failing.")] = False
-    loss: Annotated[LossName, _input(help="What is differentiated; auto goes by the network's task.")] = LossName.AUTO
+    block_size: Annotated[int | None, input_option(min=2, metavar="TOKENS", help="Tokens per sample of text.")] = None
+    balanced: Annotated[bool, input_option("--balanced", help="As many samples of each class.")] = False
+    skip_bad: Annotated[bool, input_option("--skip-bad", help="Leave unreadable samples out instead of failing.")] = (
+        False
+    )
+    loss: Annotated[LossName, input_option(help="What is differentiated; auto goes by the network's task.")] = (
+        LossName.AUTO
+    )
     label_smoothing: Annotated[
-        float, _input(min=0.0, max=1.0, metavar="X", help="Of cross-entropy, as in training.")
+        float, input_option(min=0.0, max=1.0, metavar="X", help="Of cross-entropy, as in training.")
     ] = 0.0
 
 
@@ -222,32 +208,38 @@ class MeasurementOptions:
     """What is computed, and how: fields of :class:`ProbeOptions`."""
 
     num_samples: Annotated[
-        Any, _input(metavar="N|all", parser=_num_samples, help="Samples in the fixed batch, or all there are.")
+        Any, input_option(metavar="N|all", parser=_num_samples, help="Samples in the fixed batch, or all there are.")
     ] = _DEFAULT.num_samples
     top_k: TopK = _DEFAULT.top_k
     layers: Layers = None
     exclude: Exclude = None
     split_fused: SplitFused = _DEFAULT.split_fused
-    engine: Annotated[EngineName, _measurement(help="How curvature is computed; auto is exact.")] = _DEFAULT.engine
+    engine: Annotated[EngineName, measurement_option(help="How curvature is computed; auto is exact.")] = (
+        _DEFAULT.engine
+    )
     device: Annotated[
-        str, _measurement(metavar="auto|cpu|cuda[:i]|mps", callback=_device, help="Where to compute.")
+        str, measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=_device, help="Where to compute.")
     ] = _DEFAULT.device
-    dtype: Annotated[DtypeName, _measurement(help="Floating point format of the measurement.")] = DtypeName.FLOAT32
+    dtype: Annotated[DtypeName, measurement_option(help="Floating point format of the measurement.")] = (
+        DtypeName.FLOAT32
+    )
     micro_batch: Annotated[
         Any,  # a number or a word
-        _measurement(metavar="auto|N", parser=_micro_batch, help="Samples computed at once; fewer need less memory."),
+        measurement_option(
+            metavar="auto|N", parser=_micro_batch, help="Samples computed at once; fewer need less memory."
+        ),
     ] = _DEFAULT.micro_batch
     seed: Seed = _DEFAULT.seed
     estimate: Annotated[
         Estimate,
-        _measurement(
+        measurement_option(
             help="Curvature along directions that the same samples chose (published), that other samples chose "
             "(held-out), or both."
         ),
     ] = _DEFAULT.estimate
     null_draws: Annotated[
         Any,
-        _measurement(
+        measurement_option(
             metavar="auto|R",
             parser=_null_draws,
             help="Draws of the gradient's noise along which curvature is measured; auto is 2 where nearly free.",
@@ -255,7 +247,7 @@ class MeasurementOptions:
     ] = _DEFAULT.null_draws
     curvature_samples: Annotated[
         Any,
-        _measurement(
+        measurement_option(
             metavar="auto|all|M",
             parser=_curvature_samples,
             help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
@@ -263,11 +255,15 @@ class MeasurementOptions:
     ] = _DEFAULT.curvature_samples
     gradient: Annotated[
         GradientSource,
-        _measurement(help="Whose singular directions: the batch's, or the momentum of the checkpoint's optimizer."),
+        measurement_option(
+            help="Whose singular directions: the batch's, or the momentum of the checkpoint's optimizer."
+        ),
     ] = _DEFAULT.gradient
     labels: Annotated[
         LabelSource,
-        _measurement(help="The data's, draws from the model's own softmax (nothing but noise is left), or shuffled."),
+        measurement_option(
+            help="The data's, draws from the model's own softmax (nothing but noise is left), or shuffled."
+        ),
     ] = _DEFAULT.labels
 
     @property
@@ -281,9 +277,9 @@ class FitOptions(MeasurementOptions):
     """What is computed, and what the fits look at."""
 
     min_rank: MinRank = _DEFAULT.min_rank
-    groups: Annotated[int, _measurement(min=1, metavar="N", help="Sample groups for the jackknife intervals.")] = (
-        _DEFAULT.groups
-    )
+    groups: Annotated[
+        int, measurement_option(min=1, metavar="N", help="Sample groups for the jackknife intervals.")
+    ] = _DEFAULT.groups
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,8 +290,8 @@ class Form:
         OptionError: ``--json`` contradicts ``--format``.
     """
 
-    format: Annotated[Format | None, _result(help="Form of the result, a table if not given.")] = None
-    json: Annotated[bool, _result("--json", help="Short for --format json.")] = False
+    format: Annotated[Format | None, result_option(help="Form of the result, a table if not given.")] = None
+    json: Annotated[bool, result_option("--json", help="Short for --format json.")] = False
     output: Output = None
 
     def __post_init__(self) -> None:

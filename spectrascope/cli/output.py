@@ -1,4 +1,4 @@
-"""Results to stdout or a file. Data only: everything else a command says goes to stderr."""
+"""Write results to stdout or a file: data only, everything else a command says goes to stderr."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from spectrascope.records.report import Report
     from spectrascope.records.trajectory import Trajectory
-
-__all__ = ["emit", "write_page"]
 
 _UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
 

@@ -1,4 +1,4 @@
-"""Pictures into files: which ones, under which names."""
+"""Write pictures into files: which ones, under which names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ from spectrascope.reports.write import check_writable, write_bytes_atomically
 
 if TYPE_CHECKING:
     from spectrascope.workload import OnProgress
-
-__all__ = ["Destination", "write_pictures"]
 
 _T = TypeVar("_T")
 
@@ -128,7 +126,7 @@ def _over_training(reports: Sequence[tuple[Path, Report]], kinds: Sequence[Pictu
 
 
 def _stems(paths: Sequence[Path]) -> list[str]:
-    """File names without suffix, numbered where two are the same."""
+    """Return file names without suffix, numbered where two are the same."""
     seen: dict[str, int] = {}
     names = []
     for path in paths:

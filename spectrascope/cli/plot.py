@@ -15,8 +15,6 @@ from spectrascope.cli.progress import follow_progress
 from spectrascope.reports.charts.pictures import PictureKind
 from spectrascope.reports.select import read_selected
 
-__all__ = ["plot"]
-
 
 class Theme(str, Enum):
     """Paper to draw on."""
@@ -37,31 +35,22 @@ def plot(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT.json", help="Saved reports; several of one run.")],
     output: Annotated[
         Path,
-        typer.Option(
+        o.result_option(
             "--output",
             "-o",
             metavar="DIR|FILE",
-            rich_help_panel=o.RESULT,
             help="A folder, or one file: FILE.png or FILE.svg for one picture, FILE.pdf for one page each.",
         ),
     ],
     picture: Annotated[
-        list[PictureKind] | None,
-        typer.Option(rich_help_panel=o.RESULT, help="Only this picture; may be repeated. All if not given."),
+        list[PictureKind] | None, o.result_option(help="Only this picture; may be repeated. All if not given.")
     ] = None,
-    format: Annotated[
-        PictureFormat, typer.Option(rich_help_panel=o.RESULT, help="Kind of the files in a folder.")
-    ] = PictureFormat.PNG,
+    format: Annotated[PictureFormat, o.result_option(help="Kind of the files in a folder.")] = PictureFormat.PNG,
     all_layers: Annotated[
-        bool,
-        typer.Option(
-            "--all-layers", rich_help_panel=o.RESULT, help="Draw every layer, 24 a page, where otherwise 12 are drawn."
-        ),
+        bool, o.result_option("--all-layers", help="Draw every layer, 24 a page, where otherwise 12 are drawn.")
     ] = False,
-    theme: Annotated[Theme, typer.Option(rich_help_panel=o.RESULT, help="Paper to draw on.")] = Theme.LIGHT,
-    dpi: Annotated[
-        int, typer.Option(min=30, max=1200, metavar="N", rich_help_panel=o.RESULT, help="Dots per inch of a PNG.")
-    ] = 150,
+    theme: Annotated[Theme, o.result_option(help="Paper to draw on.")] = Theme.LIGHT,
+    dpi: Annotated[int, o.result_option(min=30, max=1200, metavar="N", help="Dots per inch of a PNG.")] = 150,
     layers: o.Layers = None,
     exclude: o.Exclude = None,
     top_k: o.RefitTopK = None,

@@ -7,10 +7,8 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit, write_page
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import render
-
-__all__ = ["probe"]
 
 
 def probe(
@@ -18,7 +16,7 @@ def probe(
     target: o.Request,
     options: o.FitOptions,
     result: o.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
     html: o.Html = None,
 ) -> None:
     """Measure how the loss curves along the gradient's singular directions, weight by weight.

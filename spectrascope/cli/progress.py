@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from spectrascope.workload import OnProgress
 
-__all__ = ["SECONDS_BETWEEN_LINES", "follow_progress"]
-
 SECONDS_BETWEEN_LINES = 30.0
 """Where there is no terminal, a long stage says this often how far it is."""
 

@@ -1,4 +1,4 @@
-"""A saved report in the place of a network, for commands that can do with what was measured before."""
+"""Take a saved report in the place of a network, where a command can do with what was measured before."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ from spectrascope.records.report import Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 
-__all__ = ["given_options", "is_saved_report", "refit_saved", "require_meaningful"]
-
 
 def is_saved_report(model: str) -> bool:
     """Say whether a MODEL names a report (``x.index.json`` names the shards of a checkpoint)."""
@@ -21,7 +19,7 @@ def is_saved_report(model: str) -> bool:
 
 
 def given_options(context: typer.Context) -> set[str]:
-    """Names of the parameters that stand on the command line, not those left at a default."""
+    """Name the parameters that stand on the command line, not those left at a default."""
     return {name for name in context.params if not _is_default(context, name)}
 
 

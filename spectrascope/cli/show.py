@@ -9,24 +9,20 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.output import emit, write_page
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import View, render
-
-__all__ = ["show"]
 
 
 def show(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="A saved report.")],
     top_k: o.RefitTopK = None,
     min_rank: o.RefitMinRank = None,
-    view: Annotated[
-        View, typer.Option(rich_help_panel=o.RESULT, help="The whole report, the α triangle, or the decomposition.")
-    ] = View.PROBE,
+    view: Annotated[View, o.result_option(help="The whole report, the α triangle, or the decomposition.")] = View.PROBE,
     *,
     result: o.Form,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
     output: o.Output = None,
     html: o.Html = None,
 ) -> None:

@@ -15,46 +15,37 @@ from spectrascope.errors import OptionError
 from spectrascope.records.advice import ValidateOn
 from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.emit import Emission, emit_advice
-from spectrascope.reports.render import render_advice
+from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.advice import Advice
-
-__all__ = ["suggest_beta"]
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "output", "quiet", "emit_groups", "train_batch"}
 
 _Emit = Annotated[
     Emission | None,
-    typer.Option(
+    o.result_option(
         "--emit",
-        rich_help_panel=o.RESULT,
         help="Parameter groups instead of a table: Python to paste, or YAML for spectrascope.optim.parameter_groups.",
     ),
 ]
 _Validate = Annotated[
     bool,
-    typer.Option(
+    o.measurement_option(
         "--validate",
-        rich_help_panel=o.MEASUREMENT,
         help="Measure on half of the samples, take the steps for real, and report the loss on the other half.",
     ),
 ]
 _ValidateOn = Annotated[
     ValidateOn,
-    typer.Option(
-        "--validate-on",
-        rich_help_panel=o.MEASUREMENT,
-        help="Whose loss --validate follows: of the other half, or of the measured half itself.",
+    o.measurement_option(
+        "--validate-on", help="Whose loss --validate follows: of the other half, or of the measured half itself."
     ),
 ]
 _TrainBatch = Annotated[
     int | None,
-    typer.Option(
-        min=1,
-        metavar="N",
-        rich_help_panel=o.MEASUREMENT,
-        help="Samples per training step, for the damping; the measured batch if not given.",
+    o.measurement_option(
+        min=1, metavar="N", help="Samples per training step, for the damping; the measured batch if not given."
     ),
 ]
 
@@ -84,7 +75,7 @@ def suggest_beta(
     if emit_groups is not None:
         emit(lambda _: emit_advice(advice, emit_groups), result.output)
     else:
-        emit(lambda width: render_advice(advice, result.form, width=width), result.output)
+        emit(lambda width: render(advice, result.form, width=width), result.output)
 
 
 def _advise(

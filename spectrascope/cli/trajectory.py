@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,12 +13,11 @@ from spectrascope.cli import options as o
 from spectrascope.cli.checkpoints import Keeping, expand_checkpoints, measure_checkpoints
 from spectrascope.cli.output import emit, write_page
 from spectrascope.errors import SpectrascopeError
-from spectrascope.records.trajectory import TrackedNumber
-from spectrascope.reports.render import render_trajectory
+from spectrascope.reports.fields import TrackedNumber
+from spectrascope.reports.render import render
 
-__all__ = ["trajectory"]
-
-_TRAJECTORY = "Checkpoints"
+_option = partial(typer.Option, rich_help_panel="Checkpoints")
+_BETA = TrackedNumber("beta")
 _Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
@@ -35,27 +35,16 @@ def trajectory(
     options: o.FitOptions,
     result: o.Result,
     glob: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="PATTERN",
-            rich_help_panel=_TRAJECTORY,
-            help="Checkpoints by pattern, as 'run/*.pt'; may be repeated.",
-        ),
+        list[str] | None, _option(metavar="PATTERN", help="Checkpoints by pattern, as 'run/*.pt'; may be repeated.")
     ] = None,
     reports: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR",
-            rich_help_panel=_TRAJECTORY,
-            help="Where one report per checkpoint is kept; what is there already is not measured again.",
+        _option(
+            metavar="DIR", help="Where one report per checkpoint is kept; what is there already is not measured again."
         ),
     ] = Path("trajectory"),
-    again: Annotated[
-        bool, typer.Option("--again", rich_help_panel=_TRAJECTORY, help="Measure also what is kept already.")
-    ] = False,
-    number: Annotated[
-        TrackedNumber, typer.Option(rich_help_panel=o.RESULT, help="What the table of layers follows.")
-    ] = TrackedNumber.BETA,
+    again: Annotated[bool, _option("--again", help="Measure also what is kept already.")] = False,
+    number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = _BETA,
     html: o.Html = None,
 ) -> None:
     """Follow β, α_G, α_H, participation ratios and rank models over training, in the median and layer by layer.
@@ -69,7 +58,7 @@ def trajectory(
     found = build_trajectory(checkpoints)
     if html is not None:
         write_page(html, found)
-    emit(lambda width: render_trajectory(found, result.form, number=number, width=width), result.output)
+    emit(lambda width: render(found, result.form, number=number.value, width=width), result.output)
     failed = [point.label for point in found.points if point.reason]
     if failed:
         raise SpectrascopeError(

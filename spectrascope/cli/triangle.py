@@ -11,10 +11,8 @@ from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.cli.saved import is_saved_report, refit_saved
-from spectrascope.reports.order import Sort
+from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import View, render
-
-__all__ = ["triangle"]
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "sort", "output", "quiet"}
 
@@ -25,7 +23,7 @@ def triangle(
     target: o.Request,
     options: o.FitOptions,
     result: o.Result,
-    sort: o.SortOption = Sort.ORDER,
+    sort: o.SortOption = ORDER,
 ) -> None:
     """Check α_H ≈ β·α_G: the three exponents of each weight, their relative error and a verdict.
 

@@ -16,12 +16,10 @@ from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
-from spectrascope.reports.render import render_weights
+from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.report import Report
-
-__all__ = ["weights"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +32,7 @@ class TailOptions:
     exclude: o.Exclude = None
     split_fused: o.SplitFused = True
     conv: Annotated[
-        ConvView,
-        typer.Option(
-            help="Convolutions as one matrix, or as WeightWatcher's pooled slices.", rich_help_panel=o.MEASUREMENT
-        ),
+        ConvView, o.measurement_option(help="Convolutions as one matrix, or as WeightWatcher's pooled slices.")
     ] = ConvView.FLAT
 
 
@@ -50,11 +45,7 @@ def weights(
     result: o.Result,
     report: Annotated[
         Path | None,
-        typer.Option(
-            metavar="REPORT.json",
-            help="A saved report of the same network: its α_H beside s_weight.",
-            rich_help_panel=o.INPUT,
-        ),
+        o.input_option(metavar="REPORT.json", help="A saved report of the same network: its α_H beside s_weight."),
     ] = None,
 ) -> None:
     """Fit power-law tails to the weights' spectra; needs no data.
@@ -67,7 +58,7 @@ def weights(
     beside = None if report is None else read_report(report)
     wanted = o.record_of(WeightOptions, options)
     found = _measure(network, seed, wanted, beside, command=spell_command(context), quiet=result.quiet)
-    emit(lambda width: render_weights(found, result.form, width=width), result.output)
+    emit(lambda width: render(found, result.form, width=width), result.output)
 
 
 def _measure(

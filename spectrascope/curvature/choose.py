@@ -11,9 +11,9 @@ from spectrascope.curvature.double_backprop import DoubleBackprop
 from spectrascope.curvature.engine import GRADIENT_COST, CurvatureEngine, Downstream
 from spectrascope.curvature.finite_difference import FiniteDifference
 from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sketch import GaussNewtonSketch
 from spectrascope.curvature.tangent.engine import Tangents
-from spectrascope.curvature.tape import Tape, WeightUse
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.layers import WeightLayer
 from spectrascope.records.values import EngineName
@@ -192,7 +192,7 @@ def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _
     if not isinstance(output, torch.Tensor) or output.dim() != 2 or output.shape[0] != batch:
         return _Tails(["the output is not one row of scores per sample"] * len(layers), [1.0] * len(layers), 0)
     end = tape.number_of(output)
-    reached = 0 if end is None else tape.dep(end)
+    reached = 0 if end is None else tape.values[end].dep
     uses: dict[int, list[WeightUse]] = {}
     for use in tape.uses:
         uses.setdefault(use.weight, []).append(use)
@@ -200,8 +200,8 @@ def _look_at(workload: Workload, layers: Sequence[WeightLayer], batch: int) -> _
     for layer in layers:
         index = number[id(layer.parameter)]
         transposed = layer.layout == "transposed"
-        if index in tape.smooth:
-            found.append(tape.smooth[index])
+        if index in tape.refused:
+            found.append(tape.refused[index])
         elif not reached >> index & 1:
             found.append("it does not reach the output")
         elif index not in uses:

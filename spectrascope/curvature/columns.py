@@ -1,4 +1,4 @@
-"""Cotangents in columns, what a recorded operation keeps, and the shape of a rule.
+"""Cotangents in columns, and the shape of the rule that pulls them back through an operation.
 
 Cotangents carry a leading column axis: ``(c, *value.shape)``. A :class:`Columns` may also carry a per-channel
 factor that has not been multiplied in yet: eval-mode BatchNorm only scales channels, ReLU commutes with that,
@@ -7,13 +7,13 @@ and the convolution before it absorbs the factor into its filters, so the scalin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["BackwardRule", "Columns", "Grads", "Saved", "copy_target", "only"]
+__all__ = ["BackwardRule", "Columns", "Grads", "Saved", "only"]
 
 
 @dataclass(slots=True)
@@ -45,50 +45,27 @@ class Columns:
         return Columns(self.plain() + other.plain())
 
 
-class Saved:
-    """What a node keeps for the backward sweep; activations in it survive later in-place writes by copying."""
-
-    __slots__ = ("items",)
-
-    def __init__(self, items: tuple[Any, ...]) -> None:
-        self.items = items
-
-    def activations(self) -> Iterator[Tensor]:
-        """Tensors that an in-place operation of the network could overwrite."""
-        for item in self.items:
-            if isinstance(item, Tensor):
-                yield item
-            elif isinstance(item, (tuple, list)):
-                yield from (i for i in item if isinstance(i, Tensor))
-
-    def copy(self) -> None:
-        """Clone every activation kept."""
-
-        def fresh(item: Any) -> Any:
-            if isinstance(item, Tensor):
-                return item.clone()
-            return type(item)(fresh(i) for i in item) if isinstance(item, (tuple, list)) else item
-
-        self.items = tuple(fresh(item) for item in self.items)
-
-
 Grads = Sequence["Columns | None"]
+
+
+Saved = tuple[Any, ...]
+"""What a rule keeps of a call. The recorder copies tensors in it before the network overwrites them."""
 
 
 @dataclass(frozen=True, slots=True)
 class BackwardRule:
-    """How one operation behaves.
+    """How cotangents go back through one operation that ``claims.py`` claims to be straight, or a product.
 
-    ``save(args, kwargs, out, before, positions)`` picks what the sweep needs; ``positions`` are the tensor
-    arguments that depend on the weights. ``vjp(saved, grads, positions)`` maps cotangents of the outputs to
-    cotangents of those arguments. ``refuse`` returns a reason when this call is not piecewise linear after all.
+    ``save(args, kwargs, outs, positions)`` picks what the sweep needs; ``positions`` are the tensor arguments that
+    depend on the weights. ``vjp(saved, grads, positions)`` maps cotangents of the outputs to cotangents of those
+    arguments. ``reads_target``: where the operation is in place, ``args[0]`` is a copy of what it overwrote, else what
+    it wrote. ``refuse`` returns a reason when the rule does not cover this call.
     """
 
-    save: Callable[[tuple[Any, ...], dict[str, Any], Any, Any, tuple[int, ...]], tuple[Any, ...]]
+    save: Callable[[tuple[Any, ...], dict[str, Any], tuple[Tensor, ...], tuple[int, ...]], Saved]
     vjp: Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]
-    joint: bool = True
-    before: Callable[[tuple[Any, ...]], Any] = lambda args: None
-    refuse: Callable[[tuple[Any, ...], dict[str, Any], list[int]], str | None] = lambda a, k, p: None
+    reads_target: bool = False
+    refuse: Callable[[tuple[Any, ...], dict[str, Any], tuple[int, ...]], str | None] = lambda a, k, p: None
 
 
 def only(grads: Grads) -> Columns:
@@ -96,8 +73,3 @@ def only(grads: Grads) -> Columns:
     grad = grads[0]
     assert grad is not None
     return grad
-
-
-def copy_target(args: tuple[Any, ...]) -> Any:
-    """Keep what an in-place operation is about to overwrite."""
-    return args[0].clone()

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.microbatches import Groups, group_borders
+from spectrascope.curvature.microbatches import Groups, group_borders, group_numbers
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions
 from spectrascope.numerics.spectra import sum_dtype
@@ -89,6 +89,13 @@ class CurvatureSums:
         self.matrix += matrix * samples
         self.group_h[group] += matrix.diagonal() * samples
         self.group_sigma[group] += slope.to(self.group_sigma) * samples
+
+    def add_samples(self, start: int, slopes: Tensor, h: Tensor, matrix: Tensor) -> None:
+        """Add samples from number ``start`` on, of any groups: slopes and h (b, K), and the sum of M (K, K)."""
+        self.matrix += matrix
+        group = group_numbers(self.borders, start, start + len(h)).to(h.device)
+        self.group_h.index_add_(0, group, h)
+        self.group_sigma.index_add_(0, group, slopes)
 
     def group_of(self, start: int) -> int:
         """The group a sample belongs to."""

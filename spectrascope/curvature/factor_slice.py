@@ -1,4 +1,4 @@
-"""One micro-batch of inputs and cotangents on their way into the sums of Kronecker factors."""
+"""Add one micro-batch's inputs and cotangents to the sums of Kronecker factors; begin again where it does not fit."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class OpenUse:
             self.energy_of_sums[i] = self.energy_of_sums[i] + summed if i in self.energy_of_sums else summed
 
     def close(self, start: int) -> None:
-        """Add what only all columns together tell."""
+        """Add what needs the sum over all columns: Rayleigh quotients, concentration."""
         for i, q in zip(self.members, self.q, strict=True):
             if i not in self.energy:
                 continue  # no cotangent arrived: the output does not depend on this use
@@ -163,7 +163,7 @@ class OpenUse:
 
 
 def finish_factors(sums: FactorSlice, shape: LossColumns | None, n: int) -> list[Factors]:
-    """Factors of every target, from sums over n samples and the columns of any micro-batch."""
+    """Make every target's factors of sums over n samples and the columns of any micro-batch."""
     assert shape is not None  # at least one micro-batch was run
     return [s.finish(n, shape.terms, shape.draws, len(shape.columns), shape.exact, sums.options) for s in sums.targets]
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.engine import Target
+from spectrascope.curvature.microbatches import group_numbers
 from spectrascope.numerics.fits import fit_alpha_g
 from spectrascope.numerics.participation import effective_rank, participation_ratio
 from spectrascope.numerics.separable import predict_profile
@@ -129,11 +130,6 @@ class TargetSums:
         self.rays = torch.zeros(len(self.borders) - 1, 2, k, dtype=dtype, device=self.device)
         self.products = torch.zeros(3, k, dtype=dtype, device=self.device)
 
-    def group_of(self, start: int, stop: int) -> Tensor:
-        """Number of each sample's group."""
-        inside = torch.tensor(self.borders[1:-1])
-        return torch.bucketize(torch.arange(start, stop), inside, right=True).to(self.device)
-
     def add_rows(self, start: int, squares: Tensor, energy: Tensor, left: Tensor, right: Tensor) -> None:
         """Add one use.
 
@@ -156,7 +152,8 @@ class TargetSums:
             else:
                 self.by_position = False  # several uses of different sizes: positions cannot be added up
         per_sample = torch.stack([left.flatten(1, 2).sum(1), right.flatten(1, 2).sum(1)], 1).to(dtype)
-        self.rays.index_add_(0, self.group_of(start, start + len(squares)), per_sample)
+        group = group_numbers(self.borders, start, start + len(squares)).to(self.device)
+        self.rays.index_add_(0, group, per_sample)
 
     def finish(self, n: int, terms: int, draws: int, columns: int, exact: bool, options: DecomposeOptions) -> Factors:
         """Divide by counts and read off spectra.

@@ -18,7 +18,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from spectrascope.curvature.columns import Columns
 from spectrascope.curvature.engine import (
@@ -32,15 +31,14 @@ from spectrascope.curvature.engine import (
 )
 from spectrascope.curvature.loss_root import output_model
 from spectrascope.curvature.microbatches import Groups, Schedule
+from spectrascope.curvature.patches import filter_patches
+from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sweep import sweep_back
-from spectrascope.curvature.tape import Tape, WeightUse
 from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
-__all__ = ["GaussNewton"]
-
-_CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
+__all__ = ["ColumnSweep", "GaussNewton", "columns_together"]
 
 
 @dataclass(frozen=True)
@@ -77,22 +75,18 @@ class GaussNewton(CurvatureEngine):
         n = workload.source.n
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
         schedule = Schedule(n, self.micro_batch, device=workload.device)
-        sweep = _Sweep(workload, targets, self.column_batch)
+        sweep = ColumnSweep(workload, targets, self.column_batch)
 
         def work(start: int, stop: int) -> None:
             for target, (slope, h, matrix) in zip(sums, sweep.run(start, stop), strict=True):
-                target.matrix += matrix
-                group = torch.bucketize(torch.arange(start, stop), torch.tensor(target.borders[1:-1]), right=True)
-                group = group.to(h.device)
-                target.group_h.index_add_(0, group, h)
-                target.group_sigma.index_add_(0, group, slope)
+                target.add_samples(start, slope, h, matrix)
 
         with torch.no_grad():
             schedule.run(work, progress)
         return [s.finish(self.name, exact=True) for s in sums]
 
 
-class _Sweep:
+class ColumnSweep:
     """Forward and backward over one slice of samples."""
 
     def __init__(self, workload: Workload, targets: Sequence[Target], column_batch: int | None) -> None:
@@ -136,7 +130,7 @@ class _Sweep:
         loss = output_model(output, labels, self.workload.loss_fn)
         columns = loss.columns()
         c_total = len(columns)
-        step = self.column_batch or _column_batch(c_total, stop - start, self.workload.device)
+        step = self.column_batch or columns_together(c_total, stop - start, self.workload.device)
         s: list[Tensor | None] = [None] * len(self.parameters)
         for first in range(0, c_total, step):
             part = columns[first : first + step]
@@ -165,18 +159,8 @@ class _Sweep:
         right = self.right[use.weight]
         if use.kind == "linear":
             return use.inputs @ right
-        weight = self.parameters[use.weight]
-        stride, padding, dilation, _, _, groups = use.conv
-        k = right.shape[1]
-        # Convolution kernels work on blocks of 8 output channels; odd numbers can take twice as long.
-        filters = functional.pad(right.t(), (0, 0, 0, -k % 8)).reshape(-1, *weight.shape[1:])
-        x = use.inputs
-        if groups > 1:  # the same filters look at every group's own channels
-            x = x.reshape(x.shape[0] * groups, x.shape[1] // groups, *x.shape[2:])
-        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-            filters = filters.contiguous(memory_format=torch.channels_last)
-        q = _CONV[x.dim() - 3](x, filters, None, stride, padding, dilation)
-        return q.flatten(2).transpose(1, 2)[:, :, :k]  # (b·groups, T, K)
+        q = filter_patches(use.inputs, right, self.parameters[use.weight].shape, use.conv)
+        return q.transpose(1, 2)  # (b·groups, T, K)
 
     # -- the weight's output: u_k · delta ---------------------------------------------------------------------
 
@@ -204,7 +188,7 @@ class _Sweep:
         return (mixed * left.reshape(groups, width, k).transpose(1, 2)).sum((2, 4))
 
 
-def _column_batch(columns: int, batch: int, device: torch.device) -> int:
+def columns_together(columns: int, batch: int, device: torch.device) -> int:
     """How many columns to sweep together: enough images per kernel to be efficient, few enough to stay in cache."""
     images = 128 if device.type == "cpu" else 4096
     return max(1, min(columns, images // max(batch, 1)))

@@ -23,6 +23,7 @@ __all__ = [
     "Schedule",
     "candidate_sizes",
     "group_borders",
+    "group_numbers",
     "is_out_of_memory",
     "release_memory",
     "wait_for",
@@ -84,6 +85,15 @@ def wait_for(device: torch.device) -> None:
 
 
 _CPU = torch.device("cpu")
+
+
+def group_numbers(borders: Sequence[int], start: int, stop: int) -> torch.Tensor:
+    """Number of the group of each of the samples ``start … stop−1``.
+
+    >>> group_numbers([0, 2, 5], 1, 4).tolist()
+    [0, 1, 1]
+    """
+    return torch.bucketize(torch.arange(start, stop), torch.tensor(borders[1:-1]), right=True)
 
 
 @dataclass

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from spectrascope.numerics.spectra import lower_gram
 
-__all__ = ["gram_of_patches", "kernel_first", "patches_of", "project_patches"]
+__all__ = ["filter_patches", "gram_of_patches", "kernel_first", "patches_of", "project_patches"]
 
 _CONV = (functional.conv1d, functional.conv2d, functional.conv3d)
 
@@ -51,18 +51,23 @@ def kernel_first(matrix: Tensor, channels: int) -> Tensor:
 
 def project_patches(x: Tensor, right: Tensor, weight_shape: Sequence[int], conv: tuple[Any, ...]) -> Tensor:
     """Projections (b, t, g, K) of patches on the columns of ``right`` (n, K), in the weight's order: a convolution."""
+    by_group: Tensor = filter_patches(x, right, weight_shape, conv).unflatten(0, (len(x), conv[-1])).permute(0, 3, 1, 2)
+    return by_group
+
+
+def filter_patches(x: Tensor, right: Tensor, weight_shape: Sequence[int], conv: tuple[Any, ...]) -> Tensor:
+    """The same projections as (b · g, K, t), as the convolution leaves them."""
     stride, padding, dilation, _, _, groups = conv
     k = right.shape[1]
     # Convolution kernels work on blocks of 8 output channels; odd numbers can take twice as long.
     filters = functional.pad(right.t(), (0, 0, 0, -k % 8)).reshape(-1, *weight_shape[1:])
-    batch = len(x)
     if groups > 1:  # the same filters look at every group's own channels
-        x = x.reshape(batch * groups, x.shape[1] // groups, *x.shape[2:])
+        x = x.reshape(len(x) * groups, x.shape[1] // groups, *x.shape[2:])
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         filters = filters.contiguous(memory_format=torch.channels_last)
-    q: Tensor = _CONV[x.dim() - 3](x, filters, None, stride, padding, dilation)
-    by_group: Tensor = q.flatten(2)[:, :k].unflatten(0, (batch, groups)).permute(0, 3, 1, 2)
-    return by_group
+    q: Tensor = _CONV[x.dim() - 3](x, filters, None, stride, padding, dilation).flatten(2)
+    filtered: Tensor = q[:, :k]
+    return filtered
 
 
 def gram_of_patches(x: Tensor, weight_shape: Sequence[int], conv: tuple[Any, ...]) -> Tensor | None:

@@ -1,8 +1,7 @@
-"""Which operations are linear or piecewise linear, and how a batch of cotangents goes back through each.
+"""How a batch of cotangents goes back through each operation that is straight, or a product.
 
-An operation absent from this table is treated as smooth: an omission costs speed, never correctness. Being
-listed is a claim, made by hand, that away from kinks the operation is linear in the tensors that depend on the
-weights (jointly, if ``joint``; one at a time otherwise, as for a product).
+Which those are is said in ``claims.py``. The rules here are for what deserves one of its own, by speed or by memory; of
+every other operation claimed there autograd differentiates the single call.
 """
 
 from __future__ import annotations
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.columns import BackwardRule, Columns, Grads, Saved, copy_target, only
-from spectrascope.curvature.replay import PIECEWISE_LINEAR, replay_rule
+from spectrascope.curvature.claims import BATCH_NORMS, batch_norm_eps, is_claimed
+from spectrascope.curvature.columns import BackwardRule, Columns, Grads, Saved, only
+from spectrascope.curvature.replay import replay_rule
 
 __all__ = ["find_rule"]
 
@@ -25,8 +25,9 @@ _RULES: dict[str, BackwardRule] = {}
 
 
 def find_rule(name: str) -> BackwardRule | None:
-    """The rule of an operation such as ``aten.relu_``, ``None`` if it is not known to be piecewise linear."""
-    return _RULES.get(name)
+    """The rule of an operation such as ``aten.relu_``, ``None`` if nothing is claimed of it."""
+    rule = _RULES.get(name)
+    return replay_rule(name) if rule is None and is_claimed(name) else rule
 
 
 def _register(names: str, rule: BackwardRule) -> None:
@@ -37,7 +38,7 @@ def _register(names: str, rule: BackwardRule) -> None:
 # -- convolution ------------------------------------------------------------------------------------------------
 
 
-def _save_conv(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_conv(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     x, weight, _, stride, padding, dilation, transposed, output_padding, groups = args[:9]
     return (
         weight,
@@ -54,7 +55,7 @@ def _is_channels_last(x: Tensor) -> bool:
 def _vjp_conv(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
     if not positions:
         return []
-    weight, shape, conv, last = saved.items
+    weight, shape, conv, last = saved
     grad = only(grads)
     scale = grad.scale
     if scale is not None:
@@ -76,22 +77,22 @@ def _vjp_conv(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Co
     return [Columns(back.unflatten(0, (columns, batch)))]
 
 
-def _refuse_conv(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+def _refuse_conv(args: Any, kwargs: Any, positions: tuple[int, ...]) -> str | None:
     return "a convolution's filters are computed from the weight" if any(p > 0 for p in positions) else None
 
 
-_register("convolution", BackwardRule(_save_conv, _vjp_conv, joint=False, refuse=_refuse_conv))
+_register("convolution", BackwardRule(_save_conv, _vjp_conv, refuse=_refuse_conv))
 
 
 # -- matrix products --------------------------------------------------------------------------------------------
 
 
-def _save_addmm(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_addmm(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     return args[1], args[2], kwargs.get("alpha", 1), kwargs.get("beta", 1), tuple(args[0].shape)
 
 
 def _vjp_addmm(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    left, right, alpha, beta, bias_shape = saved.items
+    left, right, alpha, beta, bias_shape = saved
     if not positions:
         return []
     grad = only(grads).plain()
@@ -106,12 +107,12 @@ def _vjp_addmm(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[C
     return found
 
 
-def _save_product(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_product(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     return args[0], args[1]
 
 
 def _vjp_matmul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    left, right = saved.items
+    left, right = saved
     if not positions:
         return []
     grad = only(grads).plain()
@@ -121,8 +122,8 @@ def _vjp_matmul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[
     ]
 
 
-_register("addmm", BackwardRule(_save_addmm, _vjp_addmm, joint=False))
-_register("mm bmm", BackwardRule(_save_product, _vjp_matmul, joint=False))
+_register("addmm", BackwardRule(_save_addmm, _vjp_addmm))
+_register("mm bmm", BackwardRule(_save_product, _vjp_matmul))
 
 
 # -- elementwise ------------------------------------------------------------------------------------------------
@@ -137,14 +138,14 @@ def _sum_to(grad: Tensor, shape: tuple[int, ...]) -> Tensor:
     return grad.sum(axes, keepdim=True) if axes else grad
 
 
-def _save_add(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_add(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     shapes = tuple(tuple(a.shape) for a in args[:2] if isinstance(a, Tensor))
-    return shapes, float(kwargs.get("alpha", 1)), tuple(out.shape)
+    return shapes, float(kwargs.get("alpha", 1)), tuple(outs[0].shape)
 
 
 def _vjp_add(sign: float) -> Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]:
     def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-        shapes, alpha, out_shape = saved.items
+        shapes, alpha, out_shape = saved
         grad = only(grads)
         found: list[Columns | None] = []
         for position in positions:
@@ -159,7 +160,7 @@ def _vjp_add(sign: float) -> Callable[[Saved, Grads, tuple[int, ...]], list[Colu
     return vjp
 
 
-def _save_mul(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_mul(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     return _factors(args[0], args[1], positions)
 
 
@@ -175,40 +176,29 @@ def _shape_of(factor: Tensor | torch.Size) -> tuple[int, ...]:
     return tuple(factor.shape if isinstance(factor, Tensor) else factor)
 
 
-def _save_mul_in_place(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
-    return _factors(before, args[1], positions)
-
-
 def _vjp_mul(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    factors = saved.items
+    factors = saved
     grad = only(grads).plain()
     return [Columns(_sum_to(grad * factors[1 - p], _shape_of(factors[p]))) for p in positions]
 
 
 def _vjp_div(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    numerator, denominator = saved.items
+    numerator, denominator = saved
     return [Columns(_sum_to(only(grads).plain() / denominator, _shape_of(numerator))) for _ in positions]
-
-
-def _refuse_division(args: Any, kwargs: Any, positions: list[int]) -> str | None:
-    if kwargs.get("rounding_mode") is not None:
-        return "div rounds its result"
-    return "div is not linear in its denominator" if any(p > 0 for p in positions) else None
 
 
 _register("add add_", BackwardRule(_save_add, _vjp_add(1.0)))
 _register("sub sub_", BackwardRule(_save_add, _vjp_add(-1.0)))
-_register("mul", BackwardRule(_save_mul, _vjp_mul, joint=False))
-_register("mul_", BackwardRule(_save_mul_in_place, _vjp_mul, joint=False, before=copy_target))
-_register("div", BackwardRule(_save_mul, _vjp_div, joint=False, refuse=_refuse_division))
+_register("mul mul_", BackwardRule(_save_mul, _vjp_mul, reads_target=True))
+_register("div div_", BackwardRule(_save_mul, _vjp_div, reads_target=True))
 
 
-def _save_out(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
-    return (out,)
+def _save_out(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
+    return (outs[0],)
 
 
 def _vjp_relu(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    (out,) = saved.items
+    (out,) = saved
     grad = only(grads)
     if grad.owned:  # in place: these passes are bound by memory traffic
         aten.threshold_backward.grad_input(grad.tensor, out.unsqueeze(0), 0, grad_input=grad.tensor)
@@ -216,35 +206,43 @@ def _vjp_relu(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Co
     return [Columns(aten.threshold_backward(grad.tensor, out.unsqueeze(0), 0), grad.scale)]
 
 
-def _save_hardtanh(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_hardtanh(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     low = args[1] if len(args) > 1 else kwargs.get("min_val", -1.0)
     high = args[2] if len(args) > 2 else kwargs.get("max_val", 1.0)
     # Inside the bounds output = input, so the output alone tells where the slope is one.
-    return out, low, high
+    return outs[0], low, high
 
 
 def _vjp_hardtanh(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    out, low, high = saved.items
+    out, low, high = saved
     grad = only(grads)
     return [Columns(grad.tensor * ((out > low) & (out < high)), grad.scale)]
 
 
-def _save_leaky(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_leaky(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
-    return out, slope
+    return outs[0], slope
 
 
 def _vjp_leaky(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    out, slope = saved.items
+    out, slope = saved
     grad = only(grads)
     return [Columns(torch.where(out > 0, grad.tensor, grad.tensor * slope), grad.scale)]
 
 
-def _refuse_leaky(args: Any, kwargs: Any, positions: list[int]) -> str | None:
+def _refuse_leaky(args: Any, kwargs: Any, positions: tuple[int, ...]) -> str | None:
     slope = args[1] if len(args) > 1 else kwargs.get("negative_slope", 0.01)
     return None if slope >= 0 else "leaky_relu with a negative slope cannot be inverted from its output"
 
 
+def _vjp_hardsigmoid(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
+    (out,) = saved
+    grad = only(grads)
+    # torch's own backward takes a sixth in float32, of float64 too.
+    return [Columns(grad.tensor * ((out > 0) & (out < 1)) / 6, grad.scale)]
+
+
+_register("hardsigmoid hardsigmoid_", BackwardRule(_save_out, _vjp_hardsigmoid))
 _register("relu relu_", BackwardRule(_save_out, _vjp_relu))
 _register("hardtanh hardtanh_", BackwardRule(_save_hardtanh, _vjp_hardtanh))
 _register("leaky_relu leaky_relu_", BackwardRule(_save_leaky, _vjp_leaky, refuse=_refuse_leaky))
@@ -253,42 +251,30 @@ _register("leaky_relu leaky_relu_", BackwardRule(_save_leaky, _vjp_leaky, refuse
 # -- normalisation with fixed statistics ------------------------------------------------------------------------
 
 
-def _save_batch_norm(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_batch_norm(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     _, weight, _, _, variance = args[:5]
-    eps = args[7] if isinstance(args[5], bool) else args[6]
-    scale = torch.rsqrt(variance + eps)
+    scale = torch.rsqrt(variance + batch_norm_eps(args))
     return (scale if weight is None else scale * weight,)
 
 
 def _vjp_channel_scale(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    (scale,) = saved.items
+    (scale,) = saved
     grad = only(grads)
     return [Columns(grad.tensor, scale if grad.scale is None else scale * grad.scale, owned=grad.owned)]
 
 
-def _refuse_batch_norm(args: Any, kwargs: Any, positions: list[int]) -> str | None:
-    if positions != [0]:
-        return "the weight enters a batch normalisation's own parameters"
-    if isinstance(args[5], bool) and args[5]:
-        return "batch normalisation uses batch statistics (train mode)"
-    return None
-
-
-_register(
-    "native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit_no_training",
-    BackwardRule(_save_batch_norm, _vjp_channel_scale, refuse=_refuse_batch_norm),
-)
+_register(" ".join(BATCH_NORMS), BackwardRule(_save_batch_norm, _vjp_channel_scale))
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------
 
 
-def _save_shape(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_shape(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     return (tuple(args[0].shape),)
 
 
 def _vjp_reshape(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    (shape,) = saved.items
+    (shape,) = saved
     grad = only(grads).plain()
     return [Columns(grad.reshape(grad.shape[0], *shape), owned=False)]
 
@@ -298,7 +284,7 @@ def _vjp_same(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Co
     return [Columns(grad.tensor, grad.scale, owned=False)]
 
 
-def _save_mean(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
+def _save_mean(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
     x = args[0]
     dims = args[1] if len(args) > 1 and args[1] else list(range(x.dim()))
     dims = tuple(sorted(d % x.dim() for d in ([dims] if isinstance(dims, int) else dims)))
@@ -311,7 +297,7 @@ def _save_mean(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) ->
 
 def _vjp_mean(divide: bool) -> Callable[[Saved, Grads, tuple[int, ...]], list[Columns | None]]:
     def vjp(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-        shape, dims, keep, count = saved.items
+        shape, dims, keep, count = saved
         grad = only(grads).plain()
         if not keep:
             for d in dims:
@@ -325,6 +311,8 @@ def _vjp_mean(divide: bool) -> Callable[[Saved, Grads, tuple[int, ...]], list[Co
 
 _register("view _unsafe_view reshape squeeze unsqueeze flatten", BackwardRule(_save_shape, _vjp_reshape))
 _register("clone contiguous alias lift_fresh", BackwardRule(_save_shape, _vjp_same))
+
+
 _register("mean", BackwardRule(_save_mean, _vjp_mean(True)))
 _register("sum", BackwardRule(_save_mean, _vjp_mean(False)))
 
@@ -332,12 +320,12 @@ _register("sum", BackwardRule(_save_mean, _vjp_mean(False)))
 # -- pooling ----------------------------------------------------------------------------------------------------
 
 
-def _save_max_pool(args: Any, kwargs: Any, out: Any, before: Any, positions: Any) -> tuple[Any, ...]:
-    return out[1], tuple(args[0].shape)
+def _save_max_pool(args: Any, kwargs: Any, outs: Any, positions: Any) -> Saved:
+    return outs[1], tuple(args[0].shape)
 
 
 def _vjp_max_pool(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Columns | None]:
-    indices, shape = saved.items
+    indices, shape = saved
     grad = only(grads)
     columns = grad.tensor.shape[0]
     flat = grad.tensor.flatten(-2)
@@ -348,9 +336,3 @@ def _vjp_max_pool(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> lis
 
 
 _register("max_pool2d_with_indices", BackwardRule(_save_max_pool, _vjp_max_pool))
-
-
-# -- everything else that is piecewise linear -------------------------------------------------------------------
-
-for _name in PIECEWISE_LINEAR.split():
-    _register(_name, replay_rule(_name))

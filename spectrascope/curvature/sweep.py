@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from spectrascope.curvature.columns import Columns
-from spectrascope.curvature.tape import Tape, WeightUse
+from spectrascope.curvature.recorder import Tape, WeightUse
 
 __all__ = ["sweep_back"]
 
@@ -24,14 +24,15 @@ def sweep_back(tape: Tape, number: int, columns: Tensor, on_use: Callable[[Weigh
     """
     grads: dict[int, Columns] = {number: Columns(columns)}
     for node in reversed(tape.nodes):
-        outs = [grads.pop(o, None) for o in node.outputs]
+        outs = [None if o is None else grads.pop(o, None) for o in node.outputs]
         if all(o is None for o in outs):
             continue
         if node.use is not None and outs[0] is not None:
             on_use(node.use, outs[0])
         if not node.inputs:
             continue
-        positions = tuple(p for p, _ in node.inputs)
-        for (_, value), back in zip(node.inputs, node.rule.vjp(node.saved, outs, positions), strict=True):
+        positions = tuple(node.inputs)
+        assert node.rule is not None
+        for value, back in zip(node.inputs.values(), node.rule.vjp(node.saved, outs, positions), strict=True):
             if back is not None:
                 grads[value] = grads[value].plus(back) if value in grads else back

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Sequence
 
 from spectrascope.errors import OptionError
 from spectrascope.gating.conditions import is_number
-from spectrascope.gating.layers import pair_layers, restrict
+from spectrascope.gating.layers import pair_layers
 from spectrascope.gating.noise import NoiseMeter, StandardError
 from spectrascope.gating.numbers import (
-    HEADLINES,
     SUMMARY_HEADLINES,
+    headlines,
     layer_value,
     list_numbers,
     report_value,
@@ -21,6 +20,8 @@ from spectrascope.gating.provenance import find_differences, is_same_batch, name
 from spectrascope.records.comparison import WHOLE_REPORT, Change, Comparison, Value
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import Missing
+from spectrascope.reports.select import keep_layers
+from spectrascope.text import matches
 
 __all__ = ["compare"]
 
@@ -59,19 +60,19 @@ def compare(
 
     Cost: about a millisecond per layer.
     """
-    before, after = (restrict(report, layers, exclude) for report in (before, after))
+    before, after = (keep_layers(report, layers, exclude) for report in (before, after))
     paired = is_same_batch(before, after)
     meter = NoiseMeter(before, after, paired=paired)
     found: list[Change] = []
     for number in SUMMARY_HEADLINES:
-        if not numbers or any(fnmatch.fnmatchcase(number, glob) for glob in numbers):
+        if not numbers or any(matches(glob, number) for glob in numbers):
             values = report_value(before, number), report_value(after, number)
             error = meter.of_report(number)
             found.append(_change(WHOLE_REPORT, number, *values, error))
     for pair in pair_layers(before, after):
         found += _changes_of_layer(pair.name, pair.before, pair.after, numbers, meter)
     if numbers and not any(change.number != STATUS for change in found):
-        raise OptionError(f"--number {' '.join(numbers)} matches no number of these reports, such as {HEADLINES[0]}")
+        raise OptionError(f"--number {' '.join(numbers)} matches no number of these reports, such as {headlines()[0]}")
     changed = [change for change in found if _has_changed(change, precision)]
     return Comparison(
         before=name_report(before),
@@ -99,11 +100,11 @@ def _changes_of_layer(
 
 def _chosen(row: LayerReport, numbers: Sequence[str]) -> Iterator[str]:
     if not numbers:
-        yield from HEADLINES
+        yield from headlines()
         return
     listed = list_numbers(row)
     for glob in numbers:
-        yield from [name for name in listed if fnmatch.fnmatchcase(name, glob)]
+        yield from [name for name in listed if matches(glob, name)]
 
 
 def _status(row: LayerRow | None) -> Value:

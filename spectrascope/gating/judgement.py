@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from functools import partial
 
 from spectrascope.gating.conditions import Evidence, Judged, judge_rule, needs_baseline
-from spectrascope.gating.layers import LayerPair, check_layers, pair_layers, restrict
+from spectrascope.gating.layers import LayerPair, check_layers, pair_layers
 from spectrascope.gating.noise import NoiseMeter
 from spectrascope.gating.numbers import is_of_report, layer_value, report_value
-from spectrascope.gating.policy import matches
 from spectrascope.gating.provenance import find_differences, is_same_batch, name_report
 from spectrascope.records.comparison import WHOLE_REPORT, Difference, Value
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, RankComparison
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Limit, Mark, Outcome, Rule, Verdict
+from spectrascope.reports.select import keep_layers
+from spectrascope.text import matches
 
 __all__ = ["judge"]
 
@@ -45,7 +46,7 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
 
     Cost: milliseconds, and about a second per 1000 layers whose changes need a sampling error.
     """
-    baseline, report = (restrict(item, policy.layers, policy.exclude) for item in (baseline, report))
+    baseline, report = (keep_layers(item, policy.layers, policy.exclude) for item in (baseline, report))
     differences = find_differences(baseline, report)
     forbidding = [difference for difference in differences if difference.forbids]
     paired = is_same_batch(baseline, report)
@@ -100,7 +101,7 @@ def _plan(pairs: Sequence[LayerPair], rules: Sequence[Rule], baseline: Report, r
         if pair.comparable is None:
             continue
         before, after = pair.comparable
-        last = {rule.number: rule for rule in of_layers if matches(pair.name, (rule.layers,))}
+        last = {rule.number: rule for rule in of_layers if matches(rule.layers, pair.name)}
         for number, rule in last.items():
             if rule.conditions:
                 yield _Check(rule, pair.name, layer_value(before, number), layer_value(after, number), (before, after))
@@ -181,7 +182,7 @@ def _word(value: Value) -> str:
 def _idle_rules(rules: Sequence[Rule], pairs: Sequence[LayerPair]) -> Iterable[Finding]:
     """Rules about layers there are none of: a misspelt glob would otherwise pass for ever."""
     for rule in rules:
-        if rule.layers != "*" and not any(matches(pair.name, (rule.layers,)) for pair in pairs):
+        if rule.layers != "*" and not any(matches(rule.layers, pair.name) for pair in pairs):
             nothing = Missing("no such layer")
             mark = Mark.INFORMATIONAL if rule.informational else Mark.INCONCLUSIVE
             message = f"no layer matches {rule.layers!r}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from spectrascope.gating.policy import matches
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Mark
 
-__all__ = ["LayerPair", "check_layers", "pair_layers", "restrict"]
+__all__ = ["LayerPair", "check_layers", "pair_layers"]
 
 _MARKS = {Action.FAIL: Mark.FAILED, Action.INFORM: Mark.INFORMATIONAL, Action.IGNORE: Mark.PASSED}
 _UNKNOWN = Missing("the layer cannot be compared")
@@ -31,20 +30,6 @@ class LayerPair:
         if not isinstance(before, LayerReport) or not isinstance(after, LayerReport):
             return None
         return (before, after) if before.info.shape == after.info.shape else None
-
-
-def restrict(report: Report, layers: Sequence[str], exclude: Sequence[str]) -> Report:
-    """Return the report of the layers that match, summarised anew; the same report if no glob is given."""
-    if not layers and not exclude:
-        return report
-    from spectrascope.numerics.summary import summarise  # numpy: only where something is worked out
-
-    rows = tuple(
-        row
-        for row in report.layers
-        if (not layers or matches(row.info.name, layers)) and not matches(row.info.name, exclude)
-    )
-    return replace(report, layers=rows, summary=summarise(rows))
 
 
 def pair_layers(baseline: Report, report: Report) -> tuple[LayerPair, ...]:

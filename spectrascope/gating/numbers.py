@@ -1,6 +1,7 @@
 """Reported numbers by name, as JSON spells them: ``beta``, ``beta.r2``, ``sigma[1]``, ``summary.beta_median``.
 
-Names are worked out from the records themselves, so whatever a later release reports can be named here at once.
+Names are worked out from the records themselves, so whatever a later release reports can be named here at once; the
+headlines are those of :mod:`spectrascope.reports.fields`, which also reads what no record holds as one number.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from spectrascope.records.comparison import Value
 from spectrascope.records.report import Analysis, LayerReport, Measurement, Provenance, Report, Summary, SummaryGroup
 from spectrascope.records.values import LayerKind, Missing, PowerFit, RankComparison, RankModel, RankModelFit, Triangle
 from spectrascope.reports.codec import RANK_TABLES, hints_of, is_union
+from spectrascope.reports.fields import headlines, named
 
-__all__ = ["HEADLINES", "SUMMARY_HEADLINES", "canonical", "is_of_report", "layer_value", "list_numbers", "report_value",
-           "require_known", "same_value"]  # fmt: skip
-
-HEADLINES = ("beta", "beta.r2", "alpha_g", "alpha_h", "triangle", "rank_model", "pr_h", "pr_g", "n_negative", "rank")
-"""Numbers of a layer that a comparison shows unless others are asked for."""
+__all__ = [
+    "SUMMARY_HEADLINES", "canonical", "headlines", "is_of_report", "layer_value", "list_numbers", "report_value",
+    "require_known", "same_value",
+]  # fmt: skip
 
 SUMMARY_HEADLINES = ("loss", "accuracy", "summary.beta_median", "summary.triangle_error_median", "summary.n_ok",
                      "summary.n_failed")  # fmt: skip
@@ -57,6 +58,9 @@ def canonical(number: str) -> str:
 
 def layer_value(row: LayerReport, number: str) -> Value:
     """Return a number of a measured layer, or why this layer has none."""
+    if number in headlines():
+        value: Value = named(number).value(row)
+        return value
     keys = _keys(number)
     parts = [getattr(row, part) for part in _FLATTENED]
     owner = next((part for part in parts if hasattr(part, str(keys[0]))), row)
@@ -87,7 +91,9 @@ def list_numbers(row: LayerReport) -> tuple[str, ...]:
         if part.name == "info":
             continue
         names += _leaves(value, "" if part.name in _FLATTENED else part.name)
-    return tuple(name for name in names if _exists(name))
+    found = [name for name in names if _exists(name)]
+    known = {canonical(name) for name in found}
+    return (*found, *(name for name in headlines() if canonical(name) not in known))
 
 
 def same_value(before: Value, after: Value) -> bool:
@@ -111,12 +117,12 @@ def require_known(number: str, *, of_layers: bool, rule: str) -> None:
     if of_layers and is_of_report(number):
         raise PolicyError(f"gate rule {rule!r}: {number} belongs to the whole report, leave out '@ …'")
     try:
-        known = _exists(number)
+        known = number in headlines() or _exists(number)
     except ValueError:
         known = False
     if not known:
-        close = difflib.get_close_matches(number, _all_names(), n=3, cutoff=0.5)
-        hint = f"did you mean {', '.join(close)}?" if close else f"such as {', '.join(HEADLINES)}"
+        close = difflib.get_close_matches(number, (*_all_names(), *headlines()), n=3, cutoff=0.5)
+        hint = f"did you mean {', '.join(close)}?" if close else f"such as {', '.join(headlines())}"
         raise PolicyError(f"gate rule {rule!r}: no report holds a number {number!r}; {hint}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,7 @@ from spectrascope.errors import PolicyError
 from spectrascope.gating.grammar import parse_rule
 from spectrascope.records.verdict import Action, GatePolicy
 
-__all__ = ["DEFAULT_RULES", "POLICY_KEYS", "add_rules", "default_policy", "matches", "policy_from_table"]
+__all__ = ["DEFAULT_RULES", "POLICY_KEYS", "add_rules", "default_policy", "policy_from_table"]
 
 DEFAULT_RULES = (
     "beta: +-0.1 or noise",
@@ -86,11 +85,6 @@ def add_rules(policy: GatePolicy, rules: Sequence[str]) -> GatePolicy:
     return replace(
         policy, rules=(*policy.rules, *(parse_rule(text) for text in rules)), source=f"{policy.source} and --rule"
     )
-
-
-def matches(name: str, globs: Sequence[str]) -> bool:
-    """Whether a layer's name is one of the globs or matches it (``q[0]`` matches itself)."""
-    return any(name == glob or fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def _strings(table: Mapping[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""How much of the training time probes may take."""
+"""Keep the time that probes take within a share of the training time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LONG_STAGE = "curvature"
 
 
 class OutOfTimeError(Exception):
-    """A probe has reached its deadline, or is sure to pass it, and is given up.
+    """Raised where a probe has reached its deadline, or is sure to pass it, and is given up.
 
     ``expected`` is how many seconds the whole of it would take, as far as it can be told.
     """
@@ -97,7 +97,7 @@ class TimeBudget:
         self._began: float | None = None
 
     def start(self) -> None:
-        """Training begins now, if it has not yet."""
+        """Note that training begins now, if it has not yet."""
         if self._began is None:
             self._began = self._clock()
 

@@ -1,4 +1,4 @@
-"""A callback for Hugging Face's ``Trainer``."""
+"""Probe a network while Hugging Face's ``Trainer`` trains it, by a callback."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ class CurvatureTrainerCallback(TrainerCallback):
         model: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take hold of the network."""
+        """Make the monitor of the network that is about to train."""
         if model is not None and state.is_world_process_zero:
             self.monitor = CurvatureMonitor(model, self._batches, self._loss_fn, **self._options)
             self.monitor.start()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Probe where it is due."""
+        """Probe where a probe is due."""
         if self.monitor is not None:
             self.monitor.step(state.global_step)
 

@@ -1,4 +1,4 @@
-"""A callback for Lightning's ``Trainer``."""
+"""Probe a network while Lightning's ``Trainer`` trains it, by a callback."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
         self.monitor: CurvatureMonitor | None = None
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Take hold of the network."""
+        """Make the monitor of the network that is about to train."""
         if not trainer.is_global_zero:
             return
         model = pl_module if self._network is None else self._network(pl_module)
@@ -68,7 +68,7 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
         self.monitor.start()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Probe where it is due; batches that only accumulate gradients are no steps."""
+        """Probe where a probe is due; batches that only accumulate gradients are no steps."""
         if self.monitor is not None and trainer.global_step != self._last:
             self._last = trainer.global_step
             self.monitor.step(trainer.global_step)
@@ -80,7 +80,7 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
 
 
 class _TrainerLog:
-    """The trainer's own loggers."""
+    """Log to the trainer's own loggers."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer

@@ -1,4 +1,4 @@
-"""Where the numbers of a training run go: JSON lines, TensorBoard, Weights & Biases."""
+"""Log the numbers of a training run: to JSON lines, TensorBoard or Weights & Biases."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Log(Protocol):
         """Note that a probe was due and not made, and why."""
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """Finish: nothing more will come."""
 
 
 class JsonLinesLog:
@@ -44,11 +44,11 @@ class JsonLinesLog:
             raise OptionError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a line."""
+        """Append a line with the numbers of a probe."""
         self._append({"step": step, **metrics})
 
     def note(self, step: int, text: str) -> None:
-        """Append a line."""
+        """Append a line with the reason why a probe was not made."""
         self._append({"step": step, "skipped": text})
 
     def close(self) -> None:
@@ -85,7 +85,7 @@ class TensorBoardLog:
         self._writer.flush()
 
     def note(self, step: int, text: str) -> None:
-        """Write a text."""
+        """Write the reason why a probe was not made as a text."""
         self._writer.add_text(f"{PREFIX}/skipped", text, step)
 
     def close(self) -> None:

@@ -1,16 +1,16 @@
-"""A report as flat numbers for a logger."""
+"""Flatten a report into numbers for a logger."""
 
 from __future__ import annotations
 
-from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory, value_of
+from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory
 from spectrascope.records.report import LayerReport, Report
-from spectrascope.records.trajectory import TrackedNumber
 from spectrascope.records.values import Missing
+from spectrascope.reports.fields import followed
 
 __all__ = ["PREFIX", "report_metrics"]
 
 PREFIX = "curvature"
-"""First part of every name."""
+"""First part of every metric's name."""
 
 
 def report_metrics(report: Report, *, per_layer: bool = True) -> dict[str, float]:
@@ -30,6 +30,6 @@ def report_metrics(report: Report, *, per_layer: bool = True) -> dict[str, float
     if per_layer:
         for row in report.layers:
             if isinstance(row, LayerReport):
-                for number in TrackedNumber:
-                    found[f"{PREFIX}/{number.value}/{row.info.name}"] = value_of(row, number)
+                for field in followed():
+                    found[f"{PREFIX}/{field.flat}/{row.info.name}"] = field.value(row)
     return {name: float(value) for name, value in found.items() if not isinstance(value, Missing)}

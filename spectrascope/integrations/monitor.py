@@ -97,7 +97,7 @@ class CurvatureMonitor:
                 raise OptionError(f"cannot make the folder {self._reports}: {error.strerror or error}") from error
 
     def start(self) -> None:
-        """Training begins: the time budget counts from here. The first :meth:`step` does it too."""
+        """Note that training begins: the time budget counts from here. The first :meth:`step` does it too."""
         self.budget.start()
 
     def step(self, step: int | None = None) -> Report | None:
@@ -191,7 +191,7 @@ class CurvatureMonitor:
 
 @contextlib.contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Give back the random state of torch (every device), NumPy and Python as it was."""
+    """Restore at the end the random state of torch (every device), NumPy and Python as it was."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):

@@ -1,4 +1,1 @@
-"""Everything that runs a network: gradient, directions, curvature, factors, checks.
-
-The order of work is in ``run``.
-"""
+"""Run a network and measure it; ``run`` has the order of work."""

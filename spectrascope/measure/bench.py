@@ -1,4 +1,4 @@
-"""This package's engines against plain double backprop: same weights, directions and samples, one interleaved run."""
+"""Time this package's engines against plain double backprop: same weights, directions, samples; interleaved."""
 
 from __future__ import annotations
 
@@ -22,8 +22,6 @@ from spectrascope.measure.stages import Measured, measure_targets
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.values import EngineName
 from spectrascope.workload import FirstSamples, Run, StageClock, Workload, silent
-
-__all__ = ["run_bench"]
 
 
 def run_bench(run: Run, *, rounds: int = 3, products_per_layer: int = 2, reference_samples: int = 256) -> BenchReport:
@@ -107,7 +105,7 @@ def run_bench(run: Run, *, rounds: int = 3, products_per_layer: int = 2, referen
 
 
 def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
-    """Seconds of one ``no_grad`` forward pass over all samples, at the fastest micro-batch found."""
+    """Time one ``no_grad`` forward pass over all samples, at the fastest micro-batch found."""
 
     def timed(size: int, n: int) -> float:
         began = time.perf_counter()
@@ -128,7 +126,7 @@ def _forward(workload: Workload, micro_batch: int) -> tuple[int, float]:
 
 
 class _Reference:
-    """Double backprop on a sample of the products, and its values for comparison."""
+    """Times double backprop on a sample of the products, and keeps its values for comparison."""
 
     def __init__(self, workload: Workload, n: int, products: int, seed: int) -> None:
         self.workload = workload
@@ -141,7 +139,7 @@ class _Reference:
         self.targets: Sequence[Target] = ()
 
     def seconds(self, targets: Sequence[Target]) -> tuple[float, float]:
-        """Seconds for all products over all samples, graph rebuilt and graph kept, scaled from this round's share."""
+        """Time all products over all samples, graph rebuilt and graph kept, scaled up from this round's share."""
         self.targets = targets
         picks = [self._picks(t.directions.k) for t in targets]
         self.n_timed = sum(len(p) for p in picks)
@@ -187,7 +185,7 @@ class _Reference:
         return graph, products, values
 
     def difference(self, engine_of: dict[str, EngineName]) -> float:
-        """Largest |h − h_reference| / max |h_reference of the weight|, on exactly the reference's samples."""
+        """Return the largest |h − h_reference| / max |h_reference of the weight|, on the reference's samples."""
         head = replace(self.workload, source=FirstSamples(self.workload.source, self.n))
         worst = 0.0
         for name in dict.fromkeys(engine_of.values()):

@@ -1,4 +1,4 @@
-"""A measurement with its decomposition: that of ``probe``, and every weight's Kronecker factors on the way."""
+"""Measure as ``probe`` does, with every weight's Kronecker factors on the way, and decompose beta."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import replace
 
 from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Target, UnsupportedOperationError
-from spectrascope.curvature.factor_sweep import measure_with_curvature
-from spectrascope.curvature.kronecker import measure_without_curvature
+from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.run import measure_by
 from spectrascope.measure.stages import Measured, find_targets, forced_micro_batch, measure_curvature, measure_targets
@@ -19,8 +18,6 @@ from spectrascope.records.decomposition import DecomposeOptions, Decomposition, 
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import Run, Workload
-
-__all__ = ["run_decompose"]
 
 
 def run_decompose(run: Run, decompose: DecomposeOptions) -> Report:
@@ -139,7 +136,7 @@ def _by_name(targets: Sequence[Target], factors: Sequence[Factors | Missing]) ->
 
 
 def _join(layers: Sequence[WeightLayer], first: Measured, second: Measured) -> Measured:
-    """Both parts, in network order."""
+    """Put both parts together, in network order."""
     pairs = {
         t.layer.name: (t, c) for part in (first, second) for t, c in zip(part.targets, part.curvatures, strict=True)
     }

@@ -1,4 +1,4 @@
-"""The mean gradient of every measured weight over the fixed batch, in micro-batches and in two halves."""
+"""Measure the mean gradient of every weight over the fixed batch, in micro-batches and in two halves."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
-
-__all__ = ["GradientPass", "blocks_within", "gradient_memory", "measure_gradients"]
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def measure_gradients(
     borders: Sequence[int] = (),
     progress: Callable[[float, int], None] | None = None,
 ) -> GradientPass:
-    """One forward and one backward pass over the batch.
+    """Run one forward and one backward pass over the batch.
 
     Args:
         workload: the model is expected in eval mode with only the layers' weights requiring gradients.
@@ -208,7 +206,7 @@ def _ignored_by(loss_fn: object) -> int:
 
 
 def _count_labels(loss_fn: object, output: object, targets: Tensor) -> Tensor | None:
-    """Counts of labels: predicted, in all, samples without any, then each number that a sample has; or ``None``."""
+    """Count labels: predicted, in all, samples without any, then each number that a sample has; else ``None``."""
     if not isinstance(output, Tensor) or targets.is_floating_point():
         return None
     if isinstance(loss_fn, Loss):

@@ -26,8 +26,6 @@ from spectrascope.records.values import EngineName, LayerKind, LayerRole, LayerS
 from spectrascope.text import first_line
 from spectrascope.workload import LossFunction, SampleSource, Workload, shape_of
 
-__all__ = ["inspect_headers", "inspect_model"]
-
 _META = torch.device("meta")
 
 
@@ -118,7 +116,7 @@ _GROUPED = getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None
 
 
 def _grouped_shape(left: torch.Size, right: torch.Size, offs: Tensor | None = None, **_: Any) -> tuple[int, ...]:
-    """Shape of a grouped product; of two matrices, groups cut the dimension they share, so there is one each."""
+    """Return a grouped product's shape; of two matrices, groups cut the dimension they share, so there is one each."""
     if len(left) == len(right) == 2 and offs is not None:
         return (offs.shape[0], left[0], right[1])
     batch = left[:1] if len(left) == len(right) == 3 else ()
@@ -126,7 +124,7 @@ def _grouped_shape(left: torch.Size, right: torch.Size, offs: Tensor | None = No
 
 
 def _grouped_flops(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> int:
-    """Every row, column or shared entry belongs to one group."""
+    """Count a grouped product's operations: every row, column or shared entry belongs to one group."""
     batch = left[0] if len(left) == len(right) == 3 else 1
     return 2 * batch * left[-2] * left[-1] * right[-1]
 
@@ -243,7 +241,7 @@ def _fixed_bytes(network: nn.Module, layers: list[WeightLayer], options: ProbeOp
 
 
 def _pass(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> tuple[int | Missing, int | Missing]:
-    """One sample's forward pass: its FLOPs, and the bytes autograd keeps of it (and of the gradient's graph: twice)."""
+    """Count one sample's forward FLOPs, and the bytes autograd keeps of it (``twice``: of the gradient's graph too)."""
     held = {_storage(t) for t in _tensors(workload.model)}
     kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
 

@@ -22,8 +22,6 @@ from spectrascope.records.report import LayerInfo, SkippedLayer
 from spectrascope.text import first_line
 from spectrascope.workload import Inputs, Run, Workload
 
-__all__ = ["Ready", "device_name", "prepare", "prepare_workload", "with_fastest_format"]
-
 
 @dataclass(frozen=True)
 class Ready:
@@ -71,7 +69,7 @@ def prepare(run: Run) -> Iterator[Ready]:
 def _with_parametrized_marked(
     candidates: Sequence[WeightLayer | SkippedLayer], names: Sequence[str]
 ) -> list[WeightLayer | SkippedLayer]:
-    """Layers were found in a copy with plain weights, where nothing tells them apart."""
+    """Mark parametrized weights: they were found in a copy with plain ones, where nothing tells them apart."""
 
     def is_parametrized(info: LayerInfo) -> bool:
         return any(name.partition("[")[0] in names for name in (info.name, *info.tied_names))
@@ -171,7 +169,7 @@ def _with_matching_labels(workload: Workload) -> Workload:
 
 
 def _n_classes(output: object, targets: torch.Tensor) -> int | None:
-    """Number of class scores, where the targets are class numbers."""
+    """Count the class scores, where the targets are class numbers."""
     if not isinstance(output, torch.Tensor) or targets.is_floating_point() or output.dim() != targets.dim() + 1:
         return None
     axis = -1 if output.shape[:-1] == targets.shape else 1

@@ -1,4 +1,4 @@
-"""The order of work of one measurement: run in, report out."""
+"""Measure a network, in order: prepare, gradient, directions, curvature, self-check, fits; run in, report out."""
 
 from __future__ import annotations
 
@@ -36,8 +36,6 @@ from spectrascope.records.report import (
 )
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.workload import Run, Workload
-
-__all__ = ["measure_by", "run_probe", "versions"]
 
 
 def run_probe(run: Run) -> Report:
@@ -101,7 +99,7 @@ def _require_agreement(checked: CheckedPairs) -> None:
 
 
 def _require_same_slopes(found: Measured, dtype: torch.dtype) -> None:
-    """The curvature pass sees every sample's slope along D_k again; their mean must be sigma_k.
+    """Check that the curvature pass, which sees every sample's slope along D_k again, has sigma_k as their mean.
 
     Two passes and two ways of differentiating agree on the whole batch, or one of them is wrong (or the data
     changed in between).

@@ -1,4 +1,4 @@
-"""The stages of a measurement that cost time: gradient, directions, curvature."""
+"""Run the stages of a measurement that cost time: gradient, directions, curvature."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, HeldOut, NullDraws
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
-
-__all__ = ["FoundTargets", "Measured", "find_targets", "forced_micro_batch", "measure_curvature", "measure_targets"]
 
 
 @dataclass
@@ -70,7 +68,7 @@ class FoundTargets:
 
 
 def forced_micro_batch(options: ProbeOptions) -> int | None:
-    """Samples per micro-batch, ``None`` where they are to be found."""
+    """Return the samples per micro-batch asked for, ``None`` where they are to be tuned."""
     return None if options.micro_batch == "auto" else int(options.micro_batch)
 
 

@@ -25,8 +25,6 @@ from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, PowerFit
 from spectrascope.workload import Inputs, Run, SampleSource, Workload
 
-__all__ = ["MAX_HELD_OUT", "advise_and_validate", "correlate", "search_line"]
-
 MAX_HELD_OUT = 512
 """Samples of the other half whose loss is followed: line searches take some 25 forward passes over them per weight."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 import re
 import time
@@ -41,9 +40,8 @@ from spectrascope.records.weights import (
     WeightSummary,
     WeightTail,
 )
+from spectrascope.text import matches
 from spectrascope.workload import OnProgress, silent
-
-__all__ = ["measure_network_weights", "measure_tensors", "measure_weight"]
 
 Item = tuple[LayerInfo, Tensor] | SkippedLayer
 """A weight with its tensor, outputs × … , or why it is left out."""
@@ -114,14 +112,14 @@ def measure_tensors(
     names = [row.info.name for row in headers.weights if len(row.info.stored_shape) > 1]
     for option, globs in (("--layers", options.layers), ("--exclude", options.exclude)):
         for glob in globs:
-            if not any(fnmatch.fnmatchcase(name, glob) for name in names):
+            if not any(matches(glob, name) for name in names):
                 raise OptionError(f"{option} {glob!r} matches none of the {len(names)} weights, e.g. {names[0]!r}")
     for row in headers.weights:
         name = row.info.name
         if len(row.info.stored_shape) < 2:
             continue
-        named = any(fnmatch.fnmatchcase(name, glob) for glob in options.layers)
-        left_out = any(fnmatch.fnmatchcase(name, glob) for glob in options.exclude)
+        named = any(matches(glob, name) for glob in options.layers)
+        left_out = any(matches(glob, name) for glob in options.exclude)
         if left_out or (options.layers and not named):
             reason = "excluded by --exclude" if left_out else NOT_SELECTED
             items.append(SkippedLayer(row.info, LayerStatus.SKIPPED, reason))

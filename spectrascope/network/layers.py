@@ -6,7 +6,6 @@ and head, a shared module) is one weight; its other names are listed with it.
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.network.fused import Blocks, fused_blocks
 from spectrascope.records.report import NOT_SELECTED, LayerInfo, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, LayerStatus
+from spectrascope.text import matches
 
 __all__ = ["WeightLayer", "find_layers", "find_vectors"]
 
@@ -123,14 +123,14 @@ def find_layers(
     names = [c.info.name for c in candidates]
     for option, globs in (("--layers", include), ("--exclude", exclude)):
         for glob in globs:
-            if not any(_matches(name, [glob]) for name in names):
+            if not any(matches(glob, name) for name in names):
                 raise OptionError(f"{option} {glob!r} matches none of the {len(names)} weights, e.g. {names[0]!r}")
     found: list[WeightLayer | SkippedLayer] = []
     for candidate in candidates:
         name = candidate.info.name
-        if include and not _matches(name, include):
+        if include and not any(matches(glob, name) for glob in include):
             found.append(SkippedLayer(candidate.info, LayerStatus.SKIPPED, NOT_SELECTED))
-        elif _matches(name, exclude):
+        elif any(matches(glob, name) for glob in exclude):
             found.append(SkippedLayer(candidate.info, LayerStatus.SKIPPED, "excluded by --exclude"))
         elif isinstance(candidate, SkippedLayer) and not (include and _is_measurable_table(candidate.info)):
             found.append(candidate)
@@ -158,11 +158,6 @@ def find_vectors(model: nn.Module) -> list[SkippedLayer]:
         info = owned.info(kind, role, (size, 1))
         found.append(SkippedLayer(info, LayerStatus.SKIPPED, "a vector has no singular directions"))
     return found
-
-
-def _matches(name: str, globs: Sequence[str]) -> bool:
-    # A weight name may itself contain brackets (``in_proj_weight[q]``), so an exact match always counts.
-    return any(name == glob or fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def _is_measurable_table(info: LayerInfo) -> bool:

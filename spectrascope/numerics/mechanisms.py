@@ -6,9 +6,9 @@ import numpy as np
 
 from spectrascope.numerics.vectors import Vector
 from spectrascope.records.decomposition import Alignment, Determination, Mechanism
-from spectrascope.records.values import Interval, Missing, PowerFit
+from spectrascope.records.values import Missing, PowerFit
 
-__all__ = ["FLAT_WITHIN", "read_mechanisms", "suits_kronecker", "wider_interval"]
+__all__ = ["FLAT_WITHIN", "read_mechanisms", "suits_kronecker"]
 
 FLAT_WITHIN = 0.25
 """Slopes this near to 0 change beta by less than its usual uncertainty, and count as flat."""
@@ -17,17 +17,9 @@ _ALIGNED_WITHIN = 1.5  # a factor by which a typical rho may differ from 1 and s
 _CHI_SPREAD = (3.0, 10.0)  # of chi over directions: Kronecker factors suit up to the first, not beyond the second
 
 
-def wider_interval(fit: PowerFit) -> Interval:
-    """The wider of the least-squares and the jackknife interval."""
-    other = fit.jackknife_ci95
-    if isinstance(other, Missing) or other.high - other.low < fit.ci95.high - fit.ci95.low:
-        return fit.ci95
-    return other
-
-
 def _within(fit: PowerFit) -> Determination:
     """Whether a slope is flat: its interval within ±0.25; not, if wholly outside."""
-    interval = wider_interval(fit)
+    interval = fit.interval
     if interval.low >= -FLAT_WITHIN and interval.high <= FLAT_WITHIN:
         return Determination.YES
     if interval.low > FLAT_WITHIN or interval.high < -FLAT_WITHIN:
@@ -46,7 +38,7 @@ def _not(verdict: Determination) -> Determination:
 
 
 def _say(name: str, fit: PowerFit) -> str:
-    interval = wider_interval(fit)
+    interval = fit.interval
     return f"slope of {name} {fit.value:+.2f} ({interval.low:+.2f} to {interval.high:+.2f})"
 
 
@@ -77,10 +69,10 @@ def read_mechanisms(alignment: Alignment, *, positions: int) -> tuple[Mechanism,
         return tuple(Mechanism(name, Determination.UNDETERMINED, f"no slopes: {missing.reason}") for name in names)
     beta, rho_a, rho_delta, chi, phi = (fit for fit in slopes if isinstance(fit, PowerFit))
     aligned_a, aligned_delta = _typical(alignment.rho_a), _typical(alignment.rho_delta)
-    low_delta = wider_interval(rho_delta).low
-    high_delta = wider_interval(rho_delta).high
+    low_delta = rho_delta.interval.low
+    high_delta = rho_delta.interval.high
     falls = Determination.YES if low_delta > 0 else Determination.NO if high_delta <= 0 else Determination.UNDETERMINED
-    beyond = wider_interval(beta)
+    beyond = beta.interval
     exceeds = (
         Determination.YES if beyond.low > 2 else Determination.NO if beyond.high <= 2 else Determination.UNDETERMINED
     )

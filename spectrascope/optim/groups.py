@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from spectrascope.records.advice import ParameterExponent
+from spectrascope.text import matches
 
 __all__ = ["parameter_groups"]
 
@@ -67,7 +67,7 @@ def _matching(names: Iterable[str], globs: Sequence[str]) -> set[str]:
     found: set[str] = set()
     names = list(names)
     for glob in globs:
-        hits = fnmatch.filter(names, glob)
+        hits = [name for name in names if matches(glob, name)]
         if not hits:
             raise ValueError(f"adamw: {glob!r} matches none of the {len(names)} parameters, e.g. {names[0]!r}")
         found.update(hits)

@@ -1,4 +1,4 @@
-"""The spectral transfer T(sigma; beta) = sigma / (sigma^beta + d) applied to whole stacks of matrices.
+"""Apply the spectral transfer T(sigma; beta) = sigma / (sigma^beta + d) to whole stacks of matrices.
 
 With G = U diag(sigma) Vᵀ the result is U diag(T(sigma)) Vᵀ. Every route but the last works on the Gram matrix of the
 smaller side, S = G Gᵀ, since U diag(T) Vᵀ = g(S) G with g(lambda) = 1 / (lambda^(beta/2) + d): no singular vector is
@@ -33,7 +33,7 @@ __all__ = ["Precision", "Route", "apply_transfer", "choose_route"]
 
 
 class Route(str, Enum):
-    """How the transfer is computed."""
+    """Algorithms for the transfer; see the table of the module."""
 
     AUTO = "auto"
     SCALE = "scale"
@@ -58,10 +58,10 @@ MAX_SPREAD_FLOAT32 = {Route.CHOLESKY: 3e4, Route.EIGH: 3e3}
 """Largest (sigma_1 / d^(1/beta))² a float32 Gram matrix is trusted with: measured errors stay ten times below 1e-3."""
 
 MAX_SPREAD_FLOAT64 = 1e6
-"""The same for float64 and float64 input: the error stays below 1e-9."""
+"""The largest spread a float64 Gram matrix of float64 input is trusted with: the error stays below 1e-9."""
 
 MAX_SPREAD_WIDENED = 1e10
-"""The same for float64 and input of lower precision, whose own rounding is far above the error."""
+"""The same for input of lower precision, whose own rounding is far above the error."""
 
 
 def choose_route(beta: float) -> Route:
@@ -150,7 +150,7 @@ def _transfer(
     route: Route,
     precision: Precision,
 ) -> Tensor:
-    """The same for a stack (b, m, n) with m ≤ n."""
+    """Transfer a stack (b, m, n) with m ≤ n."""
     if route is Route.AUTO:
         route = choose_route(betas[0]) if len(set(betas)) == 1 else Route.EIGH
     needs = {Route.SCALE: 0.0, Route.CHOLESKY: 2.0}.get(route)
@@ -247,7 +247,7 @@ def _gram(work: Tensor, finite: Tensor) -> Tensor:
 
 
 def _settle(route: Route, precision: Precision, given: torch.dtype, spread: float | None) -> tuple[Route, torch.dtype]:
-    """Precision, and whether a Gram matrix will do, from the spread that the damping leaves to be resolved."""
+    """Choose precision, and whether a Gram matrix will do, from the spread that the damping leaves to be resolved."""
     widest = given == torch.float64 or precision is Precision.FLOAT64
     if route is Route.SVD or precision is not Precision.AUTO or spread is None:
         return route, torch.float64 if widest else torch.float32
@@ -289,7 +289,7 @@ class _Terms:
         return found
 
     def by_svd(self, work: Tensor) -> Tensor:
-        """The definition."""
+        """Return the transferred matrices by their singular value decomposition, which is the definition."""
         left, sigma, right = torch.linalg.svd(work, full_matrices=False)
         weights = self._weights(sigma, sigma[:, :1], max(work.shape[1:]))
         found: Tensor = (left * (sigma * weights)[:, None, :]) @ right

@@ -1,4 +1,4 @@
-"""Spectral Newton: gradient steps whose every singular direction is scaled by its own curvature."""
+"""Step along gradients whose every singular direction is scaled by its own curvature: spectral Newton."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ class SpectralNewton(Optimizer):
 
 
 def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    """Gradients in their parameters' dtype, which ``grad_dtype`` lets differ: that of the state, saved or not."""
+    """Return gradients in their parameters' dtype, which is that of the state; ``grad_dtype`` lets theirs differ."""
     return [p.grad.to(p.dtype) for p in parameters if p.grad is not None]
 
 
@@ -221,7 +221,7 @@ class _Job:
         return self.matrices.mT if self.matrices.shape[1] > self.matrices.shape[2] else self.matrices
 
     def stack_key(self) -> tuple[Any, ...]:
-        """Jobs with equal keys can be transferred in one call."""
+        """Return a key that is equal for jobs that can be transferred in one call."""
         group, wide = self.group, self.wide
         route = choose_route(group["beta"])
         return (*wide.shape[1:], wide.dtype, wide.device, route, group["scale_free"], group["precision"])
@@ -238,7 +238,7 @@ class _Job:
 
 
 def _stacks(jobs: list[_Job]) -> Iterator[list[_Job]]:
-    """Jobs that can be transferred in one call, in pieces of bounded memory."""
+    """Yield jobs that can be transferred in one call, in pieces of bounded memory."""
     alike: dict[tuple[Any, ...], list[_Job]] = {}
     for job in jobs:
         alike.setdefault(job.stack_key(), []).append(job)
@@ -280,7 +280,7 @@ def _as_parameter(matrices: Tensor, shape: torch.Size, layout: str) -> Tensor:
 
 
 def _split(group: Group, defaults: Group) -> list[Group]:
-    """The group, or several where its parameters are to be stepped differently."""
+    """Split a group where its parameters are to be stepped differently."""
     params = group["params"]
     if isinstance(params, set):
         raise TypeError("parameters must be ordered: a set was given")

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from spectrascope.records.report import LayerReport
 from spectrascope.records.values import Missing, PowerFit, RankComparison, RankModel
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "Mechanism",
     "PredictedProfile",
     "Sharing",
-    "decomposition_of",
 ]
 
 
@@ -206,9 +204,3 @@ class Decomposition:
 
     factors: Factors
     alignment: Alignment
-
-
-def decomposition_of(row: LayerReport) -> Decomposition | Missing:
-    """A layer's decomposition, or why it has none."""
-    found: Decomposition | Missing = row.decomposition
-    return found

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from spectrascope.records.decomposition import Decomposition
 from spectrascope.records.signal import (
     NOT_HELD_OUT,
     Estimate,
@@ -158,12 +159,17 @@ class Analysis:
 
 @dataclass(frozen=True, slots=True)
 class LayerReport:
-    """A measured weight, with its :class:`~spectrascope.records.decomposition.Decomposition` where one was made."""
+    """A measured weight, with its decomposition where one was made.
+
+    This is where a layer grows. A new field here, with the metadata ``ADDED_LATER`` and for its default a Missing that
+    says why older reports lack it, is written where it is not the default, read back and in the published schema
+    without another line.
+    """
 
     info: LayerInfo
     measurement: Measurement
     analysis: Analysis
-    decomposition: Any = field(default=NOT_DECOMPOSED, metadata=ADDED_LATER)  # its record stands on the next floor
+    decomposition: Decomposition | Missing = field(default=NOT_DECOMPOSED, metadata=ADDED_LATER)
     held_out: HeldOut | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
     null: NullDraws | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
 

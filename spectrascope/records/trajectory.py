@@ -3,23 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 
 from spectrascope.records.report import Provenance
 from spectrascope.records.values import SCHEMA_VERSION, Interval, LayerKind, Missing, RankModel
 
-__all__ = ["LayerTrack", "TrackedNumber", "Trajectory", "TrajectoryPoint"]
-
-
-class TrackedNumber(str, Enum):
-    """Numbers of a layer that are followed over training, as spelled on the command line and in JSON."""
-
-    BETA = "beta"
-    ALPHA_G = "alpha_g"
-    ALPHA_H = "alpha_h"
-    TRIANGLE_ERROR = "triangle_error"
-    PR_H = "pr_h"
-    PR_G = "pr_g"
+__all__ = ["LayerTrack", "Trajectory", "TrajectoryPoint"]
 
 
 @dataclass(frozen=True, slots=True)

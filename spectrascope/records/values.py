@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 SCHEMA_VERSION = 1
-
+"""Of the reports this release writes; it reads this one and all before. A field added with ``ADDED_LATER`` needs no new
+one, unless an older release, which ignores keys it does not know, would misread the report without it."""
 
 ADDED_LATER = {"added_later": True}
 """Metadata of fields that older reports lack; they are read as if they held the default."""
@@ -134,6 +135,11 @@ class Interval:
         if not self.low <= self.high:
             raise ValueError(f"interval bounds out of order: {self.low} > {self.high}")
 
+    @property
+    def half_width(self) -> float:
+        """What stands behind ±."""
+        return (self.high - self.low) / 2
+
 
 @dataclass(frozen=True, slots=True)
 class PowerFit:
@@ -141,8 +147,8 @@ class PowerFit:
 
     ``value`` is the exponent with the sign convention of its definition (``alpha_g`` and ``alpha_h`` are minus
     the slope). ``ci95`` is the OLS interval (how straight the line is); ``jackknife_ci95`` the interval over
-    sample groups (how well the batch determines it). ``n`` points were used, ``n_dropped`` left out
-    (non-positive curvature).
+    sample groups (how well the batch determines it); the wider of the two is the fit's ``interval``. ``n`` points were
+    used, ``n_dropped`` left out (non-positive curvature).
     """
 
     value: float
@@ -153,6 +159,17 @@ class PowerFit:
     r2: float
     n: int
     n_dropped: int
+
+    @property
+    def interval(self) -> Interval:
+        """The ± of an exponent wherever one is shown or judged by: the wider of its two 95 % intervals.
+
+        Each sees what the other does not: a crooked line on a large batch, a straight line that the samples move.
+        """
+        other = self.jackknife_ci95
+        if isinstance(other, Missing) or other.high - other.low < self.ci95.high - self.ci95.low:
+            return self.ci95
+        return other
 
 
 @dataclass(frozen=True, slots=True)

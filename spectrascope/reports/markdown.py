@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from spectrascope.records.report import Report
-from spectrascope.reports.order import Sort
 from spectrascope.reports.views.document import Document, Sheet, Tone
-from spectrascope.reports.views.report import build_probe, build_triangle
 from spectrascope.text import printable
 
-__all__ = ["document_markdown", "report_markdown", "triangle_markdown"]
+__all__ = ["document_markdown"]
 
 _SPECIAL = str.maketrans({char: "\\" + char for char in "\\`*_[]<>#|~&$"})
-
-
-def report_markdown(report: Report, sort: Sort = Sort.ORDER) -> str:
-    """The whole report."""
-    return document_markdown(build_probe(report, sort))
-
-
-def triangle_markdown(report: Report, sort: Sort = Sort.ORDER) -> str:
-    """The α triangle alone."""
-    return document_markdown(build_triangle(report, sort))
 
 
 def document_markdown(document: Document) -> str:

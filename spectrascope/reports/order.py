@@ -2,78 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum
 
 from spectrascope.records.report import LayerReport, LayerRow, Report
-from spectrascope.records.values import LayerStatus, Missing, PowerFit, Triangle
+from spectrascope.records.values import LayerStatus, Missing
+from spectrascope.reports import fields
 
-__all__ = ["Sort", "sort_layers"]
+__all__ = ["ORDER", "Sort", "sort_layers"]
 
-
-class Sort(str, Enum):
-    """Orders of a table: as in the network, by name, or by a number with the most striking layer first."""
-
-    ORDER = "order"
-    NAME = "name"
-    BETA = "beta"
-    R2 = "r2"
-    TRIANGLE = "triangle"
-    PR_H = "pr_h"
-    RESIDUAL = "residual"
-    STATUS = "status"
+_NAMES = ("order", "name", *(field.sort for field in fields.FIELDS if field.sort), "status")
+Sort = Enum("Sort", {name.upper(): name for name in _NAMES}, type=str)  # type: ignore[misc]
+Sort.__doc__ = "Orders of a table: as in the network, by name, or by a number with the most striking layer first."
+ORDER = Sort("order")
+"""As in the network."""
 
 
-def sort_layers(report: Report, sort: Sort) -> tuple[LayerRow, ...]:
+def sort_layers(report: Report, sort: Sort | str = ORDER) -> tuple[LayerRow, ...]:
     """Return the report's rows in the order asked for.
 
-    Largest first for beta, triangle error, PR_h and residual; smallest first for R²; failed, then ok, then
-    skipped for status. Rows without the number come last; rows that compare equal keep the network's order.
+    Largest first, or smallest first of a number that had better be high; failed, then ok, then skipped for status.
+    Rows without the number come last; rows that compare equal keep the network's order.
+
+    Raises:
+        KeyError: no such order.
     """
-    if sort is Sort.ORDER:
+    if sort == "order":
         return report.layers
-    if sort is Sort.NAME:
+    if sort == "name":
         return tuple(sorted(report.layers, key=lambda row: row.info.name))
-    if sort is Sort.STATUS:
+    if sort == "status":
         places = (LayerStatus.FAILED, LayerStatus.OK, LayerStatus.SKIPPED)
         return tuple(sorted(report.layers, key=lambda row: places.index(row.status)))
+    found = next((field for field in fields.FIELDS if field.sort and field.sort == sort), None)
+    if found is None:
+        raise KeyError(sort)
+    sign = 1.0 if found.better == "higher" else -1.0
 
     def place(row: LayerRow) -> tuple[bool, float]:
-        value = _NUMBERS[sort](row) if isinstance(row, LayerReport) else None
-        return (value is None, 0.0 if value is None else value)
+        value = found.value(row) if isinstance(row, LayerReport) else Missing("not measured")
+        return (True, 0.0) if isinstance(value, Missing) else (False, sign * value)
 
     return tuple(sorted(report.layers, key=place))
-
-
-def _beta(row: LayerReport) -> float | None:
-    fit = row.analysis.beta
-    return -fit.value if isinstance(fit, PowerFit) else None
-
-
-def _r2(row: LayerReport) -> float | None:
-    fit = row.analysis.beta
-    return fit.r2 if isinstance(fit, PowerFit) else None
-
-
-def _triangle(row: LayerReport) -> float | None:
-    triangle = row.analysis.triangle
-    return -triangle.relative_error if isinstance(triangle, Triangle) else None
-
-
-def _pr_h(row: LayerReport) -> float | None:
-    value = row.analysis.pr_h
-    return None if isinstance(value, Missing) else -value
-
-
-def _residual(row: LayerReport) -> float | None:
-    value = row.measurement.residual
-    return None if isinstance(value, Missing) else -value
-
-
-_NUMBERS: dict[Sort, Callable[[LayerReport], float | None]] = {
-    Sort.BETA: _beta,
-    Sort.R2: _r2,
-    Sort.TRIANGLE: _triangle,
-    Sort.PR_H: _pr_h,
-    Sort.RESIDUAL: _residual,
-}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from spectrascope.errors import OptionError
-from spectrascope.records.decomposition import Decomposition, decomposition_of
+from spectrascope.records.decomposition import Decomposition
 from spectrascope.records.report import LayerReport, LayerRow, Report
 
 __all__ = ["refit"]
@@ -51,7 +51,7 @@ def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = No
     for row in report.layers:
         if isinstance(row, LayerReport):
             analysis = analyse(row.measurement, top_k=top_k, min_rank=min_rank)
-            old = decomposition_of(row)
+            old = row.decomposition
             if isinstance(old, Decomposition):
                 new = replace(old, alignment=align(row.measurement, old.factors, analysis.window))
                 row = replace(row, decomposition=new)  # noqa: PLW2901

@@ -1,4 +1,4 @@
-"""The published JSON Schema of a report, built from the records it describes.
+"""The published JSON Schema of a report: what its reader insists on, without what it forgives, and with words.
 
 ``report.schema.json`` beside this file is :func:`report_schema` written out; a test keeps them equal.
 Regenerate it with ``python -m spectrascope.reports.schema > spectrascope/reports/report.schema.json``.
@@ -7,26 +7,18 @@ Regenerate it with ``python -m spectrascope.reports.schema > spectrascope/report
 from __future__ import annotations
 
 import json
-from dataclasses import is_dataclass
-from enum import Enum
-from typing import Any, get_args, get_origin
+from typing import Any, TypeAlias
 
-from spectrascope.records.report import Analysis, LayerInfo, Measurement, ProbeOptions, Provenance, Summary
-from spectrascope.records.values import (
-    SCHEMA_VERSION,
-    Interval,
-    LayerStatus,
-    Missing,
-    RankComparison,
-    RankModel,
-    RankModelFit,
-)
-from spectrascope.reports.codec import RANK_TABLES, hints_of, is_union
-from spectrascope.reports.layer_json import DECOMPOSITION_HINT, DECOMPOSITION_KEY, GROUP_KEYS, MEASURED_KEYS
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core import core_schema
+
+from spectrascope.records.values import SCHEMA_VERSION, LayerStatus
+from spectrascope.reports.codec import LAYER_BLOCKS
+from spectrascope.reports.validate import document_schema
 
 __all__ = ["report_schema"]
 
-Schema = dict[str, Any]
+Schema: TypeAlias = dict[str, Any]
 
 _ABOUT_LAYER = {
     "shape": "the weight seen as a matrix: m outputs, n inputs",
@@ -70,111 +62,55 @@ def report_schema() -> Schema:
     >>> report_schema()["properties"]["schema_version"]
     {'const': 1}
     """
-    properties: Schema = {
-        "schema_version": {"const": SCHEMA_VERSION},
-        "provenance": _schema_of(Provenance),
-        "options": _schema_of(ProbeOptions),
-        "summary": _schema_of(Summary),
-        "layers": {"type": "array", "items": {"oneOf": [_measured_layer(), _empty_layer()]}},
-    }
-    document = _closed(properties)
-    properties["extra"] = {"type": "object"}
+    document: Schema = _Closed().generate(document_schema(), mode="serialization")
+    properties = document["properties"]
+    properties["schema_version"] = {"const": SCHEMA_VERSION}
+    document["required"].remove("extra")
+    measured, empty = properties["layers"]["items"]["oneOf"]
+    measured["title"], empty["title"] = "measured layer", "skipped or failed layer"
+    measured["required"] = [key for key in measured["required"] if key not in LAYER_BLOCKS]
+    measured["properties"] |= {"status": {"const": LayerStatus.OK.value}, "reason": {"const": ""}}
+    others = [status.value for status in LayerStatus if status is not LayerStatus.OK]
+    empty["properties"] |= {"status": {"enum": others}, "reason": {"type": "string", "minLength": 1}}
+    for layer in (measured, empty):
+        for key in layer["properties"].keys() & _ABOUT_LAYER.keys():
+            layer["properties"][key]["description"] = _ABOUT_LAYER[key]
+    ranks = document["$defs"]["RankComparison"]["properties"]
+    ranks["bic"] = ranks["aic"]  # its reader also keeps the order of the models
+    missing = document["$defs"]["Missing"]
+    missing["description"] = "a value that was not measured, and why"
+    missing["properties"]["missing"]["minLength"] = 1
     return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$schema": GenerateJsonSchema.schema_dialect,
         "title": "spectrascope report",
         "description": "Curvature of a network's loss along each weight's gradient singular directions.",
         **document,
-        "$defs": {
-            "missing": _closed({"missing": {"type": "string", "minLength": 1}})
-            | {"description": "a value that was not measured, and why"}
-        },
     }
 
 
-def _closed(properties: Schema) -> Schema:
-    return {
-        "type": "object",
-        "required": list(properties),
-        "additionalProperties": False,
-        "properties": properties,
-    }
+class _Closed(GenerateJsonSchema):
+    """JSON Schema of objects as they are written: every key is there, and no other. Names and docstrings stay out."""
 
+    def field_is_required(self, field: Any, total: bool) -> bool:
+        return True
 
-def _head(status: Schema, reason: Schema) -> Schema:
-    hints = hints_of(LayerInfo)
-    return {
-        **{name: _describe(name, _schema_of(hint)) for name, hint in hints.items()},
-        "status": status,
-        "reason": reason,
-    }
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
+    def enum_schema(self, schema: core_schema.EnumSchema) -> Schema:
+        return {"enum": [member.value for member in schema["members"]]}
 
-def _measured_layer() -> Schema:
-    properties = _head({"const": LayerStatus.OK.value}, {"const": ""})
-    for key, (owner, name) in MEASURED_KEYS.items():
-        if key == "engine":
-            hints = hints_of(Measurement)
-            groups = _closed({group: _schema_of(hints[field]) for group, field in GROUP_KEYS.items()})
-            properties["groups"] = _describe("groups", groups)
-        properties[key] = _describe(key, _schema_of(hints_of(owner)[name]))
-    assert {owner for owner, _ in MEASURED_KEYS.values()} == {Measurement, Analysis}
-    layer = _closed(properties) | {"title": "measured layer"}
-    optional = _describe(DECOMPOSITION_KEY, _schema_of(DECOMPOSITION_HINT))
-    return layer | {"properties": {**properties, DECOMPOSITION_KEY: optional}}
+    def default_schema(self, schema: core_schema.WithDefaultSchema) -> Schema:
+        return self.generate_inner(schema["schema"])
 
+    def dataclass_schema(self, schema: core_schema.DataclassSchema) -> Schema:
+        return self.generate_inner(schema["schema"])
 
-def _empty_layer() -> Schema:
-    statuses = [status.value for status in LayerStatus if status is not LayerStatus.OK]
-    head = _head({"enum": statuses}, {"type": "string", "minLength": 1})
-    return _closed(head) | {"title": "skipped or failed layer"}
+    def dataclass_args_schema(self, schema: core_schema.DataclassArgsSchema) -> Schema:
+        return super().dataclass_args_schema(schema) | {"additionalProperties": False}
 
-
-def _describe(key: str, schema: Schema) -> Schema:
-    return {**schema, "description": _ABOUT_LAYER[key]} if key in _ABOUT_LAYER else schema
-
-
-def _schema_of(hint: Any) -> Schema:
-    scalars = {bool: "boolean", int: "integer", float: "number", str: "string"}
-    if hint in scalars:
-        return {"type": scalars[hint]}
-    if hint is Missing:
-        return {"$ref": "#/$defs/missing"}
-    if hint is Interval:
-        return _fixed_list([float, float])
-    if hint is RankComparison:
-        return _rank_comparison()
-    if is_union(hint):
-        return {"anyOf": [_schema_of(member) for member in get_args(hint)]}
-    if get_origin(hint) is tuple:
-        arguments = get_args(hint)
-        if arguments[-1] is Ellipsis:
-            return {"type": "array", "items": _schema_of(arguments[0])}
-        return _fixed_list(list(arguments))
-    if get_origin(hint) is dict:
-        return {"type": "object", "additionalProperties": _schema_of(get_args(hint)[1])}
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return {"enum": [member.value for member in hint]}
-    if is_dataclass(hint) and isinstance(hint, type):
-        return _closed({name: _schema_of(inner) for name, inner in hints_of(hint).items()})
-    raise TypeError(f"no JSON Schema for {hint}")
-
-
-def _fixed_list(members: list[Any]) -> Schema:
-    n = len(members)
-    return {
-        "type": "array",
-        "prefixItems": [_schema_of(member) for member in members],
-        "minItems": n,
-        "maxItems": n,
-    }
-
-
-def _rank_comparison() -> Schema:
-    hints, fit_hints = hints_of(RankComparison), hints_of(RankModelFit)
-    properties = {name: _schema_of(hint) for name, hint in hints.items() if name != "fits"}
-    for table in RANK_TABLES:
-        properties[table] = _closed({model.value: _schema_of(fit_hints[table]) for model in RankModel})
-    return _closed(properties)
+    def typed_dict_schema(self, schema: core_schema.TypedDictSchema) -> Schema:
+        return super().typed_dict_schema(schema) | {"additionalProperties": False}
 
 
 if __name__ == "__main__":

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from spectrascope.errors import OptionError
-from spectrascope.records.report import NOT_SELECTED, Report
+from spectrascope.records.report import NOT_SELECTED, LayerRow, Report
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
+from spectrascope.text import matches
 
-__all__ = ["read_selected", "select_layers"]
+__all__ = ["keep_layers", "read_selected", "select_layers"]
 
 
 def read_selected(
@@ -40,18 +40,32 @@ def select_layers(report: Report, layers: Sequence[str] = (), exclude: Sequence[
     Raises:
         OptionError: no row is left.
     """
+    found = keep_layers(report, layers, exclude)
+    if found is report:
+        return report
+    kept = tuple(row for row in found.layers if getattr(row, "reason", "") != NOT_SELECTED)
+    if not kept:
+        globs = " ".join([*(f"--layers {glob!r}" for glob in layers), *(f"--exclude {glob!r}" for glob in exclude)])
+        raise OptionError(f"{globs} leaves none of the report's {len(report.layers)} layers")
+    return found if len(kept) == len(found.layers) else _of(report, kept)
+
+
+def keep_layers(report: Report, layers: Sequence[str], exclude: Sequence[str]) -> Report:
+    """Keep rows whose name matches a glob of ``layers`` (any, if there are none) and none of ``exclude``, if any row.
+
+    The summary is made anew, unless no glob is given.
+    """
     if not layers and not exclude:
         return report
 
     def wanted(name: str) -> bool:
-        chosen = not layers or any(fnmatchcase(name, glob) for glob in layers)
-        return chosen and not any(fnmatchcase(name, glob) for glob in exclude)
+        chosen = not layers or any(matches(glob, name) for glob in layers)
+        return chosen and not any(matches(glob, name) for glob in exclude)
 
-    kept = tuple(row for row in report.layers if wanted(row.info.name) and getattr(row, "reason", "") != NOT_SELECTED)
-    if not kept:
-        globs = " ".join([*(f"--layers {glob!r}" for glob in layers), *(f"--exclude {glob!r}" for glob in exclude)])
-        raise OptionError(f"{globs} leaves none of the report's {len(report.layers)} layers")
+    return _of(report, tuple(row for row in report.layers if wanted(row.info.name)))
 
+
+def _of(report: Report, rows: tuple[LayerRow, ...]) -> Report:
     from spectrascope.numerics.summary import summarise  # numpy: only when something is counted again
 
-    return replace(report, layers=kept, summary=summarise(kept))
+    return replace(report, layers=rows, summary=summarise(rows))

@@ -14,27 +14,14 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from spectrascope.records.report import Report
-from spectrascope.reports.order import Sort
 from spectrascope.reports.views.document import Document, Sheet, Tone, footnote_mark
-from spectrascope.reports.views.report import build_probe, build_triangle
 from spectrascope.text import printable
 
-__all__ = ["document_table", "report_table", "triangle_table"]
+__all__ = ["document_table"]
 
 _STYLES = {Tone.PLAIN: "", Tone.QUIET: "dim", Tone.WARNING: "yellow", Tone.ALARM: "bold red"}
 _GAP = 2  # blanks between columns
 _LEAST_NAME_WIDTH = 16
-
-
-def report_table(report: Report, sort: Sort = Sort.ORDER, *, width: int | None = None) -> RenderableType:
-    """The whole report. ``width`` is the terminal's; ``None`` shows every column in full."""
-    return document_table(build_probe(report, sort), width=width)
-
-
-def triangle_table(report: Report, sort: Sort = Sort.ORDER, *, width: int | None = None) -> RenderableType:
-    """The α triangle alone. ``width`` is the terminal's; ``None`` shows every column in full."""
-    return document_table(build_triangle(report, sort), width=width)
 
 
 def document_table(document: Document, *, width: int | None = None) -> RenderableType:

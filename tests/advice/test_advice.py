@@ -10,7 +10,7 @@ from torch import nn
 
 import spectrascope
 from spectrascope.advice.advise import LARGEST_EXPONENT, MOMENTUM, advise
-from spectrascope.advice.evidence import USUAL_DAMPING, describe_exponent, find_doubts, wider_interval
+from spectrascope.advice.evidence import USUAL_DAMPING, describe_exponent, find_doubts
 from spectrascope.errors import OptionError
 from spectrascope.numerics.transfer import make_quadratic_model, transfer
 from spectrascope.records.advice import Advice, BetaSource, LayerAdvice, Treatment
@@ -58,7 +58,7 @@ def test_a_trusted_layer_keeps_its_own_beta() -> None:
     assert (layer.treatment, layer.source, layer.doubts) == (Treatment.SPECTRAL, BetaSource.LAYER, ())
     assert layer.beta == fit.value
     assert isinstance(layer.interval, Interval)
-    own = wider_interval(fit)
+    own = fit.interval
     assert layer.interval.low < own.low < own.high < layer.interval.high
     allowance = own.low - layer.interval.low
     alpha = make_layer(make_info("a.weight"), make_measurement(beta=1.4)).analysis.alpha_g
@@ -70,9 +70,9 @@ def test_the_wider_interval_wins() -> None:
     fit = make_layer(make_info("a"), make_measurement()).analysis.beta
     assert isinstance(fit, PowerFit)
     narrow, wide = Interval(1.9, 2.1), Interval(1.5, 2.5)
-    assert wider_interval(replace(fit, ci95=narrow, jackknife_ci95=wide)) == wide
-    assert wider_interval(replace(fit, ci95=wide, jackknife_ci95=narrow)) == wide
-    assert wider_interval(replace(fit, ci95=narrow, jackknife_ci95=Missing("no groups"))) == narrow
+    assert replace(fit, ci95=narrow, jackknife_ci95=wide).interval == wide
+    assert replace(fit, ci95=wide, jackknife_ci95=narrow).interval == wide
+    assert replace(fit, ci95=narrow, jackknife_ci95=Missing("no groups")).interval == narrow
 
 
 def test_low_confidence_falls_back_to_family_then_role_then_kind_then_network() -> None:

@@ -13,12 +13,14 @@ import spectrascope.advice.trajectory
 from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory, find_step, order_checkpoints
 from spectrascope.errors import SpectrascopeError
 from spectrascope.records.report import LayerReport, Report
-from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import LayerKind, Missing, PowerFit, RankModel
 from spectrascope.reports.charts.chart import Bars, Line
 from spectrascope.reports.charts.training_charts import share_chart, track_chart, trajectory_pictures
-from spectrascope.reports.render import Format, render_trajectory
-from spectrascope.reports.views.trajectory import TRAJECTORY_COLUMNS, build_trajectory_document, say_trajectory
+from spectrascope.reports.csv import trajectory_columns
+from spectrascope.reports.fields import TrackedNumber
+from spectrascope.reports.render import Format, render
+from spectrascope.reports.views.trajectory import build_trajectory_document, say_trajectory
 from tests.support.chart_cases import training_checkpoints
 from tests.support.made_up_reports import make_report
 
@@ -186,12 +188,12 @@ def test_many_checkpoints_show_some_columns_and_a_profile_of_all(trajectory: Tra
 
 
 def test_json_and_csv_hold_every_number(trajectory: Trajectory) -> None:
-    document = json.loads(render_trajectory(trajectory, Format.JSON))  # type: ignore[arg-type]
+    document = json.loads(render(trajectory, Format.JSON))  # type: ignore[arg-type]
     assert document["schema_version"] == 1
     assert [point["step"] for point in document["points"]] == [0, 100, 150, 200]
     assert document["layers"][1]["values"]["beta"][1] == {"missing": "the gradient is zero"}
-    rows = list(csv.DictReader(io.StringIO(render_trajectory(trajectory, Format.CSV))))  # type: ignore[arg-type]
-    assert list(rows[0]) == list(TRAJECTORY_COLUMNS)
+    rows = list(csv.DictReader(io.StringIO(render(trajectory, Format.CSV))))  # type: ignore[arg-type]
+    assert list(rows[0]) == list(trajectory_columns())
     assert len(rows) == 8
     assert float(rows[0]["beta"]) == document["layers"][0]["values"]["beta"][0]
     assert rows[3]["beta"] == ""
@@ -199,7 +201,7 @@ def test_json_and_csv_hold_every_number(trajectory: Trajectory) -> None:
 
 
 def test_charts_over_training(trajectory: Trajectory) -> None:
-    chart = track_chart(trajectory, TrackedNumber.BETA)
+    chart = track_chart(trajectory, "beta")
     lines = {line.name or line.label: line for line in chart.parts if isinstance(line, Line)}
     assert lines["a.weight"].xs == (0, 100, 200)
     assert lines["b.weight"].xs == (0, 200)

@@ -1,5 +1,4 @@
 """The main job as a user runs it, on the embedded network."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import json
 from pathlib import Path
@@ -7,7 +6,6 @@ from pathlib import Path
 import jsonschema
 
 from spectrascope.reports.schema import report_schema
-from tests.support.cli_fixtures import run_command  # noqa: F401
 
 
 def test_probe_show_and_triangle(tmp_path: Path, run_command) -> None:

@@ -1,5 +1,4 @@
 """One line on stderr and the right exit code for everything that goes wrong."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import os
 import signal
@@ -12,7 +11,6 @@ import pytest
 
 from spectrascope.cli import main
 from spectrascope.errors import DataError, LoadError, OptionError
-from tests.support.cli_fixtures import calls, report, run_command, saved  # noqa: F401
 
 
 def _fail(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

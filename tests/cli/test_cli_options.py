@@ -1,15 +1,15 @@
 """What the options mean to the layers below."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from spectrascope.cli import main
+from spectrascope.cli.options import FitOptions
 from spectrascope.losses import CrossEntropy
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import EngineName, LossName
-from tests.support.cli_fixtures import calls, report, saved  # noqa: F401
 
 ALL = [
     *("--arch", "resnet20", "--num-classes", "10", "--dataset", "folder:x", "--data-root", "/d", "--download"),
@@ -138,3 +138,9 @@ def test_options_without_effect_are_refused(calls, saved: Path, capsys) -> None:
     line = capsys.readouterr().err
     assert line.startswith("error: --data-root, --num-samples has no effect on the saved report")
     assert calls.seen == {}
+
+
+def test_measuring_commands_take_what_a_measurement_can_be_asked_for() -> None:
+    """A new field of ``ProbeOptions`` needs its declaration among the options, and nothing else."""
+    assert {item.name for item in fields(FitOptions)} | {"self_check"} == {item.name for item in fields(ProbeOptions)}
+    assert FitOptions().asked == ProbeOptions()

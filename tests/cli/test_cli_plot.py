@@ -1,5 +1,4 @@
 """``plot`` and pages for a browser: files, refusals, no torch."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import os
 import subprocess
@@ -13,7 +12,7 @@ from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
 from spectrascope.reports.charts.chart import Picture
 from tests.support.chart_cases import training_checkpoints
-from tests.support.cli_fixtures import Calls, calls, report, saved  # noqa: F401
+from tests.support.fixtures import Calls
 from tests.support.made_up_reports import big_report
 
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
@@ -155,23 +154,25 @@ def test_a_page_that_cannot_be_written_is_refused_before_the_work(calls: Calls, 
     assert not calls.seen
 
 
-def test_three_hundred_layers_without_torch_and_in_time(tmp_path: Path) -> None:
+def test_three_hundred_layers_without_torch_and_with_few_figures(tmp_path: Path) -> None:
     source = tmp_path / "big.json"
     source.write_text(report_to_json(big_report()))
     code = (
-        "import sys, time; from spectrascope.cli import main; began = time.process_time(); code = main(sys.argv[1:])\n"
-        "spent = time.process_time() - began\n"
-        "print(code, sorted({'torch', 'torchvision', 'transformers'} & set(sys.modules)), spent, file=sys.stderr)"
+        "import sys; from spectrascope.cli import main; figures = []\n"
+        "if sys.argv[1] == 'plot':\n"
+        "    from matplotlib.figure import Figure; start = Figure.__init__\n"
+        "    Figure.__init__ = lambda self, *a, **k: figures.append(self) or start(self, *a, **k)\n"
+        "code = main(sys.argv[1:]); axes = sum(len(figure.axes) for figure in figures)\n"
+        "heavy = {'torch', 'torchvision', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "print(code, len(figures), axes, *sorted(heavy), file=sys.stderr)"
     )
-    for arguments in (
-        ["show", str(source), "--html", str(tmp_path / "x.html"), "-o", str(tmp_path / "x.txt")],
-        ["plot", str(source), "-o", str(tmp_path / "x.png")],
-        ["plot", str(source), "-o", str(tmp_path / "pictures")],
-        ["trajectory", str(source), str(source), "-o", str(tmp_path / "t.txt")],
+    for arguments, expected in (
+        (["show", str(source), "--html", str(tmp_path / "x.html"), "-o", str(tmp_path / "x.txt")], "0 0 0"),
+        (["plot", str(source), "-o", str(tmp_path / "x.png")], "0 1 4 matplotlib"),
+        (["plot", str(source), "-o", str(tmp_path / "pictures")], "0 7 32 matplotlib"),
+        (["trajectory", str(source), str(source), "-o", str(tmp_path / "t.txt")], "0 0 0"),
     ):
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=600
         )
-        status, modules, seconds = done.stderr.splitlines()[-1].split(" ")
-        assert (status, modules) == ("0", "[]"), arguments
-        assert float(seconds) < 3, arguments  # 2 s, and as much again for a busy machine
+        assert done.stderr.splitlines()[-1] == expected, arguments

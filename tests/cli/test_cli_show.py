@@ -1,5 +1,4 @@
 """Rendering again: every form, to stdout and to files, without torch."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import csv
 import io
@@ -15,7 +14,6 @@ import pytest
 from spectrascope.cli import main
 from spectrascope.records.report import Report
 from spectrascope.reports import Format, Sort, report_from_json, report_to_json
-from tests.support.cli_fixtures import report, run_command, saved  # noqa: F401
 from tests.support.made_up_reports import LONG_NAME, big_report
 
 

@@ -1,5 +1,4 @@
 """``suggest-beta`` from the command line: saved reports, networks, emissions, steps taken for real, refusals."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import csv
 import io
@@ -15,7 +14,7 @@ from spectrascope.advice.advise import advise
 from spectrascope.cli import main
 from spectrascope.records.report import Report
 from spectrascope.reports.emit import emit_torch
-from tests.support.cli_fixtures import START, calls, report, run_command, saved  # noqa: F401
+from tests.support.fixtures import START
 
 
 def _suggest(capsys, *arguments: str) -> str:

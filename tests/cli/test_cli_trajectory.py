@@ -1,5 +1,4 @@
 """``trajectory``: measures each checkpoint once, keeps reports, goes on after a break, reads reports without torch."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import json
 import os
@@ -12,7 +11,7 @@ from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports import read_report, report_to_json
 from tests.support.chart_cases import training_checkpoints
-from tests.support.cli_fixtures import Calls, calls, report, run_command, saved  # noqa: F401
+from tests.support.fixtures import Calls
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
 """``spectrascope weights`` from the command line: forms, exit codes, one line on stderr."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import csv
 import io
@@ -10,7 +9,6 @@ import torch
 from safetensors.torch import save_file
 
 from spectrascope.cli import main
-from tests.support.cli_fixtures import report, saved  # noqa: F401
 
 
 @pytest.fixture(scope="module")

@@ -415,12 +415,12 @@ def test_curvature_is_that_of_a_probe() -> None:
 
 
 def test_running_out_of_memory_starts_again_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrascope.curvature import factor_sweep
+    from spectrascope.curvature import kronecker
 
     model, x, y, weight = make("conv")
     options = {"layers": [weight], "micro_batch": 4}
     truth = only(decomposed(model, x, y, **options))[1].factors
-    original, seen = factor_sweep._FactorSweep.run, []
+    original, seen = kronecker.FactorSweep.run, []
 
     def run(self, start: int, stop: int):
         seen.append(stop - start)
@@ -429,7 +429,7 @@ def test_running_out_of_memory_starts_again_smaller(monkeypatch: pytest.MonkeyPa
             raise torch.OutOfMemoryError("out of memory")
         return found
 
-    monkeypatch.setattr(factor_sweep._FactorSweep, "run", run)
+    monkeypatch.setattr(kronecker.FactorSweep, "run", run)
     found = only(decomposed(model, x, y, **options))[1].factors
     assert max(seen) > 2
     assert seen[-1] <= 2

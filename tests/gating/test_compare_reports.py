@@ -7,10 +7,10 @@ import pytest
 from spectrascope.errors import OptionError
 from spectrascope.gating.changes import compare
 from spectrascope.gating.noise import NoiseMeter
-from spectrascope.gating.numbers import HEADLINES, SUMMARY_HEADLINES
+from spectrascope.gating.numbers import SUMMARY_HEADLINES, headlines
 from spectrascope.records.comparison import WHOLE_REPORT, Change
 from spectrascope.records.values import LayerStatus, Missing
-from spectrascope.reports.render import Format, render_comparison
+from spectrascope.reports.render import Format, render
 from tests.support.gate_reports import NAMES, network, with_measurement, with_run, with_status, without
 
 BASE = network()
@@ -20,7 +20,7 @@ DRIFTED = network(layer2_conv_weight={"beta": 2.3})
 def test_equal_reports_have_no_changes() -> None:
     found = compare(BASE, BASE)
     assert found.changes == ()
-    assert found.n_compared == found.n_unchanged == len(SUMMARY_HEADLINES) + len(NAMES) * len(HEADLINES)
+    assert found.n_compared == found.n_unchanged == len(SUMMARY_HEADLINES) + len(NAMES) * len(headlines())
     assert found.comparable
     everything = compare(BASE, BASE, unchanged=True)
     assert len(everything.changes) == found.n_compared
@@ -79,16 +79,16 @@ def test_layers_restrict_the_summary_too() -> None:
     found = compare(BASE, DRIFTED, layers=["layer2*"])
     (median,) = [change for change in found.changes if change.number == "summary.beta_median"]
     assert median.after == DRIFTED.layers[2].analysis.beta.value
-    assert replace(found, changes=()).n_compared == len(SUMMARY_HEADLINES) + len(HEADLINES)
+    assert replace(found, changes=()).n_compared == len(SUMMARY_HEADLINES) + len(headlines())
 
 
 def test_no_change_has_no_sign() -> None:
     """Numbers and their signs as people read them: 0 and 0.0, never +0 or -0.0."""
     before, after = network(), network(layer2_conv_weight={"beta": 2.3})
-    text = render_comparison(compare(before, after, unchanged=True), Format.MARKDOWN)
+    text = render(compare(before, after, unchanged=True), Format.MARKDOWN)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     cells = {(layer, number.replace("\\", "")): changes for layer, number, _, _, *changes in rows}
     assert cells["conv1.weight", "alpha_g"][:2] == ["0", "0.0"]
     assert cells["layer2.conv.weight", "beta"][0].startswith("+0.")
     tiny = replace(compare(before, after), changes=(Change("w", "beta", 2.0, 2.0 - 1e-5, -1e-5, -0.01),))
-    assert "| -1e-05 | 0.0 | 0.0 |" in render_comparison(tiny, Format.MARKDOWN)
+    assert "| -1e-05 | 0.0 | 0.0 |" in render(tiny, Format.MARKDOWN)

@@ -4,7 +4,7 @@ import pytest
 
 from spectrascope.errors import PolicyError
 from spectrascope.gating.grammar import parse_rule
-from spectrascope.gating.policy import DEFAULT_RULES, add_rules, default_policy, matches, policy_from_table
+from spectrascope.gating.policy import DEFAULT_RULES, add_rules, default_policy, policy_from_table
 from spectrascope.records.verdict import Action, Condition, Direction, Limit
 
 BOTH, RISE, FALL = Direction.BOTH, Direction.RISE, Direction.FALL
@@ -102,9 +102,3 @@ def test_a_table_becomes_a_policy() -> None:
 def test_malformed_tables(table: dict, match: str) -> None:
     with pytest.raises(PolicyError, match=match):
         policy_from_table(table, "p.toml")
-
-
-def test_a_name_with_brackets_matches_itself() -> None:
-    assert matches("w[q]", ("w[q]",))
-    assert matches("layer1.conv", ("layer?.*",))
-    assert not matches("layer1.conv", ("conv",))

@@ -24,7 +24,6 @@ from spectrascope.integrations.monitor import CurvatureMonitor
 from spectrascope.numerics.directions import top_directions
 from spectrascope.optim import SpectralNewton
 from spectrascope.optim.matrix_transfer import apply_transfer
-from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing
 from spectrascope.workload import Workload
@@ -150,7 +149,7 @@ def test_kronecker_factors_there_are_those_here():
         return spectrascope.decompose(workload.model, batch, workload.loss_fn, top_k=4, device=device)
 
     for one, other in zip(run("cpu").layers, run(DEVICE).layers, strict=True):
-        chi, expected = (decomposition_of(row).alignment.chi for row in (other, one))
+        chi, expected = (row.decomposition.alignment.chi for row in (other, one))
         assert chi == pytest.approx(expected, rel=1e-2)
 
 

@@ -17,7 +17,7 @@ from spectrascope.measure.run import run_probe
 from spectrascope.records.inspection import Inspection
 from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions
 from spectrascope.records.values import EngineName, LayerRole, Missing
-from spectrascope.reports.render import Format, render_inspection
+from spectrascope.reports.render import Format, render
 from spectrascope.workload import Run, TensorSource
 from tests.support.cases import CASES, make_workload
 
@@ -184,7 +184,7 @@ def mixed() -> Inspection:
 
 
 def test_json_holds_everything(mixed):
-    document = json.loads(render_inspection(mixed, Format.JSON))
+    document = json.loads(render(mixed, Format.JSON))
     assert next(iter(document)) == "schema_version"
     assert len(document["weights"]) == len(mixed.weights)
     by_name = {row["info"]["name"]: row for row in document["weights"]}
@@ -195,7 +195,7 @@ def test_json_holds_everything(mixed):
 
 
 def test_csv_has_a_line_for_every_parameter(mixed):
-    rows = list(csv.DictReader(io.StringIO(render_inspection(mixed, Format.CSV))))
+    rows = list(csv.DictReader(io.StringIO(render(mixed, Format.CSV))))
     assert [row["name"] for row in rows] == [row.info.name for row in mixed.weights]
     by_name = {row["name"]: row for row in rows}
     assert by_name["0.a.weight"]["engine"] == "tangent"
@@ -207,7 +207,7 @@ def test_csv_has_a_line_for_every_parameter(mixed):
 def test_table_and_markdown(mixed, format):
     from rich.console import Console
 
-    drawn = render_inspection(mixed, format)
+    drawn = render(mixed, format)
     stream = io.StringIO()
     Console(file=stream, width=200).print(drawn)
     text = stream.getvalue()
@@ -269,4 +269,4 @@ def test_weights_are_listed_where_no_sample_is_known():
     assert found.inputs == found.cost.total_passes == why
     assert all(row.engine == why for row in found.weights if row.measured)
     assert found.cost.fixed_bytes == known.cost.fixed_bytes
-    assert json.loads(render_inspection(found, Format.JSON))["inputs"] == {"missing": why.reason}
+    assert json.loads(render(found, Format.JSON))["inputs"] == {"missing": why.reason}

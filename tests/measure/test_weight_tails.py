@@ -18,7 +18,7 @@ from spectrascope.measure.weights import measure_weight
 from spectrascope.records.report import LayerInfo, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, Missing, PowerFit
 from spectrascope.records.weights import ConvView, TailFit, WeightOptions, WeightTail
-from spectrascope.reports.render import Format, render_weights
+from spectrascope.reports.render import Format, render
 
 FROZEN = Path(__file__).parents[1] / "frozen" / "weightwatcher.json"
 
@@ -160,15 +160,15 @@ def test_refusals(arguments: dict, message: str, as_tensors: bool) -> None:
 
 def test_every_form_tells_the_same_numbers(net: Net) -> None:
     report = spectrascope.weights(net)
-    (table_row,) = [row for row in csv.DictReader(io.StringIO(render_weights(report, Format.CSV))) if
+    (table_row,) = [row for row in csv.DictReader(io.StringIO(render(report, Format.CSV))) if
                     row["name"] == "conv.weight"]  # fmt: skip
-    document = json.loads(render_weights(report, Format.JSON))
+    document = json.loads(render(report, Format.JSON))
     (json_row,) = [row for row in document["rows"] if row["info"]["name"] == "conv.weight"]
     assert document["schema_version"] == 1
     assert float(table_row["alpha"]) == json_row["tail"]["alpha"]
     assert float(table_row["stable_rank"]) == json_row["stable_rank"]
     assert table_row["missing"].startswith("alpha_h: no report")
-    markdown = render_weights(report, Format.MARKDOWN)
+    markdown = render(report, Format.MARKDOWN)
     assert f"{json_row['tail']['alpha']:.2f} ±{json_row['tail']['sigma']:.2f}" in markdown
     assert "exactly zero" in markdown
     assert "aspect ratio" in markdown

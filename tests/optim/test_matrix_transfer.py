@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from spectrascope.optim import Precision, Route, apply_transfer
-from tests.support.spectral_oracle import matrix_with_spectrum, power_law, transfer_by_svd
+from tests.support.oracles import matrix_with_spectrum, power_law, transfer_by_svd
 
 BETAS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 SHAPES = ((12, 40), (40, 12), (24, 24), (1, 7), (10, 64))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.optim import SpectralNewton
-from tests.support.spectral_oracle import transfer_by_svd
+from tests.support.oracles import transfer_by_svd
 
 
 def _parameters(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float64, seed: int = 0) -> list[nn.Parameter]:

@@ -15,9 +15,9 @@ from spectrascope.advice.advise import advise
 from spectrascope.records.advice import Advice, ParameterExponent, ValidatedStep, ValidateOn, Validation
 from spectrascope.records.report import LayerInfo
 from spectrascope.records.values import LayerKind, LayerRole, Missing
+from spectrascope.reports.csv import ADVICE_COLUMNS
 from spectrascope.reports.emit import Emission, emit_advice, emit_torch, emit_yaml
-from spectrascope.reports.render import Format, render_advice
-from spectrascope.reports.suggestion_csv import COLUMNS
+from spectrascope.reports.render import Format, render
 from tests.support.made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report, mixed_report
 
 
@@ -28,7 +28,7 @@ def advice() -> Advice:
 
 def _text(advice: Advice, width: int | None) -> str:
     console = Console(width=width or 400, color_system=None, file=io.StringIO())
-    console.print(render_advice(advice, Format.TABLE, width=width))
+    console.print(render(advice, Format.TABLE, width=width))
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -70,17 +70,17 @@ def test_a_correlation_names_the_steps_it_is_over(advice: Advice) -> None:
 
 
 def test_markdown_escapes_names(advice: Advice) -> None:
-    text = render_advice(_validated(advice), Format.MARKDOWN)
+    text = render(_validated(advice), Format.MARKDOWN)
     assert isinstance(text, str)
     assert r"a\[red\]b\|c" in text
     assert "### Steps taken for real" in text
 
 
 def test_csv_and_json_tell_the_same(advice: Advice) -> None:
-    rows = list(csv.DictReader(io.StringIO(str(render_advice(advice, Format.CSV)))))
-    document = json.loads(str(render_advice(advice, Format.JSON)))
+    rows = list(csv.DictReader(io.StringIO(str(render(advice, Format.CSV)))))
+    document = json.loads(str(render(advice, Format.JSON)))
     assert document["schema_version"] == 1
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == ADVICE_COLUMNS
     for row, layer in zip(rows, document["layers"], strict=True):
         assert row["name"] == layer["info"]["name"]
         assert row["treatment"] == layer["treatment"]

@@ -1,5 +1,4 @@
 """Another window from a saved report."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 from dataclasses import replace
 
@@ -9,7 +8,6 @@ from spectrascope.errors import OptionError
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.reports.json import report_from_json, report_to_json
 from spectrascope.reports.refit import refit
-from tests.support.report_fixtures import report  # noqa: F401
 
 
 def _beta(report: Report) -> float:

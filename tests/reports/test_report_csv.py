@@ -1,5 +1,4 @@
 """CSV, JSON and table tell the same numbers, one row per layer."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import csv
 import io
@@ -11,13 +10,12 @@ from rich.console import Console
 
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.values import Missing, PowerFit
-from spectrascope.reports.csv import COLUMNS, TRIANGLE_COLUMNS, bench_to_csv, report_to_csv, triangle_to_csv
+from spectrascope.reports.csv import TRIANGLE_COLUMNS, bench_to_csv, report_columns, report_to_csv, triangle_to_csv
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.order import Sort
-from spectrascope.reports.table import report_table
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.views.layer_sheet import build_layer_sheet
 from tests.support.made_up_reports import LONG_NAME
-from tests.support.report_fixtures import bench, report  # noqa: F401
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -27,8 +25,8 @@ def _rows(text: str) -> list[dict[str, str]]:
 def test_one_row_per_layer_with_the_documented_columns(report: Report) -> None:
     text = report_to_csv(report)
     rows = _rows(text)
-    assert tuple(rows[0]) == COLUMNS
-    assert len(set(COLUMNS)) == len(COLUMNS)
+    assert tuple(rows[0]) == report_columns()
+    assert len(set(report_columns())) == len(report_columns())
     assert [row["name"] for row in rows] == [layer.info.name for layer in report.layers]
     assert rows[1]["name"] == "a[red]b|c"
     assert rows[2]["name"] == LONG_NAME
@@ -103,7 +101,7 @@ def test_the_table_shows_the_same_numbers_rounded(report: Report) -> None:
         assert isinstance(analysis.alpha_g, PowerFit)
         assert isinstance(analysis.alpha_h, PowerFit)
         value, spread = (float(part.strip("*± ")) for part in cells["β"].split(" ", 1))
-        interval = analysis.beta.jackknife_ci95
+        interval = analysis.beta.interval
         assert value == pytest.approx(analysis.beta.value, abs=0.005001)
         assert spread == pytest.approx((interval.high - interval.low) / 2, abs=0.005001)
         assert float(cells["R²"]) == pytest.approx(analysis.beta.r2, abs=0.00051)
@@ -119,7 +117,7 @@ def test_the_table_shows_the_same_numbers_rounded(report: Report) -> None:
 def test_the_drawn_table_holds_every_cell(report: Report) -> None:
     console = Console(width=10_000, color_system=None)
     with console.capture() as capture:
-        console.print(report_table(report))
+        console.print(render(report, Format.TABLE))
     drawn = capture.get()
     for line in build_layer_sheet(report.layers).rows:
         shown = next(text for text in drawn.splitlines() if text.startswith(line.cells[0] + " "))

@@ -1,5 +1,4 @@
 """Files: whole or not at all, and refused in one line."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import os
 import subprocess
@@ -12,7 +11,6 @@ import pytest
 from spectrascope.errors import OptionError, ReportFormatError
 from spectrascope.records.report import Report
 from spectrascope.reports import check_writable, read_report, report_to_json, write_text_atomically
-from tests.support.report_fixtures import report  # noqa: F401
 
 
 def test_write_and_read(tmp_path: Path, report: Report) -> None:

@@ -1,19 +1,28 @@
 """JSON: exact, strict, and refusing what is no report with one line that says where."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import json
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrascope.errors import NonFiniteError, ReportFormatError
-from spectrascope.records.report import LayerReport, ProbeOptions, Report, SkippedLayer
+from spectrascope.records.report import Analysis, LayerReport, Measurement, ProbeOptions, Report, SkippedLayer
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, ZetaBound
+from spectrascope.reports.codec import GROUP_KEYS, LAYER_KEYS
 from spectrascope.reports.json import record_to_json, report_from_json, report_to_json
-from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
-from tests.support.report_fixtures import bench, report  # noqa: F401
+from tests.support.made_up_reports import (
+    decomposed,
+    make_info,
+    make_layer,
+    make_measurement,
+    make_report,
+    mixed_report,
+)
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 reason = st.text(min_size=1)
@@ -48,6 +57,49 @@ def test_round_trip_of_quartiles_extra_and_odd_options() -> None:
         extra={"gate": {"limits": [1, 2.5, "x", None, True]}},
     )
     assert report_from_json(report_to_json(report)) == report
+
+
+def test_round_trip_of_a_decomposition_and_of_estimates() -> None:
+    estimated = replace(make_measurement(), exact=False, h_stderr=(0.25,) * 20)
+    rows = (
+        decomposed(make_layer(make_info("a"), make_measurement()), shape=(20, 20)),
+        replace(make_layer(make_info("b"), estimated), decomposition=Missing("its factors are too large")),
+    )
+    assert report_from_json(report_to_json(make_report(rows))) == make_report(rows)
+
+
+def test_a_file_name_that_is_no_unicode_comes_back(report: Report) -> None:
+    odd = replace(report, provenance=replace(report.provenance, command="spectrascope probe net\udcff.pt"))
+    assert report_from_json(report_to_json(odd)) == odd
+
+
+def test_every_field_of_a_layer_is_written() -> None:
+    groups = {f"group_{key}" for key in GROUP_KEYS}
+    names = [item.name for part in (Measurement, Analysis) for item in fields(part)]
+    assert sorted(LAYER_KEYS) == sorted([*(name for name in names if name not in groups), "groups"])
+
+
+IMPORTED = """
+import sys
+from spectrascope.cli import app
+from spectrascope.reports import read_report, report_to_json
+assert not {"torch", "pydantic", "pydantic_core"} & set(sys.modules)
+report_to_json(read_report(__import__("pathlib").Path(sys.argv[1])))
+assert "pydantic_core" in sys.modules
+assert not {"torch", "pydantic"} & set(sys.modules)
+"""
+
+
+def test_reading_imports_the_core_of_pydantic_and_nothing_else_does() -> None:
+    path = Path(__file__).parents[1] / "golden" / "report-v1.json"
+    subprocess.run([sys.executable, "-c", IMPORTED, str(path)], check=True)
+
+
+def test_the_validator_is_built_once(report: Report, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = report_to_json(report)
+    report_from_json(text)
+    monkeypatch.setattr("spectrascope.reports.validate.document_schema", lambda: pytest.fail("built again"))
+    report_from_json(text)
 
 
 def test_round_trip_without_layers() -> None:

@@ -1,5 +1,4 @@
 """The published schema is what the code says, accepts what is written and nothing else."""
-# ruff: noqa: F811 (fixtures are imported by name)
 
 import copy
 import json
@@ -11,7 +10,6 @@ import pytest
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.schema import report_schema
 from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report, mixed_report
-from tests.support.report_fixtures import report  # noqa: F401
 
 VALIDATOR = jsonschema.Draft202012Validator(report_schema())
 

@@ -1,12 +1,12 @@
 """Reports and trajectories for what draws them."""
 
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from dataclasses import replace
 
 from spectrascope.advice.trajectory import STEP_KEY, MeasuredCheckpoint
+from spectrascope.records.decomposition import Decomposition
 from spectrascope.records.report import LayerInfo, LayerReport, Report, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerStatus, Missing, PowerFit
-from tests.support.made_up_reports import LONG_NAME, make_info, make_layer, make_measurement, make_report
+from tests.support.made_up_reports import LONG_NAME, decomposed, make_info, make_layer, make_measurement, make_report
 
 HOSTILE_NAMES = ("<script>alert(1)</script>", "a&b\"c'd", "$x_1$ {} %s", "\x1b[31mred", "[/bold]", "a</template>b")
 
@@ -39,23 +39,15 @@ def skipped_report() -> Report:
     return make_report(rows)
 
 
-@dataclass(frozen=True)
-class DecomposedLayer(LayerReport):
-    """A layer with the block that a decomposition adds."""
-
-    decomposition: object = None
-
-
 def decomposed_layer(name: str, parts: tuple[float, float, float]) -> LayerReport:
     """A layer whose β is the sum of three parts."""
-    layer = make_layer(make_info(name), make_measurement())
-    fit = layer.analysis.beta
+    layer = decomposed(make_layer(make_info(name), make_measurement()))
+    fit, found = layer.analysis.beta, layer.decomposition
     assert isinstance(fit, PowerFit)
+    assert isinstance(found, Decomposition)
     fields = ("beta_lambda", "beta_phi", "beta_chi")
     fits = {field: replace(fit, value=value) for field, value in zip(fields, parts, strict=True)}
-    return DecomposedLayer(
-        layer.info, layer.measurement, layer.analysis, SimpleNamespace(alignment=SimpleNamespace(**fits))
-    )
+    return replace(layer, decomposition=replace(found, alignment=replace(found.alignment, **fits)))
 
 
 def training_checkpoints() -> list[MeasuredCheckpoint]:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.tangent.recording import Node
-from spectrascope.curvature.tangent.rule import Order, Pushed, TangentRule, Tangents
+from spectrascope.curvature.recorder import Node
+from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
 from spectrascope.curvature.tangent.values import dense, gram
 
 __all__ = ["ATTENTION_RULES"]
@@ -194,5 +194,5 @@ _KERNELS = (
     "fused_attention_overrideable",
 )
 ATTENTION_RULES: dict[str, TangentRule] = {
-    f"aten._scaled_dot_product_{kernel}": TangentRule(Order.CURVED, _make, _accepts) for kernel in _KERNELS
+    f"aten._scaled_dot_product_{kernel}": TangentRule(_make, _accepts) for kernel in _KERNELS
 }

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from spectrascope.curvature.recorder import Node, Value
 from spectrascope.curvature.tangent.pointwise import derivatives
-from spectrascope.curvature.tangent.recording import Node, Value
 from spectrascope.curvature.tangent.rule import Pushed, Tangents
 from spectrascope.curvature.tangent.table import is_pointwise
 from spectrascope.curvature.tangent.values import Tangent, dense, weighted_gram
@@ -88,7 +88,7 @@ class ChainStep:
     shape: tuple[int, ...]
 
     def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
-        """As every step."""
+        """Scale the root's tangents once per value that leaves the chain."""
         (tangent,) = z
         assert tangent is not None
         if self.coefficient is None and all(isinstance(s, float) and s == 1.0 for s in self.slopes):

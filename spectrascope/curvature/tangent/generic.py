@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.operations import functional, with_tensors
-from spectrascope.curvature.tangent.recording import Node
-from spectrascope.curvature.tangent.rule import Order, Pushed, TangentRule, Tangents
+from spectrascope.curvature.recorder import Node
+from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
 from spectrascope.curvature.tangent.values import dense
 
 __all__ = ["GENERIC_RULE"]
@@ -104,4 +104,4 @@ def _make(node: Node, adjoints: Sequence[Tensor | None]) -> Any:
     return _Generic(node, tuple(adjoints))
 
 
-GENERIC_RULE = TangentRule(Order.CURVED, _make)
+GENERIC_RULE = TangentRule(_make)

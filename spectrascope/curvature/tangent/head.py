@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.products import MatrixProduct
-from spectrascope.curvature.tangent.recording import Node
 from spectrascope.curvature.tangent.rule import Pushed, Tangents
 from spectrascope.curvature.tangent.values import RankOne, Tangent, dense, gram
 

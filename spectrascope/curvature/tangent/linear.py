@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.claims import BATCH_NORMS, MAPPED, batch_norm_eps, data_positions
 from spectrascope.curvature.operations import functional, with_tensors
-from spectrascope.curvature.tangent.normalise import BATCH_NORMS, batch_norm_eps, uses_batch_statistics
-from spectrascope.curvature.tangent.recording import Node
-from spectrascope.curvature.tangent.rule import LinearStep, Order, Pushed, Step, TangentRule, Tangents, argument
+from spectrascope.curvature.recorder import Node
+from spectrascope.curvature.tangent.rule import LinearStep, Pushed, Step, TangentRule, Tangents, argument
 from spectrascope.curvature.tangent.values import RankOne, Stacked, Tangent, dense
 
 __all__ = ["LINEAR_RULES"]
@@ -21,12 +21,8 @@ Map = Callable[[Tangent], "Tangent | Sequence[Tangent]"]
 LINEAR_RULES: dict[str, TangentRule] = {}
 
 
-def _only_first(node: Node) -> bool:
-    return tuple(node.inputs) == (0,)
-
-
-def _register(names: str, make: Callable[[Node], Map], accepts: Callable[[Node], bool] = _only_first) -> None:
-    """Operations of one data tensor, the first argument."""
+def _register(names: str, make: Callable[[Node], Map]) -> None:
+    """Operations of one data tensor, the first argument, which alone carries tangents (``claims.py``)."""
 
     def step(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
         apply = make(node)
@@ -39,7 +35,7 @@ def _register(names: str, make: Callable[[Node], Map], accepts: Callable[[Node],
         return LinearStep(push)
 
     for name in names.split():
-        LINEAR_RULES[f"aten.{name}"] = TangentRule(Order.LINEAR, step, accepts)
+        LINEAR_RULES[f"aten.{name}"] = TangentRule(step)
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -259,86 +255,42 @@ _register("constant_pad_nd", _pad)
 
 def _batch_norm(node: Node) -> Map:
     x, gamma, variance = node.args[0], node.args[1], node.args[4]
-    scale = torch.rsqrt(variance + batch_norm_eps(node))
+    scale = torch.rsqrt(variance + batch_norm_eps(node.args))
     scale = scale if gamma is None else scale * gamma
     scale = scale.detach().view(-1, *(1,) * (x.dim() - 2))
     return lambda z: (dense(z) * scale,)
 
 
-def _fixed_statistics(node: Node) -> bool:
-    return _only_first(node) and not uses_batch_statistics(node)
-
-
-for _name in BATCH_NORMS:
-    _register(_name, _batch_norm, _fixed_statistics)
+_register(" ".join(BATCH_NORMS), _batch_norm)
 
 
 # -- several data tensors, or none of the above: the operation itself, mapped over directions --------------------
 
-_FIRST = """
-    repeat flip roll diagonal reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d
-    replication_pad3d pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle im2col col2im unfold cumsum
-    tril triu avg_pool1d avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d upsample_nearest1d
-    upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d upsample_linear1d
-    upsample_bilinear2d upsample_bicubic2d upsample_trilinear3d _upsample_bilinear2d_aa _upsample_bicubic2d_aa
-    nll_loss_forward nll_loss2d_forward diag_embed trace rot90 grid_sampler_2d affine_grid_generator
-"""
-_SEVERAL = {
-    "cat": "all",
-    "stack": "all",
-    "copy": (1,),
-    "index_put": "ends",
-    "_unsafe_index_put": "ends",
-    "scatter": (0, 2),
-    "scatter_add": (0, 2),
-    "index_add": (0, 2),
-    "index_copy": (0, 2),
-    "select_scatter": (0, 1),
-    "slice_scatter": (0, 1),
-    "diagonal_scatter": (0, 1),
-    "masked_scatter": (0, 2),
-}
 
+def _mapped(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
+    """The operation itself, mapped over directions."""
+    tensors = node.tensors()
+    func = functional(node.name)
 
-def _data_positions(data: Any, node: Node) -> tuple[int, ...]:
-    count = len(node.tensors())
-    if data == "all":
-        return tuple(range(count))
-    return (0, count - 1) if data == "ends" else tuple(data)
+    def push(z: Tangents) -> Pushed:
+        found = {p: dense(t) for p, t in zip(node.inputs, z, strict=True) if t is not None}
+        some = next(iter(found.values()))
+        # Data without a tangent of this weight counts as zero, as in any linear map.
+        still = {
+            p: tensors[p].new_zeros(tensors[p].shape, dtype=some.dtype)
+            for p in data_positions(node.name, len(tensors))
+            if p < len(tensors) and p not in found and tensors[p].is_floating_point()
+        }
 
+        def one(*pushed: Tensor) -> Any:
+            new = {**still, **dict(zip(found, pushed, strict=True))}
+            args, kwargs = with_tensors(node.args, node.kwargs, new)
+            return func(*args, **kwargs)
 
-def _mapped(data: Any) -> TangentRule:
-    """The operation itself, mapped over directions; ``data`` are the tensor arguments in which it is linear."""
+        out = torch.vmap(one)(*found.values())
+        return tuple(out) if isinstance(out, (list, tuple)) else (out,)
 
-    def accepts(node: Node) -> bool:
-        return set(node.inputs) <= set(_data_positions(data, node))
-
-    def make(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
-        tensors = node.tensors()
-        positions = _data_positions(data, node)
-        func = functional(node.name)
-
-        def push(z: Tangents) -> Pushed:
-            found = {p: dense(t) for p, t in zip(node.inputs, z, strict=True) if t is not None}
-            some = next(iter(found.values()))
-            # Data without a tangent of this weight counts as zero, as in any linear map.
-            still = {
-                p: tensors[p].new_zeros(tensors[p].shape, dtype=some.dtype)
-                for p in positions
-                if p < len(tensors) and p not in found and tensors[p].is_floating_point()
-            }
-
-            def one(*pushed: Tensor) -> Any:
-                new = {**still, **dict(zip(found, pushed, strict=True))}
-                args, kwargs = with_tensors(node.args, node.kwargs, new)
-                return func(*args, **kwargs)
-
-            out = torch.vmap(one)(*found.values())
-            return tuple(out) if isinstance(out, (list, tuple)) else (out,)
-
-        return LinearStep(push)
-
-    return TangentRule(Order.LINEAR, make, accepts)
+    return LinearStep(push)
 
 
 def _cat(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
@@ -355,8 +307,5 @@ def _cat(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     return LinearStep(push)
 
 
-for _name in _FIRST.split():
-    LINEAR_RULES[f"aten.{_name}"] = _mapped((0,))
-for _name, _positions in _SEVERAL.items():
-    LINEAR_RULES[f"aten.{_name}"] = _mapped(_positions)
-LINEAR_RULES["aten.cat"] = TangentRule(Order.LINEAR, _cat)
+LINEAR_RULES.update({f"aten.{name}": TangentRule(_mapped) for name in MAPPED})
+LINEAR_RULES["aten.cat"] = TangentRule(_cat)

@@ -11,30 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.tangent.recording import Node
-from spectrascope.curvature.tangent.rule import Order, Pushed, Step, TangentRule, Tangents, argument
+from spectrascope.curvature.claims import BATCH_NORMS, batch_norm_eps
+from spectrascope.curvature.recorder import Node
+from spectrascope.curvature.tangent.rule import Pushed, Step, TangentRule, Tangents, argument
 from spectrascope.curvature.tangent.values import dense, gram, weighted_gram
 
-__all__ = ["BATCH_NORMS", "NORMALISING_RULES", "batch_norm_eps", "uses_batch_statistics"]
-
-BATCH_NORMS = (
-    "native_batch_norm",
-    "cudnn_batch_norm",
-    "miopen_batch_norm",
-    "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training",
-)
-
-
-def uses_batch_statistics(node: Node) -> bool:
-    """Whether a recorded batch normalisation uses its input's own mean and variance, as instance norm does."""
-    flag = node.args[5]  # ``train``; the variants without that argument have a number there, or no statistics at all
-    return flag if isinstance(flag, bool) else node.args[3] is None
-
-
-def batch_norm_eps(node: Node) -> float:
-    """The constant added to the variance."""
-    return float(node.args[7] if isinstance(node.args[5], bool) else node.args[6])
+__all__ = ["NORMALISING_RULES"]
 
 
 def _centred(z: Tangents, p: Tensor, axis: int) -> Tensor:
@@ -196,7 +178,7 @@ def _batch_statistics(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     moved = x.permute(order)
     rows = moved.reshape(moved.shape[0], -1)
     centred = rows - rows.mean(-1, keepdim=True)
-    r = (centred.square().mean(-1, keepdim=True) + batch_norm_eps(node)).rsqrt()
+    r = (centred.square().mean(-1, keepdim=True) + batch_norm_eps(node.args)).rsqrt()
     inner = _Normalised(
         centred * r,
         r,
@@ -269,19 +251,12 @@ def _only_input(node: Node) -> bool:
 
 
 NORMALISING_RULES: dict[str, TangentRule] = {
-    "aten._softmax": TangentRule(Order.CURVED, _softmax(False), _only_input),  # type: ignore[arg-type]
-    "aten._safe_softmax": TangentRule(Order.CURVED, _softmax(False), _only_input),  # type: ignore[arg-type]
-    "aten._log_softmax": TangentRule(Order.CURVED, _softmax(True), _only_input),  # type: ignore[arg-type]
-    "aten.native_layer_norm": TangentRule(Order.CURVED, _layer_norm, _only_input),
-    "aten._fused_rms_norm": TangentRule(Order.CURVED, _rms_norm, _only_input),
-    "aten._weight_norm_interface": TangentRule(
-        Order.CURVED, _weight_norm, lambda node: int(argument(node, 2, "dim", 0)) >= 0
-    ),
-    "aten.native_group_norm": TangentRule(Order.CURVED, _group_norm, _only_input),
-    **{
-        f"aten.{name}": TangentRule(
-            Order.CURVED, _batch_statistics, lambda node: _only_input(node) and uses_batch_statistics(node)
-        )
-        for name in BATCH_NORMS
-    },
+    "aten._softmax": TangentRule(_softmax(False), _only_input),  # type: ignore[arg-type]
+    "aten._safe_softmax": TangentRule(_softmax(False), _only_input),  # type: ignore[arg-type]
+    "aten._log_softmax": TangentRule(_softmax(True), _only_input),  # type: ignore[arg-type]
+    "aten.native_layer_norm": TangentRule(_layer_norm, _only_input),
+    "aten._fused_rms_norm": TangentRule(_rms_norm, _only_input),
+    "aten._weight_norm_interface": TangentRule(_weight_norm, lambda node: int(argument(node, 2, "dim", 0)) >= 0),
+    "aten.native_group_norm": TangentRule(_group_norm, _only_input),
+    **{f"aten.{name}": TangentRule(_batch_statistics, _only_input) for name in BATCH_NORMS},
 }

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.claims import Kind
 from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.microbatches import is_out_of_memory
+from spectrascope.curvature.recorder import Node, Recording
 from spectrascope.curvature.tangent.chains import Chains, ChainStep
 from spectrascope.curvature.tangent.head import HeadStep, row_order, token_forms
 from spectrascope.curvature.tangent.products import matrix_product
-from spectrascope.curvature.tangent.recording import Node, Recording
-from spectrascope.curvature.tangent.rule import Order, Step, TangentRule
-from spectrascope.curvature.tangent.table import find_rule
+from spectrascope.curvature.tangent.rule import Step, TangentRule
+from spectrascope.curvature.tangent.table import find_rule, kind_of
 from spectrascope.curvature.tangent.values import Tangent, dense
 from spectrascope.numerics.spectra import sum_dtype
 
@@ -161,7 +162,7 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, dir
         dep,
         float(loss.detach()),
         tuple(None if g is None else g.detach() for g in gradients),
-        dict(recording.unsupported),
+        dict(recording.refused),
         _footprint(recording, steps),
     )
     recording.release()
@@ -191,13 +192,13 @@ def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
     need = [0] * len(values)
     ruled: list[_Ruled] = []
     for node in kept:  # last first
-        rule = find_rule(node)
+        kind = kind_of(node)
         deps = [values[n].dep for n in node.inputs.values()]
         union = overlap = 0
         for dep in deps:
             overlap |= union & dep
             union |= dep
-        curved = {Order.LINEAR: 0, Order.PRODUCT: overlap, Order.CURVED: union}[rule.order]
+        curved = {Kind.STRAIGHT: 0, Kind.PRODUCT: overlap, Kind.CURVED: union}[kind]
         wanted = 0
         for n in node.outputs:
             if n is not None:
@@ -207,7 +208,7 @@ def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
             continue
         for n in node.inputs.values():
             need[n] |= (curved | wanted) & values[n].dep
-        ruled.append(_Ruled(node, rule, curved, wanted))
+        ruled.append(_Ruled(node, find_rule(node, kind), curved, wanted))
     return ruled[::-1]
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.claims import STRAIGHT_ENTRY_BY_ENTRY, bare_name
 from spectrascope.curvature.operations import functional, with_tensors
-from spectrascope.curvature.tangent.recording import Node
-from spectrascope.curvature.tangent.rule import Order, Pushed, TangentRule, Tangents
+from spectrascope.curvature.recorder import Node
+from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
 from spectrascope.curvature.tangent.values import dense, gram, weighted_gram
 
 __all__ = ["POINTWISE_RULES", "Derivatives", "Factor", "derivatives"]
@@ -38,13 +39,13 @@ class Derivatives:
 
 def derivatives(node: Node, *, second: bool = True) -> Derivatives:
     """Derivatives of a pointwise operation at the recorded values; ``second=False`` leaves the second ones out."""
-    name = node.name.removeprefix("aten.").removesuffix("_")
+    name = bare_name(node.name)
     closed = _CLOSED.get(name)
     if closed is not None:
         found = closed(node)
         if found is not None:
             return found
-    return _by_autograd(node, second and name not in _STRAIGHT)
+    return _by_autograd(node, second and name not in STRAIGHT_ENTRY_BY_ENTRY)
 
 
 def _by_autograd(node: Node, second: bool) -> Derivatives:
@@ -127,21 +128,13 @@ _CLOSED: dict[str, Callable[[Node], Derivatives | None]] = {
     "relu": _relu,
 }
 
-_STRAIGHT = (
-    "add", "sub", "rsub", "neg", "relu", "hardsigmoid", "hardtanh", "leaky_relu", "threshold", "clamp", "clamp_min",
-    "clamp_max", "abs", "sign", "sgn", "maximum", "minimum", "fmax", "fmin", "where", "floor", "ceil", "round", "trunc",
-    "softshrink", "hardshrink", "nan_to_num", "fmod", "remainder", "_prelu_kernel", "prelu",
-)  # fmt: skip
-"""Piecewise linear in all tracked inputs together, kinks aside (``where`` in its two branches)."""
-
-_PRODUCTS = ("mul",)
-
 _CURVED = (
     "div", "pow", "exp", "exp2", "log", "log2", "log10", "log1p", "expm1", "sqrt", "rsqrt", "reciprocal", "square",
     "sigmoid", "tanh", "gelu", "silu", "softplus", "elu", "celu", "selu", "mish", "hardswish", "log_sigmoid_forward",
     "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh", "acosh", "atanh", "erf", "erfc",
     "erfinv", "addcmul", "addcdiv", "lerp", "logaddexp", "logaddexp2", "hypot", "xlogy", "special_xlog1py", "sinc",
     "lgamma", "digamma", "i0", "logit", "copysign", "special_erfcx", "special_ndtr", "special_log_ndtr", "float_power",
+    "prelu", "_prelu_kernel",
 )  # fmt: skip
 
 
@@ -191,10 +184,6 @@ def _make(node: Node, adjoints: Sequence[Tensor | None]) -> _PointwiseStep:
     return _PointwiseStep(found, adjoints[0], tuple(node.outs[0].shape))
 
 
-POINTWISE_RULES: dict[str, TangentRule] = {}
-for _name in _STRAIGHT:
-    POINTWISE_RULES[f"aten.{_name}"] = TangentRule(Order.LINEAR, _make)
-for _name in _PRODUCTS:
-    POINTWISE_RULES[f"aten.{_name}"] = TangentRule(Order.PRODUCT, _make)
-for _name in _CURVED:
-    POINTWISE_RULES[f"aten.{_name}"] = TangentRule(Order.CURVED, _make)
+POINTWISE_RULES: dict[str, TangentRule] = {
+    f"aten.{name}": TangentRule(_make) for name in (*STRAIGHT_ENTRY_BY_ENTRY, "mul", *_CURVED)
+}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spectrascope.curvature.tangent.recording import Node
-from spectrascope.curvature.tangent.rule import Order, Pushed, TangentRule, Tangents
+from spectrascope.curvature.recorder import Node
+from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
 from spectrascope.curvature.tangent.values import RankOne, Tangent, dense, gram
 
 __all__ = ["PRODUCT_RULES", "MatrixProduct", "matrix_product"]
@@ -217,6 +217,6 @@ def _is_batched(node: Node) -> bool:
 
 
 PRODUCT_RULES: dict[str, TangentRule] = {
-    **{f"aten.{name}": TangentRule(Order.PRODUCT, _make_product) for name in ("mm", "addmm", "bmm", "baddbmm")},
-    "aten.convolution": TangentRule(Order.PRODUCT, _make_convolution, _is_batched),
+    **{f"aten.{name}": TangentRule(_make_product) for name in ("mm", "addmm", "bmm", "baddbmm")},
+    "aten.convolution": TangentRule(_make_convolution, _is_batched),
 }

@@ -4,29 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from spectrascope.curvature.tangent.recording import Node
+from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.values import Tangent
 
-__all__ = ["LinearStep", "Order", "Pushed", "Step", "TangentRule", "Tangents", "argument"]
+__all__ = ["LinearStep", "Pushed", "Step", "TangentRule", "Tangents", "argument"]
 
 Tangents = Sequence["Tangent | None"]
 """One batch of tangents per tracked input, in the order of the node's ``inputs``; ``None`` where there is none."""
 
 Pushed = Sequence["Tangent | None"]
 """One batch of tangents per output; ``None`` where an output has none."""
-
-
-class Order(Enum):
-    """Where an operation has second-order terms, away from kinks."""
-
-    LINEAR = "linear"
-    PRODUCT = "product"  # linear in each input: only where two inputs both carry a tangent
-    CURVED = "curved"
 
 
 class Step(Protocol):
@@ -55,7 +46,6 @@ class TangentRule:
     ``accepts`` says whether the rule covers this call, with tangents where they are.
     """
 
-    order: Order
     make: Callable[[Node, Sequence[Tensor | None]], Step]
     accepts: Callable[[Node], bool] = lambda node: True
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from spectrascope.errors import LoadError, QuantizedError
 from spectrascope.text import printable
 
-__all__ = ["Header", "load_json", "printable", "read_header", "shown", "strings_of"]
+__all__ = ["Header", "dtype_of", "load_json", "printable", "read_header", "shown", "strings_of"]
 
 _LIMIT = 100_000_000  # bytes, as the format has it
 _DTYPES = {
@@ -81,18 +81,28 @@ def read_header(path: Path) -> Header:
 def _entry(path: Path, name: str, entry: Any) -> tuple[torch.dtype, tuple[int, ...], int, int]:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise _damaged(path, f"the header's entry for {shown(name)} is not a dtype, a shape and offsets")
-    dtype = _DTYPES.get(entry["dtype"]) if isinstance(entry["dtype"], str) else None
-    if dtype is None and str(entry["dtype"]) in _QUANTISED:
-        raise QuantizedError(
-            f"{path}: {shown(name)} is stored as {entry['dtype']}; quantised weights have no second derivatives; load "
-            "the full-precision checkpoint it was made from"
-        )
-    if dtype is None:
-        raise _damaged(path, f"{shown(name)} has the dtype {shown(entry['dtype'])}, which is not known")
+    dtype = dtype_of(path, name, entry["dtype"])
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not _is_shape(shape) or not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise _damaged(path, f"{shown(name)} has the shape {shown(shape)} at {shown(offsets)}")
     return dtype, tuple(shape), offsets[0], offsets[1]
+
+
+def dtype_of(path: Path, name: str, code: object) -> torch.dtype:
+    """The dtype of a tensor by the format's own code for it.
+
+    Raises:
+        LoadError: the code is of a quantised format, or of none that is known.
+    """
+    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    if dtype is None and str(code) in _QUANTISED:
+        raise QuantizedError(
+            f"{path}: {shown(name)} is stored as {code}; quantised weights have no second derivatives; load "
+            "the full-precision checkpoint it was made from"
+        )
+    if dtype is None:
+        raise _damaged(path, f"{shown(name)} has the dtype {shown(code)}, which is not known")
+    return dtype
 
 
 def _is_shape(value: Any) -> bool:

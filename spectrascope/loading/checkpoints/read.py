@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
 from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
-from spectrascope.loading.checkpoints.nests import Found, find_weights
-from spectrascope.loading.checkpoints.pickles import name_foreign_format, read_torch
+from spectrascope.loading.checkpoints.pickles import Found, find_weights, name_foreign_format, read_torch
 from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
 from spectrascope.records.values import Missing
 
-__all__ = ["SUFFIXES", "Checkpoint", "file_sha256", "read_checkpoint", "require_finite", "strip_wrappers"]
+__all__ = [
+    "SUFFIXES",
+    "Checkpoint",
+    "file_sha256",
+    "read_checkpoint",
+    "require_finite",
+    "require_plain",
+    "strip_wrappers",
+]
 
 SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors")
 
 Held = TypeVar("Held")  # tensors, or what is known of them
+Aside: TypeAlias = "Callable[[str, tuple[int, ...]], bool]"
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUANTISED = "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
@@ -37,8 +45,9 @@ class Checkpoint:
     """The weights of one checkpoint, wrapper prefixes removed, floats still in the file's precision.
 
     ``format`` says how the file was written and where in it the weights were ("pytorch, under 'state_dict'");
-    ``metadata`` holds a safetensors header's strings. ``sha256`` is of the file's bytes; of several files, of the
-    lines "name:sha256" sorted by name. Where only headers were read, the tensors are on the meta device.
+    ``place`` is that dotted place, ``metadata`` a safetensors header's strings. ``sha256`` is of the file's bytes; of
+    several files, of the lines "name:sha256" sorted by name. Where only headers were read, the tensors are on the meta
+    device.
     """
 
     state_dict: dict[str, Tensor]
@@ -46,6 +55,7 @@ class Checkpoint:
     path: Path
     format: str
     metadata: dict[str, str]
+    place: str = ""
 
     @property
     def narrow_dtypes(self) -> tuple[str, ...]:
@@ -95,7 +105,11 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def read_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoint:
+def _nothing(name: str, shape: tuple[int, ...]) -> bool:
+    return False
+
+
+def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Aside = _nothing) -> Checkpoint:
     """Read the weights of a checkpoint: a file, an index of shards, or a folder that holds one of these.
 
     The format is told from a file's first bytes, not from its name. Weights may be nested under ``state_dict``,
@@ -104,6 +118,8 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoi
     Args:
         path: what to read.
         headers_only: read names, shapes and dtypes; the data are neither read nor checked.
+        aside: tells by name and shape of a tensor that nothing will be measured by (an old file's causal mask), so
+            that it may hold bytes and infinities.
 
     Raises:
         LoadError: no such file, a truncated or foreign file, a pickle that wants to run code (it is not run), a
@@ -123,11 +139,14 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False) -> Checkpoi
         parts = _read_index(path, headers_only)
     else:
         parts = _read_file(path, key, headers_only)
-    _require_plain(parts.found.tensors, path, sum(file.stat().st_size for file in parts.files))
+    tensors = parts.found.tensors
+    weights = {name: tensor for name, tensor in tensors.items() if not aside(name, tuple(tensor.shape))}
+    require_plain(weights, path)
+    _require_sizes(tensors, path, sum(file.stat().st_size for file in parts.files))
     if not headers_only:
-        require_finite(parts.found.tensors, str(path))
+        require_finite(weights, str(path))
     sha256 = Missing("only headers were read") if headers_only else _sha256_of(parts.files)
-    return Checkpoint(strip_wrappers(parts.found.tensors), sha256, path, _describe(parts), parts.metadata)
+    return Checkpoint(strip_wrappers(tensors), sha256, path, _describe(parts), parts.metadata, parts.found.place)
 
 
 def _split_key(path: str | Path) -> tuple[Path, str]:
@@ -234,7 +253,13 @@ def _with_shared_names(tensors: dict[str, Tensor], metadata: Mapping[str, str]) 
     return {**tensors, **shared}
 
 
-def _require_plain(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:
+def require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse what no derivative can be taken of.
+
+    Raises:
+        QuantizedError: quantised weights.
+        LoadError: sparse or complex ones.
+    """
     for name, tensor in tensors.items():
         if tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8) or _QUANTISED_NAME.search(name):
             dtype = str(tensor.dtype).removeprefix("torch.")
@@ -244,6 +269,10 @@ def _require_plain(tensors: Mapping[str, Tensor], path: Path, size: int) -> None
             raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype} without its scale; {_QUANTISED}")
         if tensor.layout is not torch.strided or tensor.is_complex():
             raise LoadError(f"{path}: {shown(name)} is a sparse or complex tensor; expected dense real weights")
+
+
+def _require_sizes(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:
+    for name, tensor in tensors.items():
         if tensor.numel() * tensor.element_size() > size + _SLACK:  # one stored value may be spread over any shape
             raise LoadError(
                 f"{path}: damaged, {shown(name)} of shape {tuple(tensor.shape)} is larger than the whole file ({size} "

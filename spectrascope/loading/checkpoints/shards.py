@@ -10,7 +10,7 @@ from torch import Tensor
 from spectrascope.errors import LoadError
 from spectrascope.loading.checkpoints.headers import load_json, shown, strings_of
 
-__all__ = ["INDEX_SUFFIX", "find_in_folder", "read_index", "read_shards"]
+__all__ = ["INDEX_SUFFIX", "find_in_folder", "read_index", "read_shards", "require_shards"]
 
 INDEX_SUFFIX = ".index.json"
 _LIMIT = 100_000_000
@@ -54,6 +54,22 @@ def _is_file_name(file: object) -> bool:
     )
 
 
+def require_shards(path: Path, places: dict[str, str]) -> None:
+    """Refuse an index of which a shard is not there.
+
+    Raises:
+        LoadError: one is missing.
+    """
+    shards = dict.fromkeys(places.values())
+    missing = [file for file in shards if not (path.parent / file).is_file()]
+    if missing:
+        count = sum(file in missing for file in places.values())
+        raise LoadError(
+            f"{path}: {len(missing)} of {len(shards)} shards are missing, with {count} tensors ({missing[0]}"
+            f"{', …' if len(missing) > 1 else ''}); expected them in {path.parent}, copy or download them"
+        )
+
+
 def read_shards(path: Path, places: dict[str, str], read: Callable[[Path], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Read every shard of an index and put the tensors in the index's order.
 
@@ -67,16 +83,10 @@ def read_shards(path: Path, places: dict[str, str], read: Callable[[Path], dict[
     Raises:
         LoadError: a shard is missing or unreadable, or does not hold exactly what the index says.
     """
+    require_shards(path, places)
     shards: dict[str, list[str]] = {}
     for name, file in places.items():
         shards.setdefault(file, []).append(name)
-    missing = [file for file in shards if not (path.parent / file).is_file()]
-    if missing:
-        count = sum(len(shards[file]) for file in missing)
-        raise LoadError(
-            f"{path}: {len(missing)} of {len(shards)} shards are missing, with {count} tensors ({missing[0]}"
-            f"{', …' if len(missing) > 1 else ''}); expected them in {path.parent}, copy or download them"
-        )
     tensors: dict[str, Tensor] = {}
     for file, names in shards.items():
         found = read(path.parent / file)

@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.images import ArrayPictures, read_images
-from spectrascope.loading.data.sampling import DataRequest, LoadedData, choose, describe, listed, shown
+from spectrascope.loading.data.images import array_pictures, read_images
+from spectrascope.loading.data.sampling import Batch, choose, describe, listed, shown
+from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
 from spectrascope.loading.data.tokens import require_in_vocabulary
 from spectrascope.loading.quiet import brief, quietly
 from spectrascope.losses import IGNORED, require_labels_below
 from spectrascope.records.values import LossName, Missing, Task
 from spectrascope.workload import Inputs, TensorSource
 
-__all__ = ["array_file"]
+__all__ = ["ARRAYS"]
 
 _INPUTS = ("x", "inputs", "images")
 _TARGETS = ("y", "targets", "labels", "label")
@@ -37,7 +38,7 @@ class _Content:
     unused: tuple[str, ...]
 
 
-def array_file(spec: str, request: DataRequest) -> LoadedData:
+def _array_file(spec: str, request: DataRequest) -> LoadedData:
     """``npz:PATH`` or ``pt:PATH``.
 
     Floating-point inputs are used as they are, 8-bit images go through the network's preprocessing, integers are
@@ -64,15 +65,14 @@ def array_file(spec: str, request: DataRequest) -> LoadedData:
     rows = torch.tensor(chosen.indices)
     picked = {key: _as_input(tensor[rows]) for key, tensor in content.inputs.items()}
     inputs: Inputs = picked.get("", picked)
+    source = TensorSource(inputs, _as_target(content.targets[rows], request))
     return describe(
         request,
         name,
-        TensorSource(inputs, _as_target(content.targets[rows], request)),
-        n_available=n,
+        Batch(source, n, "; ".join(how) + ", not normalised", chosen.notes),
         n_classes=_n_classes(labels, request),
-        preprocessing="; ".join(how) + ", not normalised",
         label_order="targets as in the file",
-        notes=_unused_note(content) + chosen.notes,
+        notes=_unused_note(content),
     )
 
 
@@ -84,16 +84,15 @@ def _images(name: str, x: Tensor, content: _Content, request: DataRequest) -> Lo
             f"ready for the network, with such targets"
         )
     _require_targets(name, content, request)
-    batch = read_images(request, ArrayPictures(_channels_last(name, x), "image"), labels)
+    batch = read_images(request, array_pictures(_channels_last(name, x), "image"), labels)
     return describe(
         request,
         name,
-        batch.source,
-        n_available=len(x),
+        batch,
         n_classes=_n_classes(labels, request),
-        preprocessing=f"8-bit images; {request.preprocessing.description}",
         label_order="class numbers as in the file",
-        notes=_unused_note(content) + batch.notes,
+        preprocessing=f"8-bit images; {batch.preprocessing}",
+        notes=_unused_note(content),
     )
 
 
@@ -288,3 +287,6 @@ def _are_probabilities(y: Tensor) -> bool:
 
 def _unused_note(content: _Content) -> tuple[str, ...]:
     return (f"not used: {listed(content.unused, 6)}",) if content.unused else ()
+
+
+ARRAYS = DataSource(("npz:PATH", "pt:PATH"), _array_file)

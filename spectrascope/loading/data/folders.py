@@ -8,57 +8,38 @@ from pathlib import Path
 import numpy as np
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.images import FilePictures, image_suffixes, read_images
-from spectrascope.loading.data.labelled_text import FileTexts, read_texts
+from spectrascope.loading.data.images import file_pictures, image_suffixes, read_images
 from spectrascope.loading.data.labels import match_labels
-from spectrascope.loading.data.sampling import DataRequest, LoadedData, describe, listed, shown
+from spectrascope.loading.data.sampling import describe, listed, shown
+from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
+from spectrascope.loading.data.text import file_texts, read_texts
 from spectrascope.loading.loaded import LoadedModel
 
-__all__ = ["folder_of_images", "folder_of_texts", "number_classes"]
+__all__ = ["FOLDER", "number_classes"]
 
 
-def folder_of_images(root: Path, request: DataRequest) -> LoadedData:
-    """Images in one sub-folder per class.
-
-    Raises:
-        DataError: nothing to read, or folders that do not match the network's classes.
-    """
-    paths, names, classes = _files(root, image_suffixes(), "images", ".png or .jpg")
-    numbers, order = number_classes(f"folder:{shown(root)}", classes, request.loaded)
-    labels = np.array([numbers[folder] for folder in names], dtype=np.int64)
-    batch = read_images(request, FilePictures(paths), labels, "image files")
-    return describe(
-        request,
-        f"folder:{root}",
-        batch.source,
-        n_available=len(paths),
-        n_classes=len(classes),
-        preprocessing=request.preprocessing.description,
-        label_order=order,
-        notes=batch.notes,
-    )
-
-
-def folder_of_texts(root: Path, request: DataRequest) -> LoadedData:
-    """Text files in one sub-folder per class, for a sequence classifier.
+def _folder(spec: str, request: DataRequest) -> LoadedData:
+    """``folder:PATH``: one sub-folder per class, of images or (for a sequence classifier) of text files.
 
     Raises:
-        DataError: nothing to read, or folders that do not match the network's classes.
+        DataError: nothing to read, folders that do not match the network's classes, or a language model.
     """
-    paths, names, classes = _files(root, {".txt"}, "text files", ".txt")
+    root = Path(spec.partition(":")[2]).expanduser()
+    images = request.loaded.text is None
+    if request.models_language and not images:
+        raise DataError(
+            f"folder:{shown(root)} has classes, but {request.network} is a language model; expected "
+            f"{request.suitable_texts}"
+        )
+    files = (image_suffixes(), "images", ".png or .jpg") if images else ({".txt"}, "text files", ".txt")
+    paths, names, classes = _files(root, *files)
     numbers, order = number_classes(f"folder:{shown(root)}", classes, request.loaded)
     labels = np.array([numbers[folder] for folder in names], dtype=np.int64)
-    batch = read_texts(request, FileTexts(paths), labels, "text files")
-    return describe(
-        request,
-        f"folder:{root}",
-        batch.source,
-        n_available=len(paths),
-        n_classes=len(classes),
-        preprocessing=batch.preprocessing,
-        label_order=order,
-        notes=batch.notes,
-    )
+    if images:
+        batch = read_images(request, file_pictures(paths), labels, "image files")
+    else:
+        batch = read_texts(request, file_texts(paths), labels, "text files")
+    return describe(request, f"folder:{root}", batch, n_classes=len(classes), label_order=order)
 
 
 def _files(root: Path, suffixes: Collection[str], what: str, such_as: str) -> tuple[list[Path], list[str], list[str]]:
@@ -113,3 +94,6 @@ def number_classes(
         return {folder: int(folder) for folder in classes}, f"{kind} names are the class numbers"
     why = "the network has no class names" if loaded.class_names is None else f"no {kind} is named as a class"
     return {folder: i for i, folder in enumerate(classes)}, f"sorted {kind} names, a guess ({why})"
+
+
+FOLDER = DataSource(("folder:PATH",), _folder)

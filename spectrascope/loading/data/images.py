@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.sampling import DataRequest, choose_readable, shown
+from spectrascope.loading.data.sampling import Batch, choose_readable, shown
+from spectrascope.loading.data.source import DataRequest
 from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.workload import SampleSource
 
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 __all__ = [
-    "ArrayPictures",
     "DecodedImages",
-    "FilePictures",
-    "ImageBatch",
     "Pictures",
     "StoredImages",
+    "array_pictures",
+    "file_pictures",
     "image_suffixes",
     "read_images",
     "to_pixels",
@@ -40,58 +40,27 @@ __all__ = [
 KEEP_BYTES = 512 * 2**20
 
 
-class Pictures(Protocol):
-    """Images by number, wherever they are."""
-
-    def __len__(self) -> int:
-        """How many there are."""
-
-    def name(self, index: int) -> str:
-        """What one is called in messages."""
-
-    def open(self, index: int) -> Image.Image:
-        """One image, decoded or not yet."""
-
-
 @dataclass(frozen=True)
-class FilePictures:
+class Pictures:
+    """``n`` images by number, wherever they are: what each is called in messages, and how it is opened."""
+
+    n: int
+    name: Callable[[int], str]
+    open: Callable[[int], Image.Image]
+
+
+def file_pictures(paths: Sequence[Path]) -> Pictures:
     """Images in files."""
+    from PIL import Image
 
-    paths: Sequence[Path]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def name(self, index: int) -> str:
-        """The file's path."""
-        return str(self.paths[index])
-
-    def open(self, index: int) -> Image.Image:
-        """Read the file."""
-        from PIL import Image
-
-        return Image.open(self.paths[index])
+    return Pictures(len(paths), lambda i: str(paths[i]), lambda i: Image.open(paths[i]))
 
 
-@dataclass(frozen=True)
-class ArrayPictures:
-    """Images of 8 bits held in memory, (n, h, w) or (n, h, w, channels)."""
+def array_pictures(pixels: NDArray[np.uint8], kind: str) -> Pictures:
+    """Images of 8 bits held in memory, (n, h, w) or (n, h, w, channels); ``kind`` is what one is called."""
+    from PIL import Image
 
-    pixels: NDArray[np.uint8]
-    kind: str
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def name(self, index: int) -> str:
-        """Its number."""
-        return f"{self.kind} {index}"
-
-    def open(self, index: int) -> Image.Image:
-        """Wrap the array."""
-        from PIL import Image
-
-        return Image.fromarray(self.pixels[index])
+    return Pictures(len(pixels), lambda i: f"{kind} {i}", lambda i: Image.fromarray(pixels[i]))
 
 
 def normalise(pixels: Tensor, preprocessing: Preprocessing, scale: float = 255.0) -> Tensor:
@@ -197,21 +166,7 @@ class _Reader:
         return self._buffer if rows == list(range(len(self._buffer))) else self._buffer[rows]
 
 
-@dataclass(frozen=True)
-class ImageBatch:
-    """The images chosen, ready to fetch, and notes on those left out."""
-
-    source: SampleSource
-    notes: tuple[str, ...]
-
-
-def read_images(
-    request: DataRequest,
-    pictures: Pictures,
-    labels: NDArray[np.int64],
-    what: str = "images",
-    preprocessing: Preprocessing | None = None,
-) -> ImageBatch:
+def read_images(request: DataRequest, pictures: Pictures, labels: NDArray[np.int64], what: str = "images") -> Batch:
     """Choose images and read every one of them once, so that a bad one is found before anything is measured.
 
     Args:
@@ -219,19 +174,18 @@ def read_images(
         pictures: all images there are.
         labels: the network's output for each.
         what: what they are called in messages.
-        preprocessing: instead of the request's.
 
     Raises:
         DataError: images that cannot be read, or that differ in size where no size is asked for.
     """
-    preprocessing = preprocessing or request.preprocessing
+    preprocessing = request.preprocessing
     if preprocessing.channels not in (1, 3):
         raise DataError(
             f"{request.network} takes {preprocessing.channels} channels, which image files do not have; pass "
             f"your own samples through the Python API"
         )
-    reader = _Reader(pictures, preprocessing, min(request.num_samples, len(pictures)))
-    chosen = choose_readable(request, len(pictures), labels, reader.read, pictures.name, what)
+    reader = _Reader(pictures, preprocessing, min(request.num_samples, pictures.n))
+    chosen = choose_readable(request, pictures.n, labels, reader.read, pictures.name, what)
     targets = torch.from_numpy(labels[np.array(chosen.indices)].astype(np.int64))
     pixels = reader.kept(chosen.indices)
     source: SampleSource
@@ -239,7 +193,7 @@ def read_images(
         source = StoredImages(pixels, targets, preprocessing)
     else:
         source = DecodedImages(pictures, tuple(chosen.indices), targets, preprocessing)
-    return ImageBatch(source, chosen.notes)
+    return Batch(source, pictures.n, preprocessing.description, chosen.notes)
 
 
 @dataclass(frozen=True)

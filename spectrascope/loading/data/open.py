@@ -1,30 +1,32 @@
-"""One dataset string to a fixed, seeded, ordered batch of samples."""
+"""One dataset string to a fixed, seeded, ordered batch of samples: the registry of sources."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.arrays import array_file
-from spectrascope.loading.data.folders import folder_of_images, folder_of_texts
-from spectrascope.loading.data.hub import hub_dataset
-from spectrascope.loading.data.imagenet import imagenet
-from spectrascope.loading.data.sampling import DataRequest, LoadedData, shown
-from spectrascope.loading.data.small_images import cifar, digits
-from spectrascope.loading.data.synthetic import synthetic
-from spectrascope.loading.data.text import LM_TASKS, text_file
-from spectrascope.loading.data.tiny_imagenet import tiny_imagenet
+from spectrascope.loading.data.arrays import ARRAYS
+from spectrascope.loading.data.folders import FOLDER
+from spectrascope.loading.data.hub import HUB
+from spectrascope.loading.data.imagenet import IMAGENET, TINY_IMAGENET
+from spectrascope.loading.data.sampling import shown
+from spectrascope.loading.data.small_images import CIFAR, SHIPPED_DIGITS
+from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
+from spectrascope.loading.data.synthetic import SYNTHETIC
+from spectrascope.loading.data.text import TEXT
+from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.records.values import LossName
 
-__all__ = ["CHOICES", "LoadedData", "load_dataset"]
+__all__ = ["GROUP", "SOURCES", "load_dataset"]
 
-CHOICES = (
-    "digits, folder:PATH, cifar10, cifar100, imagenet[:PATH], tiny-imagenet[:PATH], npz:PATH, pt:PATH, text:FILE, "
-    "hf:NAME or synthetic"
-)
+GROUP = "spectrascope.datasets"
+"""Of the entry points by which installed distributions add sources."""
 
-_OF_IMAGES = ("digits", "cifar10", "cifar100", "imagenet", "tiny-imagenet", "tiny-imagenet-train")
+SOURCES: tuple[DataSource, ...] = (
+    SHIPPED_DIGITS, FOLDER, CIFAR, IMAGENET, TINY_IMAGENET, ARRAYS, TEXT, HUB, SYNTHETIC,
+)  # fmt: skip
+"""Every built-in source, asked in this order whose a string is; a new one is a file and a name here."""
 
 
 def load_dataset(
@@ -46,7 +48,7 @@ def load_dataset(
     A smaller batch with the same seed is the beginning of a larger one. Fewer available samples are all used.
 
     Args:
-        spec: one of ``CHOICES``, or ``None`` for the dataset the network implies.
+        spec: written as a source in ``SOURCES`` has it, or ``None`` for the dataset the network implies.
         loaded: the network: input size and normalisation, class names and their number, its tokenizer.
         num_samples: at least 1.
         seed: of the choice and order of samples (and of the noise of ``synthetic`` and the masked tokens).
@@ -68,7 +70,7 @@ def load_dataset(
         raise DataError(f"--image-size {image_size}: expected at least 1 pixel")
     spec = loaded.default_dataset if spec is None else spec
     if spec is None:
-        raise DataError(f"no dataset named, and {loaded.info.id} implies none; pass --dataset {CHOICES}")
+        raise DataError(f"no dataset named, and {loaded.info.id} implies none; pass --dataset {_choices()}")
     preprocessing = loaded.preprocessing
     if image_size is not None:
         preprocessing = preprocessing.with_image_size(image_size)
@@ -92,47 +94,22 @@ def load_dataset(
 
 
 def _load(spec: str, request: DataRequest) -> LoadedData:
-    kind, colon, rest = spec.partition(":")
-    if kind in _OF_IMAGES and request.loaded.text is not None:
-        raise DataError(f"{kind} has images, but {request.network} reads tokens; expected {_texts_for(request)}")
-    if spec == "digits":
-        return digits(request)
-    if spec in ("cifar10", "cifar100"):
-        return cifar(spec, request)
-    if spec == "synthetic":
-        return synthetic(request)
-    if kind == "imagenet":
-        return imagenet(spec, request)
-    if kind in ("tiny-imagenet", "tiny-imagenet-train"):
-        return tiny_imagenet(spec, request)
-    if colon and rest:
-        path = Path(rest).expanduser()
-        if kind == "folder":
-            return _folder(path, request)
-        if kind == "text":
-            return text_file(path, request)
-        if kind in ("npz", "pt"):
-            return array_file(spec, request)
-        if kind == "hf":
-            return hub_dataset(spec, request)
-    raise DataError(f"no dataset named {shown(spec)!r}; expected {CHOICES}{_hint(spec)}")
+    kind = spec.partition(":")[0]
+    named = next((source for source in SOURCES if source.is_called(kind)), None)
+    source = named if named is not None and named.owns(spec) else None
+    if named is None:
+        named = source = find_installed(GROUP, spec, DataSource, DataError)
+    if named is not None and named.images and request.loaded.text is not None:
+        raise DataError(f"{kind} has images, but {request.network} reads tokens; expected {request.suitable_texts}")
+    if source is None:
+        besides = installed_names(GROUP) if named is None else ""
+        raise DataError(f"no dataset named {shown(spec)!r}; expected {_choices()}{besides}{_hint(spec)}")
+    return source.open(spec, request)
 
 
-def _folder(path: Path, request: DataRequest) -> LoadedData:
-    if request.loaded.text is None:
-        return folder_of_images(path, request)
-    if request.loaded.info.task in LM_TASKS:
-        raise DataError(
-            f"folder:{shown(path)} has classes, but {request.network} is a language model; expected "
-            f"{_texts_for(request)}"
-        )
-    return folder_of_texts(path, request)
-
-
-def _texts_for(request: DataRequest) -> str:
-    if request.loaded.info.task in LM_TASKS:
-        return "text:FILE, npz:PATH, pt:PATH, hf:NAME or synthetic"
-    return "folder:PATH with .txt files, npz:PATH, pt:PATH, hf:NAME or synthetic"
+def _choices() -> str:
+    *usages, last = [usage for source in SOURCES for usage in source.usages]
+    return f"{', '.join(usages)} or {last}"
 
 
 def _hint(spec: str) -> str:

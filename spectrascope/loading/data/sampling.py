@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,68 +11,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectrascope.errors import DataError
-from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.preprocessing import Preprocessing
+from spectrascope.loading.data.source import DataRequest, LoadedData
 from spectrascope.records.report import DataInfo
-from spectrascope.records.values import LossName, Missing, Task
+from spectrascope.records.values import LossName, Missing
 from spectrascope.text import printable
 from spectrascope.workload import Inputs, SampleSource, shape_of
 
-__all__ = ["Chosen", "DataRequest", "LoadedData", "choose", "choose_readable", "describe", "listed", "shown"]
+__all__ = ["Batch", "Chosen", "choose", "choose_readable", "describe", "listed", "shown"]
 
-_TASK_LOSS = {Task.CAUSAL_LM: LossName.CAUSAL_LM, Task.MASKED_LM: LossName.MASKED_LM}
 _NAMED_IN_ERRORS = 3
 _NAMED_IN_NOTES = 10
-
-
-@dataclass(frozen=True)
-class LoadedData:
-    """A fixed batch, what the report says about it, and what the reader should know besides."""
-
-    source: SampleSource
-    info: DataInfo
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class DataRequest:
-    """What was asked of a dataset, and the network it is for."""
-
-    loaded: LoadedModel
-    preprocessing: Preprocessing
-    num_samples: int
-    seed: int
-    data_root: Path
-    download: bool = False
-    block_size: int | None = None
-    balanced: bool = False
-    skip_bad: bool = False
-    loss: LossName = LossName.AUTO
-
-    @property
-    def network(self) -> str:
-        """The network's name for messages."""
-        return self.loaded.info.id
-
-    @property
-    def usual_loss(self) -> LossName:
-        """The loss that will be measured, ``auto`` resolved by the network's task."""
-        if self.loss is not LossName.AUTO:
-            return self.loss
-        return _TASK_LOSS.get(self.loaded.info.task, LossName.CROSS_ENTROPY)
-
-    def require_classes(self, name: str, n_classes: int) -> None:
-        """Refuse data with another number of classes than the network has outputs.
-
-        Raises:
-            DataError: the numbers differ.
-        """
-        count = self.loaded.num_classes
-        if count is not None and count != n_classes:
-            raise DataError(
-                f"{name} has {n_classes} classes, but {self.network} has {count} outputs; "
-                f"expected as many of both, pass the data the network was trained on"
-            )
 
 
 @dataclass(frozen=True)
@@ -191,32 +138,53 @@ def _balance_notes(chosen: NDArray[np.int64], classes: NDArray[np.int64]) -> lis
     return [f"not balanced for lack of samples: {listed(short, _NAMED_IN_NOTES)}, where others have up to {high}"]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """Samples chosen from ``n_available``, how they are prepared in words, and notes on those left out."""
+
+    source: SampleSource
+    n_available: int | Missing
+    preprocessing: str
+    notes: tuple[str, ...] = ()
+
+
 def describe(
     request: DataRequest,
     name: str,
-    source: SampleSource,
+    batch: Batch,
     *,
-    n_available: int | Missing,
     n_classes: int | Missing,
-    preprocessing: str,
     label_order: str,
+    preprocessing: str | None = None,
     synthetic: bool = False,
     notes: tuple[str, ...] = (),
 ) -> LoadedData:
-    """Bundle a source with its record; class labels become vectors where the loss compares entry by entry."""
-    source, vectors = _targets_for_loss(request, name, source)
+    """Bundle samples with their record; class labels become vectors where the loss compares entry by entry.
+
+    Args:
+        request: what was asked for.
+        name: of the dataset, for the report.
+        batch: the samples.
+        n_classes: that the dataset has.
+        label_order: how its classes were matched to the network's outputs, in words.
+        preprocessing: instead of the batch's own words.
+        synthetic: whether they are noise.
+        notes: before the batch's own.
+    """
+    source, vectors = _targets_for_loss(request, name, batch.source)
+    how = batch.preprocessing if preprocessing is None else preprocessing
     info = DataInfo(
         id=name,
         n=source.n,
-        n_available=n_available,
+        n_available=batch.n_available,
         digest=source.digest(),
         input_shape=shape_of(source.fetch(0, 1)[0]),
         n_classes=n_classes,
-        preprocessing=preprocessing + ("; equally many samples of each class" if request.balanced else ""),
+        preprocessing=how + ("; equally many samples of each class" if request.balanced else ""),
         label_order=label_order + vectors,
         synthetic=synthetic,
     )
-    return LoadedData(source, info, notes)
+    return LoadedData(source, info, notes + batch.notes)
 
 
 def _targets_for_loss(request: DataRequest, name: str, source: SampleSource) -> tuple[SampleSource, str]:

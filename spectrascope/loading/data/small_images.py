@@ -8,45 +8,39 @@ import numpy as np
 import torch
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.downloads import downloading, reason
-from spectrascope.loading.data.images import ArrayPictures, StoredImages, read_images
+from spectrascope.loading.data.images import StoredImages, array_pictures, read_images
 from spectrascope.loading.data.labels import CIFAR10, CIFAR100, DIGITS
-from spectrascope.loading.data.sampling import DataRequest, LoadedData, choose, describe, shown
+from spectrascope.loading.data.sampling import Batch, choose, describe, shown
+from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
+from spectrascope.loading.downloads import downloading, reason
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.workload import SampleSource
 
-__all__ = ["cifar", "digits"]
+__all__ = ["CIFAR", "SHIPPED_DIGITS"]
 
 
-def digits(request: DataRequest) -> LoadedData:
+def _digits(spec: str, request: DataRequest) -> LoadedData:
     """The 1797 digits of 8×8 pixels shipped with the package."""
     request.require_classes("digits", 10)
     loaded, preprocessing = request.loaded, request.preprocessing
     packed = resources.files("spectrascope.data").joinpath("digits.npz")
     with packed.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         images, targets = arrays["images"], arrays["targets"].astype(np.int64)
-    source: SampleSource
     if preprocessing.input_shape in (None, (1, *images.shape[1:])) and preprocessing.channels == 1:
         chosen = choose(request, len(images), targets)
         pixels = torch.from_numpy(images[chosen.indices]).unsqueeze(1)
-        source, notes = (
-            StoredImages(pixels, torch.from_numpy(targets[chosen.indices]), preprocessing, 16.0),
-            chosen.notes,
-        )
+        stored = StoredImages(pixels, torch.from_numpy(targets[chosen.indices]), preprocessing, 16.0)
+        batch = Batch(stored, len(images), preprocessing.description, chosen.notes)
     else:  # another size or colours: through an ordinary 8-bit image
         eight_bit = np.round(images * (255 / 16)).astype(np.uint8)
-        batch = read_images(request, ArrayPictures(eight_bit, "digit"), targets)
-        source, notes = batch.source, batch.notes
+        batch = read_images(request, array_pictures(eight_bit, "digit"), targets)
     trained = "; digits-cnn was trained on 1297 of the 1797 images" if loaded.default_dataset == "digits" else ""
     return describe(
         request,
         "digits",
-        source,
-        n_available=len(images),
+        batch,
         n_classes=10,
-        preprocessing=preprocessing.description + trained,
         label_order=_own_order("the digit shown, 0 … 9", DIGITS, loaded),
-        notes=notes,
+        preprocessing=batch.preprocessing + trained,
     )
 
 
@@ -57,7 +51,7 @@ def _own_order(order: str, names: tuple[str, ...], loaded: LoadedModel) -> str:
     return f"{order}; the network's own classes are {', '.join(loaded.class_names[:3])}, …"
 
 
-def cifar(spec: str, request: DataRequest) -> LoadedData:
+def _cifar(spec: str, request: DataRequest) -> LoadedData:
     """The test set of CIFAR-10 or CIFAR-100 from torchvision's files.
 
     Raises:
@@ -93,14 +87,17 @@ def cifar(spec: str, request: DataRequest) -> LoadedData:
             f"is there and use --download"
         ) from None
     targets = np.array(dataset.targets, dtype=np.int64)
-    batch = read_images(request, ArrayPictures(dataset.data, f"{spec} image"), targets)
+    batch = read_images(request, array_pictures(dataset.data, f"{spec} image"), targets)
     return describe(
         request,
         spec,
-        batch.source,
-        n_available=len(dataset.data),
+        batch,
         n_classes=n_classes,
-        preprocessing=f"test set; {request.preprocessing.description}",
         label_order=_own_order("as torchvision numbers the classes", names, request.loaded),
-        notes=batch.notes,
+        preprocessing=f"test set; {batch.preprocessing}",
     )
+
+
+SHIPPED_DIGITS = DataSource(("digits",), _digits, images=True)
+
+CIFAR = DataSource(("cifar10", "cifar100"), _cifar, images=True)

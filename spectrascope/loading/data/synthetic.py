@@ -11,19 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.sampling import DataRequest, LoadedData, describe
-from spectrascope.loading.data.text import LM_TASKS, Masking, masking
+from spectrascope.loading.data.sampling import Batch, describe
+from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
+from spectrascope.loading.data.text import Masking, masking
 from spectrascope.loading.data.tokens import block_length
 from spectrascope.loading.loaded import TextInput
 from spectrascope.records.values import LossName, Missing
 from spectrascope.workload import SampleSource
 
-__all__ = ["synthetic"]
+__all__ = ["SYNTHETIC"]
 
 _NAME = "synthetic (random noise)"
+_ON_DEMAND = Missing("noise is drawn on demand")
 
 
-def synthetic(request: DataRequest) -> LoadedData:
+def _synthetic(spec: str, request: DataRequest) -> LoadedData:
     """Noise of the kind the network reads: images or tokens, with targets of the kind its loss takes.
 
     Raises:
@@ -32,17 +34,15 @@ def synthetic(request: DataRequest) -> LoadedData:
     if request.balanced:
         raise DataError("balanced: random labels are balanced on average already; leave --balanced out")
     text = request.loaded.text
-    if text is not None and request.loaded.info.task in LM_TASKS:
+    if text is not None and request.models_language:
         return _language(request, text)
     inputs, preprocessing = _images(request) if text is None else _tokens(request, text)
     targets, order = _targets(request)
     return describe(
         request,
         _NAME,
-        _Noise(request.num_samples, inputs, targets),
-        n_available=Missing("noise is drawn on demand"),
+        Batch(_Noise(request.num_samples, inputs, targets), _ON_DEMAND, preprocessing),
         n_classes=request.loaded.num_classes or Missing("the network does not say"),
-        preprocessing=preprocessing,
         label_order=order,
         synthetic=True,
     )
@@ -131,10 +131,8 @@ def _language(request: DataRequest, text: TextInput) -> LoadedData:
     return describe(
         request,
         _NAME,
-        _LanguageNoise(request.num_samples, draw, mask),
-        n_available=Missing("noise is drawn on demand"),
+        Batch(_LanguageNoise(request.num_samples, draw, mask), _ON_DEMAND, preprocessing),
         n_classes=Missing("a language model's classes are its vocabulary"),
-        preprocessing=preprocessing,
         label_order=order,
         synthetic=True,
     )
@@ -158,3 +156,6 @@ class _LanguageNoise(SampleSource):
         numbers = tuple(range(start, min(stop, self.size)))
         tokens = torch.from_numpy(np.stack([self.draw(i) for i in numbers]))
         return (tokens, tokens) if self.mask is None else self.mask.apply(tokens, numbers)
+
+
+SYNTHETIC = DataSource(("synthetic",), _synthetic)

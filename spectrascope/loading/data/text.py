@@ -1,8 +1,9 @@
-"""Text in contiguous blocks of tokens, for causal and masked language models."""
+"""Text: contiguous blocks of tokens for language models, and texts with a class each for sequence classifiers."""
 
 from __future__ import annotations
 
 import codecs
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.sampling import DataRequest, LoadedData, choose, describe, shown
+from spectrascope.loading.data.sampling import Batch, choose, choose_readable, describe, shown
+from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
 from spectrascope.loading.data.tokens import (
     Tokeniser,
     block_length,
@@ -26,9 +28,18 @@ from spectrascope.losses import IGNORED
 from spectrascope.records.values import LossName, Missing, Task
 from spectrascope.workload import SampleSource
 
-__all__ = ["LM_TASKS", "MAX_BYTES", "Masking", "masking", "text_blocks", "text_file"]
+__all__ = [
+    "MAX_BYTES",
+    "TEXT",
+    "Masking",
+    "Texts",
+    "file_texts",
+    "masking",
+    "read_texts",
+    "text_blocks",
+]
 
-LM_TASKS = (Task.CAUSAL_LM, Task.MASKED_LM)
+_LARGEST = 2**20  # bytes of one text with a class that are looked at; no classifier reads as much
 
 # More text than any measurement reads, and tokens of all of it are held in memory.
 MAX_BYTES = 64 * 2**20
@@ -36,12 +47,13 @@ MAX_BYTES = 64 * 2**20
 _MASKED_SHARE = 0.15
 
 
-def text_file(path: Path, request: DataRequest) -> LoadedData:
-    """Blocks of the tokens of one file.
+def _text_file(spec: str, request: DataRequest) -> LoadedData:
+    """``text:FILE``: blocks of the tokens of one file.
 
     Raises:
         DataError: no such file, not text, too short, or a network that does not read text this way.
     """
+    path = Path(spec.partition(":")[2]).expanduser()
     name = f"text:{shown(path)}"
     text_input(request, name)
     if not path.is_file():
@@ -79,15 +91,15 @@ def text_blocks(name: str, content: bytes, request: DataRequest, notes: tuple[st
     chosen = choose(request, n_blocks, None)
     blocks = torch.from_numpy(tokens[: n_blocks * length].reshape(n_blocks, length).astype(np.int32))
     targets = "the next token" if mask is None else f"the {mask.count} masked tokens of each block"
+    how = f"{how}; blocks of {length} without overlap, no special tokens added"
+    batch = Batch(_Blocks(blocks, tuple(chosen.indices), mask), n_blocks, how, chosen.notes)
     return describe(
         request,
         name,
-        _Blocks(blocks, tuple(chosen.indices), mask),
-        n_available=n_blocks,
+        batch,
         n_classes=Missing("a language model's classes are its vocabulary"),
-        preprocessing=f"{how}; blocks of {length} without overlap, no special tokens added",
         label_order=f"targets are {targets}, numbered as tokens",
-        notes=notes + chosen.notes,
+        notes=notes,
     )
 
 
@@ -205,3 +217,107 @@ class _Blocks(SampleSource):
         chosen = self.indices[start:stop]
         tokens = self.blocks[list(chosen)].to(torch.int64)
         return (tokens, tokens) if self.mask is None else self.mask.apply(tokens, chosen)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """``n`` texts by number, wherever they are: what each is called in messages, and how its UTF-8 is read."""
+
+    n: int
+    name: Callable[[int], str]
+    read: Callable[[int], bytes]
+
+
+def file_texts(paths: Sequence[Path]) -> Texts:
+    """Texts in files, of very long ones the beginning."""
+
+    def read(index: int) -> bytes:
+        with paths[index].open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:  # whole characters only
+            content = content[:_LARGEST].decode("utf-8", errors="ignore").encode()
+        return content
+
+    return Texts(len(paths), lambda i: str(paths[i]), read)
+
+
+def read_texts(request: DataRequest, texts: Texts, labels: NDArray[np.int64], what: str) -> Batch:
+    """Choose texts and tokenise every one of them, cut or padded to one length.
+
+    Raises:
+        DataError: texts that cannot be read, or a network that says too little about the text it reads.
+    """
+    text = text_input(request, what)
+    length = block_length(request, text)
+    tokeniser = _tokeniser(request, text)
+    rows: dict[int, NDArray[np.int32]] = {}
+
+    def read(indices: list[int]) -> list[int]:
+        failed = []
+        for index in indices:
+            try:
+                tokens = tokeniser.encode(texts.read(index))[:length]
+            except (OSError, ValueError):  # among them bytes that are not UTF-8
+                tokens = np.empty(0, dtype=np.int64)
+            require_in_vocabulary(tokens, text, texts.name(index), request.network)
+            if tokens.size:
+                rows[index] = tokens.astype(np.int32)
+            else:  # an empty text has nothing a network could look at
+                failed.append(index)
+        return failed
+
+    chosen = choose_readable(request, texts.n, labels, read, texts.name, what)
+    lengths = {len(rows[index]) for index in chosen.indices}
+    padding = text.pad_id is not None and (text.pad_id < text.vocab_size or not text.vocab_size)
+    if not padding and lengths != {length}:
+        raise DataError(
+            f"{what} differ in length and {request.network} names no padding token within its vocabulary "
+            f"(tokenizer: {text.tokenizer}); expected pad_token_id in its config, "
+            f"or texts of at least --block-size {length} tokens"
+        )
+    padded = np.full((len(chosen.indices), length), text.pad_id or 0, dtype=np.int32)
+    sizes = np.empty(len(chosen.indices), dtype=np.int64)
+    for row, index in enumerate(chosen.indices):
+        sizes[row] = len(rows[index])
+        padded[row, : sizes[row]] = rows[index]
+    targets = torch.from_numpy(labels[np.array(chosen.indices)].astype(np.int64))
+    source = _Padded(torch.from_numpy(padded), torch.from_numpy(sizes), targets)
+    return Batch(
+        source,
+        texts.n,
+        f"{tokeniser.description}; cut or padded to {length} tokens, no special tokens added",
+        chosen.notes,
+    )
+
+
+def _tokeniser(request: DataRequest, text: TextInput) -> Tokeniser:
+    tokeniser = own_tokeniser(text) or byte_tokeniser(text)
+    if tokeniser is None:
+        raise DataError(
+            f"{request.network} came without a tokenizer ({text.tokenizer}) and its vocabulary of {text.vocab_size} is "
+            f"too small for bytes; put the tokenizer's files beside its weights, or pass tokens as npz:PATH"
+        )
+    return tokeniser
+
+
+@dataclass(frozen=True)
+class _Padded(SampleSource):
+    """Token rows of one length, padding hidden by the attention mask."""
+
+    tokens: Tensor
+    sizes: Tensor
+    targets: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of texts."""
+        return len(self.targets)
+
+    def fetch(self, start: int, stop: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Tokens, attention mask and classes of texts ``start … stop−1``."""
+        tokens = self.tokens[start:stop].to(torch.int64)
+        mask = (torch.arange(tokens.shape[1]) < self.sizes[start:stop, None]).to(torch.int64)
+        return {"input_ids": tokens, "attention_mask": mask}, self.targets[start:stop]
+
+
+TEXT = DataSource(("text:FILE",), _text_file)

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.sampling import DataRequest, shown
+from spectrascope.loading.data.sampling import shown
+from spectrascope.loading.data.source import DataRequest
 from spectrascope.loading.loaded import TextInput
 
 __all__ = ["Tokeniser", "block_length", "byte_tokeniser", "own_tokeniser", "require_in_vocabulary", "text_input"]

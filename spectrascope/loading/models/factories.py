@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.machinery
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,14 +16,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spectrascope.errors import DataError, LoadError, OptionError
+from spectrascope.loading.checkpoints.read import Checkpoint
+from spectrascope.loading.checkpoints.skeleton import KeyDifference, Skeleton, compare, meta_copy
+from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.models.finish import describe_network, ready
+from spectrascope.loading.models.fit import Reading, readings
+from spectrascope.loading.models.named import with_seed
+from spectrascope.loading.models.source import ModelRequest, ModelSource
+from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.losses import make_loss, task_of
 from spectrascope.workload import Workload, source_from_batches
 
-__all__ = ["Factory", "Made", "find_factory", "is_factory"]
+__all__ = ["FACTORIES", "Factory", "Made", "fill_factory", "find_factory", "finish_factory", "is_factory", "seeded"]
 
 _EXPECTED = "expected a torch.nn.Module, a Workload, or a tuple (model, batches, loss function)"
 
@@ -48,8 +57,8 @@ class Factory:
 
 
 def is_factory(name: str) -> bool:
-    """Whether a model string is ``package.module:factory`` or ``file.py:factory``."""
-    return ":" in name and not name.startswith(("mlp:", "timm:", "hf:")) and "::" not in name
+    """Whether a string that is no other source's is ``package.module:factory`` or ``file.py:factory``."""
+    return ":" in name and "::" not in name
 
 
 def find_factory(name: str) -> Factory:
@@ -149,3 +158,153 @@ def _running(name: str, place: str) -> Iterator[None]:
         raise LoadError(f"{name} raised {type(error).__name__}: {detail}".rstrip(": ")) from None
     finally:
         sys.path[:] = before
+
+
+def fill_factory(
+    where: str,
+    factory: Factory,
+    make: Callable[[int | None], Made],
+    state_dict: Mapping[str, Tensor],
+    num_classes: int | None,
+) -> tuple[Made, Reading]:
+    """Load a file into a user's own network, by copying, which keeps its tied parameters tied.
+
+    Args:
+        where: the file, for messages.
+        factory: the user's function, and
+        make: how to call it.
+        state_dict: the file's tensors; where they are on the meta device, they are only compared with the network.
+        num_classes: as asked for; guessed from the file when ``None``.
+
+    Raises:
+        LoadError: the file does not fit, or disagrees with itself about a tied parameter.
+    """
+    guesses = [num_classes]
+    weights = [value for value in state_dict.values() if value.ndim >= 2]
+    if num_classes is None and factory.takes_num_classes and weights:
+        # The last matrix of a file is nearly always the head; wrong guesses do not fit and are not used.
+        guesses = [int(weights[-1].shape[0]), None]
+    refusal: LoadError | None = None
+    for guess in guesses:
+        try:
+            made = make(guess)
+            reading = _fitting_reading(where, factory.name, made.network, state_dict)
+        except LoadError as error:
+            refusal = error
+            continue
+        if any(value.is_meta for value in state_dict.values()):
+            meta_copy(made.network)
+        else:
+            _copy(where, made.network, reading.state_dict)
+        return made, reading
+    assert refusal is not None
+    raise refusal
+
+
+def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """The state dict by reference: tied parameters are the same object under each of their names."""
+    return {key: value for key, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+
+
+def _fitting_reading(where: str, name: str, network: nn.Module, state_dict: Mapping[str, Tensor]) -> Reading:
+    own = _own_tensors(network)
+    shapes = {key: tuple(value.shape) for key, value in own.items()}
+    counters = {key for key in shapes if key.endswith("num_batches_tracked")}
+    best: KeyDifference | None = None
+    for reading in readings(state_dict):
+        there = {id(own[key]) for key in reading.state_dict if key in own}
+        tied = {key for key, value in own.items() if id(value) in there}
+        skeleton = Skeleton(shapes, {}, frozenset(counters | tied))
+        _, difference = compare(skeleton, {key: tuple(value.shape) for key, value in reading.state_dict.items()})
+        if difference.size == 0:
+            return reading
+        if best is None or difference.size < best.size:
+            best = difference
+    raise LoadError(f"{where} does not fit {name}: {best}; pass the factory of the network it was trained with")
+
+
+def _copy(where: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    done: dict[int, tuple[str, Tensor]] = {}
+    with torch.no_grad():
+        for key, own in _own_tensors(network).items():
+            value = tensors.get(key)
+            if value is None:
+                continue
+            first, other = done.setdefault(id(own), (key, value))
+            if other is not value and not torch.equal(other, value):
+                raise LoadError(
+                    f"{where}: {first!r} and {key!r} differ, but are one tied parameter of the network; pass a "
+                    "factory that does not tie them"
+                )
+            own.copy_(value)
+
+
+def finish_factory(
+    spec: str,
+    name: str,
+    made: Made,
+    num_classes: int | None,
+    *,
+    weights: str = "from the factory",
+    checkpoint: Checkpoint | None = None,
+) -> LoadedModel:
+    """Describe a user's own network, with the loss and data that came with it.
+
+    Raises:
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    network = ready(made.network, spec, checked=checkpoint is not None)
+    if made.workload is not None and num_classes is None:
+        num_classes = made.workload.n_classes
+    info = describe_network(spec, name, "factory", network, weights=weights, checkpoint=checkpoint)
+    return LoadedModel(
+        model=network,
+        info=replace(info, task=task_of(network)),
+        preprocessing=_guess_preprocessing(network),
+        class_names=None,
+        default_dataset=None,
+        num_classes=num_classes,
+        workload=made.workload,
+    )
+
+
+def _guess_preprocessing(network: nn.Module) -> Preprocessing:
+    """A user's own network: images at their own size, as many channels as its first convolution takes."""
+    channels = 3
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            channels = module.in_channels
+            break
+    return Preprocessing(size=None, channels=channels, note="the network does not say how its inputs are prepared")
+
+
+def seeded(factory: Factory, seed: int) -> Callable[[int | None], Made]:
+    """The factory, called from a fixed random state."""
+    return lambda num_classes: with_seed(partial(factory.make, num_classes), seed)
+
+
+class _Factories(ModelSource):
+    """``package.module:factory`` or ``file.py:factory``: a network that brings its own weights, perhaps its data."""
+
+    usage = "module:factory / file.py:factory"
+
+    def owns(self, spec: str) -> bool:
+        """Whether it is written so, and there is such a module; nothing is imported."""
+        place = spec.rpartition(":")[0]
+        if not is_factory(spec):
+            return False
+        here = [str(Path.cwd()), *sys.path]
+        return "." in place or place in sys.modules or importlib.machinery.PathFinder.find_spec(place, here) is not None
+
+    def open(self, request: ModelRequest) -> LoadedModel:
+        """Call the factory."""
+        spec = request.spec
+        name, at, which = spec.rpartition("@")
+        if at and is_factory(name):
+            raise LoadError(f"{spec}: a factory brings its own weights; drop @{which}")
+        factory = find_factory(spec)
+        made = seeded(factory, request.seed)(request.num_classes)
+        return finish_factory(spec, factory.name, made, request.num_classes)
+
+
+FACTORIES = _Factories()

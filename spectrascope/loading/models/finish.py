@@ -10,15 +10,12 @@ from torch import nn
 from spectrascope.loading.checkpoints.read import Checkpoint, file_sha256, require_finite
 from spectrascope.loading.checkpoints.skeleton import meta_copy
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.models.architectures import Architecture
-from spectrascope.loading.models.factories import Made
-from spectrascope.loading.models.torchvision import without_auxiliary_heads
-from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.losses import task_of
+from spectrascope.loading.models.fit import without_auxiliary_heads
+from spectrascope.loading.models.source import Architecture
 from spectrascope.records.report import ModelInfo
 from spectrascope.records.values import Missing, Task
 
-__all__ = ["finish", "finish_factory"]
+__all__ = ["describe_network", "finish", "ready"]
 
 _HEADERS = Missing("only headers were read")
 
@@ -50,12 +47,12 @@ def finish(
         NonFiniteError: a weight is NaN or infinite.
     """
     preprocessing = architecture.preprocessing_of(network)
-    network = _ready(without_auxiliary_heads(network), spec, checked=checkpoint is not None)
+    network = ready(without_auxiliary_heads(network), spec, checked=checkpoint is not None)
     if num_classes is None:
         num_classes = list(network.parameters())[-1].shape[0]
     named = architecture.class_names_of(num_classes).get(num_classes)
     embedded = weights == "embedded"
-    info = _info(
+    info = describe_network(
         spec, architecture.name, architecture.source, network, weights=weights, checkpoint=checkpoint, file=file,
         embedded=embedded,
     )  # fmt: skip
@@ -71,37 +68,12 @@ def finish(
     )
 
 
-def finish_factory(
-    spec: str,
-    name: str,
-    made: Made,
-    num_classes: int | None,
-    *,
-    weights: str = "from the factory",
-    checkpoint: Checkpoint | None = None,
-) -> LoadedModel:
-    """Describe a user's own network, with the loss and data that came with it.
+def ready(network: nn.Module, spec: str, *, checked: bool) -> nn.Module:
+    """Put a network into evaluation mode, its weights finite; ``checked`` ones come from a file that was.
 
     Raises:
         NonFiniteError: a weight is NaN or infinite.
     """
-    network = _ready(made.network, spec, checked=checkpoint is not None)
-    if made.workload is not None and num_classes is None:
-        num_classes = made.workload.n_classes
-    info = _info(spec, name, "factory", network, weights=weights, checkpoint=checkpoint)
-    return LoadedModel(
-        model=network,
-        info=replace(info, task=task_of(network)),
-        preprocessing=_guess_preprocessing(network),
-        class_names=None,
-        default_dataset=None,
-        num_classes=num_classes,
-        workload=made.workload,
-    )
-
-
-def _ready(network: nn.Module, spec: str, *, checked: bool) -> nn.Module:
-    """In evaluation mode, its weights finite; ``checked`` ones come from a file that was."""
     if any(p.is_meta for p in network.parameters()):
         return meta_copy(network).eval()  # constructors fill some parameters with numbers of their own
     if not checked:
@@ -109,7 +81,7 @@ def _ready(network: nn.Module, spec: str, *, checked: bool) -> nn.Module:
     return network.to("cpu").eval()
 
 
-def _info(
+def describe_network(
     spec: str,
     architecture: str,
     source: str,
@@ -120,6 +92,7 @@ def _info(
     file: Path | None = None,
     embedded: bool = False,
 ) -> ModelInfo:
+    """The record of a network for the report; of a ``checkpoint`` or published ``file``, where it came from one."""
     path: str | Missing = Missing("shipped inside the package" if embedded else "no weights file")
     sha256: str | Missing = path
     if file is not None:
@@ -139,13 +112,3 @@ def _info(
         weights=weights,
         n_parameters=sum(p.numel() for p in network.parameters()),
     )
-
-
-def _guess_preprocessing(network: nn.Module) -> Preprocessing:
-    """A user's own network: images at their own size, as many channels as its first convolution takes."""
-    channels = 3
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            channels = module.in_channels
-            break
-    return Preprocessing(size=None, channels=channels, note="the network does not say how its inputs are prepared")

@@ -1,38 +1,132 @@
-"""Putting a file's tensors into a network whose architecture is known."""
+"""Putting a file's tensors into a network whose architecture is known.
+
+A file's keys may be meant in several ways, called readings here: below a prefix, beside a trainer's own tensors, spelt
+differently.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.readings import Reading, readings
 from spectrascope.loading.checkpoints.skeleton import (
     KeyDifference,
     Skeleton,
     assign_tensors,
     build_skeleton,
     compare,
-    meta_copy,
     skeleton_of,
 )
-from spectrascope.loading.models.architectures import Architecture, Build
-from spectrascope.loading.models.factories import Factory, Made
-from spectrascope.loading.models.torchvision import without_auxiliary_heads
+from spectrascope.loading.models.source import Architecture, Build
 
-__all__ = ["Filled", "fill", "fill_architecture", "fill_factory"]
+__all__ = ["Filled", "Reading", "fill", "fill_architecture", "readings", "without_auxiliary_heads"]
+
+# Other spellings of the same networks: the usual CIFAR re-implementations of ResNet, the dotted names in torchvision's
+# own DenseNet files, and weight_norm before it became a parametrization.
+_RESPELLINGS: tuple[tuple[tuple[str, str], ...], ...] = (
+    ((r"^linear\.", "fc."), (r"\.shortcut\.", ".downsample.")),
+    ((r"(denselayer\d+\.(?:norm|relu|conv))\.([12])\.", r"\1\2."),),
+    (
+        (r"(^|\.)(\w+)_g$", r"\1parametrizations.\2.original0"),
+        (r"(^|\.)(\w+)_v$", r"\1parametrizations.\2.original1"),
+    ),
+)
+# Parts of a training program's state beside the network: what it is compared with, and averages of it.
+_BESIDE = re.compile(
+    r"criterion|(.*_)?(loss|losses|loss_fn|loss_fun|metric|metrics|acc|accuracy)(_.*)?|(train|val|valid|test)_.*|"
+    r"(.*_)?(ema|swa|averaged?|teacher|target|momentum|shadow|discriminator)(_.*)?|ema.*",
+    re.IGNORECASE,
+)
+_DEPTH = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The tensors that may be the network's, under its own names.
+
+    ``left_out`` names the parts of the file beside them that hold weights too (``ema``), ``place`` the prefix under
+    which the network was found where there are such parts.
+    """
+
+    state_dict: dict[str, Tensor]
+    place: str = ""
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str:
+        """What was chosen, for the report; empty where nothing was left out."""
+        if not self.left_out:
+            return ""
+        return f"those under {self.place!r}, not {', '.join(repr(name) for name in self.left_out)}"
+
+
+def readings(state_dict: Mapping[str, Tensor]) -> Iterator[Reading]:
+    """Yield the tensors as they are, then readings that may fit where the first does not.
+
+    These are: with other spellings of known networks; without the first component all keys share (``model.``,
+    ``net.``, …; repeatedly); and one part of the file, where the rest is a training program's own: its loss,
+    metrics, counters or averaged weights.
+    """
+    yield from _below(Reading(dict(state_dict)), _DEPTH)
+
+
+def _below(reading: Reading, depth: int) -> Iterator[Reading]:
+    current = reading.state_dict
+    if not current:
+        return
+    yield reading
+    for rules in _RESPELLINGS:
+        respelt = {_respell(key, rules): value for key, value in current.items()}
+        if list(respelt) != list(current) and len(respelt) == len(current):
+            yield Reading(respelt, reading.place, reading.left_out)
+    if depth == 0:
+        return
+    parts: dict[str, dict[str, Tensor]] = {}
+    for key, value in current.items():
+        first, dot, rest = key.partition(".")
+        parts.setdefault(first, {})[rest if dot else ""] = value
+    with_matrices = [name for name, part in parts.items() if _has_matrix(part)]
+    main = [name for name in with_matrices if not _BESIDE.fullmatch(name)] or with_matrices
+    if len(main) != 1 or "" in parts[main[0]]:
+        return
+    name = main[0]
+    left_out = tuple(other for other in with_matrices if other != name)
+    place = f"{reading.place}.{name}" if reading.place else name
+    yield from _below(Reading(parts[name], place, (*reading.left_out, *left_out)), depth - 1)
+
+
+def _has_matrix(part: Mapping[str, Tensor]) -> bool:
+    return any(value.ndim >= 2 and value.is_floating_point() for value in part.values())
+
+
+def _respell(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
 
 
 @dataclass(frozen=True, slots=True)
 class Filled:
     """A network with a file's weights, and how the file was read."""
 
-    made: Made
+    network: nn.Module
     reading: Reading
     num_classes: int | None
+
+
+def without_auxiliary_heads(model: nn.Module) -> nn.Module:
+    """Drop heads that only training uses (GoogLeNet, Inception): evaluation gives them no gradient to measure."""
+    if getattr(model, "aux_logits", None) is True:
+        model.aux_logits = False  # type: ignore[assignment]
+        for head in ("aux1", "aux2", "AuxLogits"):
+            if hasattr(model, head):
+                setattr(model, head, None)
+    return model
 
 
 def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -85,83 +179,4 @@ def _fixed(build: Build) -> Build:
 
 def _filled(build: Build, skeleton: Skeleton, reading: Reading, count: int | None) -> Filled:
     found = count if count is not None else next(reversed(skeleton.shapes.values()))[0]
-    return Filled(Made(fill(lambda: build(found), reading.state_dict), None), reading, found)
-
-
-def fill_factory(
-    where: str,
-    factory: Factory,
-    make: Callable[[int | None], Made],
-    state_dict: Mapping[str, Tensor],
-    num_classes: int | None,
-) -> Filled:
-    """Load a file into a user's own network, by copying, which keeps its tied parameters tied.
-
-    Args:
-        where: the file, for messages.
-        factory: the user's function, and
-        make: how to call it.
-        state_dict: the file's tensors; where they are on the meta device, they are only compared with the network.
-        num_classes: as asked for; guessed from the file when ``None``.
-
-    Raises:
-        LoadError: the file does not fit, or disagrees with itself about a tied parameter.
-    """
-    guesses = [num_classes]
-    weights = [value for value in state_dict.values() if value.ndim >= 2]
-    if num_classes is None and factory.takes_num_classes and weights:
-        # The last matrix of a file is nearly always the head; wrong guesses do not fit and are not used.
-        guesses = [int(weights[-1].shape[0]), None]
-    refusal: LoadError | None = None
-    for guess in guesses:
-        try:
-            made = make(guess)
-            reading = _fitting_reading(where, factory.name, made.network, state_dict)
-        except LoadError as error:
-            refusal = error
-            continue
-        if any(value.is_meta for value in state_dict.values()):
-            meta_copy(made.network)
-        else:
-            _copy(where, made.network, reading.state_dict)
-        return Filled(made, reading, None)
-    assert refusal is not None
-    raise refusal
-
-
-def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
-    """The state dict by reference: tied parameters are the same object under each of their names."""
-    return {key: value for key, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
-
-
-def _fitting_reading(where: str, name: str, network: nn.Module, state_dict: Mapping[str, Tensor]) -> Reading:
-    own = _own_tensors(network)
-    shapes = {key: tuple(value.shape) for key, value in own.items()}
-    counters = {key for key in shapes if key.endswith("num_batches_tracked")}
-    best: KeyDifference | None = None
-    for reading in readings(state_dict):
-        there = {id(own[key]) for key in reading.state_dict if key in own}
-        tied = {key for key, value in own.items() if id(value) in there}
-        skeleton = Skeleton(shapes, {}, frozenset(counters | tied))
-        _, difference = compare(skeleton, {key: tuple(value.shape) for key, value in reading.state_dict.items()})
-        if difference.size == 0:
-            return reading
-        if best is None or difference.size < best.size:
-            best = difference
-    raise LoadError(f"{where} does not fit {name}: {best}; pass the factory of the network it was trained with")
-
-
-def _copy(where: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    done: dict[int, tuple[str, Tensor]] = {}
-    with torch.no_grad():
-        for key, own in _own_tensors(network).items():
-            value = tensors.get(key)
-            if value is None:
-                continue
-            first, other = done.setdefault(id(own), (key, value))
-            if other is not value and not torch.equal(other, value):
-                raise LoadError(
-                    f"{where}: {first!r} and {key!r} differ, but are one tied parameter of the network; pass a "
-                    "factory that does not tie them"
-                )
-            own.copy_(value)
+    return Filled(fill(lambda: build(found), reading.state_dict), reading, found)

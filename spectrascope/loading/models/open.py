@@ -1,34 +1,39 @@
-"""One model string to a network, its provenance and what its inputs look like."""
+"""One model string to a network: the registry of sources, and what a string that names a file means."""
 
 from __future__ import annotations
 
+import difflib
 import os
-from collections.abc import Callable
-from functools import partial
-from importlib import resources
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
-
-import torch
 
 from spectrascope.errors import LoadError
 from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint
-from spectrascope.loading.checkpoints.skeleton import build_skeleton
+from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.models import torchvision as torchvision_models
-from spectrascope.loading.models.architectures import find_architecture
-from spectrascope.loading.models.factories import Factory, Made, find_factory, is_factory
-from spectrascope.loading.models.finish import finish, finish_factory
-from spectrascope.loading.models.fit import fill, fill_architecture, fill_factory
-from spectrascope.loading.models.hints import named_architecture
-from spectrascope.loading.models.published_models import load_timm, load_torchvision
-from spectrascope.loading.models.recognise import Recognised, is_listed, recognise
-from spectrascope.loading.zoo import ZOO
+from spectrascope.loading.models.builtin import BUILTIN, EMBEDDED
+from spectrascope.loading.models.factories import (
+    FACTORIES,
+    fill_factory,
+    find_factory,
+    finish_factory,
+    is_factory,
+    seeded,
+)
+from spectrascope.loading.models.finish import finish
+from spectrascope.loading.models.fit import fill, fill_architecture
+from spectrascope.loading.models.huggingface.adapters import is_adapter_directory
+from spectrascope.loading.models.huggingface.open import is_huggingface_directory
+from spectrascope.loading.models.huggingface.source import HUGGINGFACE
+from spectrascope.loading.models.recognise import Recognised, is_listed, named_architecture, recognise
+from spectrascope.loading.models.source import Architecture, ModelRequest, ModelSource, require_taken
+from spectrascope.loading.models.timm import TIMM
+from spectrascope.loading.models.torchvision import TORCHVISION
 
-__all__ = ["load_model"]
+__all__ = ["GROUP", "SOURCES", "find_architecture", "load_model"]
 
-EMBEDDED = "digits-cnn"
-Built = TypeVar("Built")
+GROUP = "spectrascope.models"
+"""Of the entry points by which installed distributions add sources."""
 
 
 def load_model(
@@ -66,78 +71,103 @@ def load_model(
             that are neither cached nor downloadable, options that do not go together.
         NonFiniteError: a weight is NaN or infinite.
     """
-    spec = EMBEDDED if spec is None else spec
-    foreign = _huggingface_part(spec, arch, base)
-    if foreign is None:
-        if base is not None:
-            raise LoadError(f"--base goes with a PEFT adapter, but {spec!r} is none; drop --base")
-        if trust_remote_code:
-            raise LoadError(f"--trust-remote-code goes with a Hugging Face model, but {spec!r} is none; drop it")
-    else:
-        if arch is not None:
-            raise LoadError(f"--arch goes with a checkpoint file, but {spec!r} says itself what it is; drop --arch")
-        return _load_foreign(
-            spec, foreign, base, num_classes=num_classes, allow_download=allow_download,
-            trust_remote_code=trust_remote_code, headers_only=headers_only,
-        )  # fmt: skip
-    if _is_file_spec(spec):
-        return _load_checkpoint(spec, arch, num_classes, seed, headers_only)
-    if arch is not None:
-        raise LoadError(f"--arch goes with a checkpoint file, but {spec!r} is a name; pass a file or drop --arch")
-    if spec == EMBEDDED:
-        return _load_embedded(num_classes, headers_only)
-    name, at, which = spec.rpartition("@")
-    name = name if at else spec
-    if is_factory(name):
-        if at:
-            raise LoadError(f"{spec}: a factory brings its own weights; drop @{which}")
-        factory = find_factory(spec)
-        return finish_factory(spec, factory.name, _seeded(factory, seed)(num_classes), num_classes)
-    if name.startswith("timm:") and not at:
-        name, _, which = name.partition(".")  # timm's own spelling of NAME@TAG
-    architecture = find_architecture(name)
-    if which == "none" if at else architecture.untrained:
-        build = partial(architecture.build, num_classes)
-        network = build_skeleton(build) if headers_only else _with_seed(build, seed)
-        notes = (
-            () if at else (f"{name} has no weights of its own: these are random; pass a checkpoint for trained ones",)
-        )
-        return finish(spec, architecture, network, num_classes, weights=f"random (seed {seed})", notes=notes)
-    if architecture.source == "torchvision":
-        return load_torchvision(
-            spec, architecture, which if at else None, num_classes=num_classes, allow_download=allow_download,
-            headers_only=headers_only,
-        )  # fmt: skip
-    if architecture.source == "timm":
-        return load_timm(
-            spec, architecture, which or None, num_classes=num_classes, allow_download=allow_download,
-            headers_only=headers_only,
-        )  # fmt: skip
-    raise LoadError(
-        f"{spec}: built-in networks other than {EMBEDDED} have no weights of their own; pass a checkpoint "
-        f"with --arch {architecture.name}, or {architecture.name}@none for random weights"
+    request = ModelRequest(
+        EMBEDDED if spec is None else spec, arch=arch, base=base, num_classes=num_classes, seed=seed,
+        allow_download=allow_download, trust_remote_code=trust_remote_code, headers_only=headers_only,
+    )  # fmt: skip
+    source = _find_source(request.spec, SOURCES)
+    require_taken(request, () if source is None else source.options)
+    if source is None:
+        raise _unknown(request.spec.rpartition("@")[0] or request.spec)
+    return source.open(request)
+
+
+def _find_source(spec: str, sources: Sequence[ModelSource]) -> ModelSource | None:
+    known = next((source for source in sources if source.owns(spec)), None)
+    if known is None or (known is FILES and not FILES.exists(spec)):
+        # Also for NAME:a/b, which looks like the path of a file that is not there.
+        known = find_installed(GROUP, spec, ModelSource, LoadError) or known  # type: ignore[type-abstract]
+    return known if known is not None or not is_factory(spec) else FACTORIES  # which says what cannot be imported
+
+
+def find_architecture(name: str) -> Architecture:
+    """The network that ``--arch NAME`` means.
+
+    Raises:
+        LoadError: no such name (the nearest are listed).
+    """
+    for source in SOURCES:
+        found = source.architecture(name)
+        if found is not None:
+            return found
+    installed = find_installed(GROUP, name, ModelSource, LoadError)  # type: ignore[type-abstract]
+    found = None if installed is None else installed.architecture(name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def _unknown(name: str) -> LoadError:
+    known = [other for source in SOURCES for other in source.names()]
+    wanted = name.casefold()
+    near = [other for other in known if wanted in other]  # "resnet20" is in "cifar-resnet20"
+    near += [n for n in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5) if n not in near]
+    *usages, last = [source.usage for source in SOURCES]
+    return LoadError(
+        f"no network named {name!r}; "
+        + (f"nearest: {', '.join(near[:3])}; " if near else "")
+        + f"expected {', '.join(usages)}, or {last}{installed_names(GROUP)}"
     )
 
 
-def _huggingface_part(spec: str, arch: str | None, base: str | None) -> str | None:
-    """Whether Hugging Face's libraries load this: ``"adapter"``, ``"model"``, or ``None``."""
-    if spec.startswith("hf:"):
-        return "adapter" if base is not None else "model"
+class _Files(ModelSource):
+    """Checkpoint files and folders, with Hugging Face's own loader for those that are its."""
+
+    usage = "a checkpoint file"
+    options = frozenset({"arch", "base", "trust_remote_code"})
+
+    def owns(self, spec: str) -> bool:
+        """Whether the string is the path of a file or folder, there or not."""
+        file = spec.partition("::")[0]
+        path = Path(file)
+        if path.suffix == ".py":
+            raise LoadError(
+                f"{spec} is Python source; expected {file}:factory, naming the function that returns the network"
+            )
+        if any(source.prefix and spec.startswith(source.prefix) for source in SOURCES) or ".py:" in spec:
+            return False
+        written_as_path = any(s in file for s in {"/", os.sep}) or "::" in spec
+        if path.is_file() or path.suffix.lower() in SUFFIXES or written_as_path:
+            return True
+        # A folder called "resnet50" does not hide the network; "./resnet50" is the folder.
+        return path.is_dir() and not any(spec in source.names() for source in SOURCES)
+
+    def exists(self, spec: str) -> bool:
+        """Whether the file or folder is there."""
+        return Path(spec.partition("::")[0]).exists()
+
+    def open(self, request: ModelRequest) -> LoadedModel:
+        """Load a network that says itself what it is, or the weights of one that ``--arch`` or its keys tell."""
+        part = _huggingface_part(request.spec, request.arch)
+        if part is not None:
+            require_taken(request, HUGGINGFACE.options)
+            return HUGGINGFACE.load(request, adapter=part == "adapter")
+        require_taken(request, {"arch"})
+        return _load_checkpoint(request)
+
+
+def _huggingface_part(spec: str, arch: str | None) -> str | None:
+    """Whether Hugging Face's libraries load this path: ``"adapter"``, ``"model"``, or ``None``."""
     path = Path(spec.partition("::")[0])
     if not path.exists():
         return None
-    from spectrascope.loading.models.huggingface.adapters import is_adapter_directory
-    from spectrascope.loading.models.huggingface.open import is_huggingface_directory
-
     if path.is_dir():
-        if not _is_file_spec(spec):
-            return None
         if is_adapter_directory(path):
             return "adapter"
         return "model" if arch is None and is_huggingface_directory(path) else None
     if path.name.startswith("adapter_model.") and is_adapter_directory(path.parent):
         return "adapter"
-    if arch is None and "::" not in spec and _is_file_spec(spec) and is_huggingface_directory(path.parent):
+    if arch is None and "::" not in spec and is_huggingface_directory(path.parent):
         try:
             listed = is_listed(read_checkpoint(path, headers_only=True).state_dict)
         except LoadError:  # the loader below says what is wrong with the file
@@ -146,62 +176,20 @@ def _huggingface_part(spec: str, arch: str | None, base: str | None) -> str | No
     return None
 
 
-def _load_foreign(
-    spec: str,
-    part: str,
-    base: str | None,
-    *,
-    num_classes: int | None,
-    allow_download: bool,
-    trust_remote_code: bool,
-    headers_only: bool,
-) -> LoadedModel:
-    from spectrascope.loading.models.huggingface.adapters import load_adapter
-    from spectrascope.loading.models.huggingface.open import load_huggingface
-
-    load = partial(load_adapter, base=base) if part == "adapter" else load_huggingface
-    if part == "model" and base is not None:
-        raise LoadError(f"--base goes with a PEFT adapter, but {spec!r} is a whole model; drop --base")
-    return load(
-        spec, num_classes=num_classes, allow_download=allow_download, trust_remote_code=trust_remote_code,
-        headers_only=headers_only,
-    )  # fmt: skip
-
-
-def _is_file_spec(spec: str) -> bool:
-    file = spec.partition("::")[0]
-    path = Path(file)
-    if path.suffix == ".py":
-        raise LoadError(
-            f"{spec} is Python source; expected {file}:factory, naming the function that returns the network"
-        )
-    if spec.startswith(("hf:", "timm:")) or ".py:" in spec:
-        return False
-    separators = {"/", os.sep}
-    written_as_path = any(s in file for s in separators) or "::" in spec
-    if path.is_file() or path.suffix.lower() in SUFFIXES or written_as_path:
-        return True
-    # A folder called "resnet50" does not hide the network; "./resnet50" is the folder.
-    return path.is_dir() and spec not in ZOO and spec not in torchvision_models.list_names()
-
-
-def _read(path: str | Path, headers_only: bool) -> Checkpoint:
-    return read_checkpoint(path, headers_only=True) if headers_only else read_checkpoint(path)
-
-
-def _load_checkpoint(
-    spec: str, arch: str | None, num_classes: int | None, seed: int, headers_only: bool
-) -> LoadedModel:
-    factory = find_factory(arch) if arch is not None and is_factory(arch) else None
+def _load_checkpoint(request: ModelRequest) -> LoadedModel:
+    spec, arch, num_classes = request.spec, request.arch, request.num_classes
+    owner = None if arch is None else _find_source(arch, [source for source in SOURCES if source is not FILES])
+    factory = find_factory(arch) if arch is not None and owner is FACTORIES else None
     architecture = find_architecture(arch) if arch is not None and factory is None else None
-    checkpoint = _read(spec, headers_only)
+    checkpoint = read_checkpoint(spec, headers_only=request.headers_only)
     if factory is not None:
-        filled = fill_factory(spec, factory, _seeded(factory, seed), checkpoint.state_dict, num_classes)
-        weights = _describe(checkpoint, filled.reading.note)
-        return finish_factory(spec, factory.name, filled.made, num_classes, weights=weights, checkpoint=checkpoint)
+        make = seeded(factory, request.seed)
+        made, reading = fill_factory(spec, factory, make, checkpoint.state_dict, num_classes)
+        weights = _describe(checkpoint, reading.note)
+        return finish_factory(spec, factory.name, made, num_classes, weights=weights, checkpoint=checkpoint)
     if architecture is not None:
         filled = fill_architecture(spec, architecture, checkpoint.state_dict)
-        network, note, found = filled.made.network, filled.reading.note, filled.num_classes
+        network, note, found = filled.network, filled.reading.note, filled.num_classes
     else:
         try:
             recognised = recognise(checkpoint.state_dict, hint=named_architecture(spec, checkpoint.metadata))
@@ -230,22 +218,7 @@ def _describe(checkpoint: Checkpoint, note: str) -> str:
     return f"checkpoint ({details})" if details else "checkpoint"
 
 
-def _load_embedded(num_classes: int | None, headers_only: bool) -> LoadedModel:
-    if num_classes not in (None, 10):
-        raise LoadError(f"{EMBEDDED} has 10 outputs, not {num_classes}; use {EMBEDDED}@none or drop --num-classes")
-    architecture = find_architecture(EMBEDDED)
-    with resources.as_file(resources.files("spectrascope.data").joinpath("digits_cnn.safetensors")) as path:
-        checkpoint = _read(path, headers_only)
-    network = fill(lambda: architecture.build(10), checkpoint.state_dict)
-    return finish(EMBEDDED, architecture, network, 10, weights="embedded", checkpoint=checkpoint)
+FILES = _Files()
 
-
-def _with_seed(build: Callable[[], Built], seed: int) -> Built:
-    """Run a constructor from a fixed random state; the caller's is left as found."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which would reseed CUDA too
-        return build()
-
-
-def _seeded(factory: Factory, seed: int) -> Callable[[int | None], Made]:
-    return lambda num_classes: _with_seed(partial(factory.make, num_classes), seed)
+SOURCES: tuple[ModelSource, ...] = (FILES, BUILTIN, TORCHVISION, TIMM, HUGGINGFACE, FACTORIES)
+"""Every built-in source, asked in this order whose a string is; a new one is a file and a name here."""

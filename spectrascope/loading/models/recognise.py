@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.readings import Reading, readings
 from spectrascope.loading.checkpoints.skeleton import (
     KeyDifference,
     Skeleton,
@@ -22,11 +22,15 @@ from spectrascope.loading.checkpoints.skeleton import (
 )
 from spectrascope.loading.models import timm as timm_models
 from spectrascope.loading.models import torchvision as torchvision_models
+from spectrascope.loading.models.fit import Reading, readings
+from spectrascope.loading.models.huggingface.config import read_json
 from spectrascope.loading.zoo import ZOO, find_entry
 
-__all__ = ["Recognised", "is_listed", "recognise"]
+__all__ = ["Recognised", "is_listed", "named_architecture", "recognise"]
 
 Shapes = dict[str, tuple[int, ...]]
+
+_NAMING = ("architecture", "model_name", "arch", "model")  # in a file's metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,3 +207,24 @@ def _nearest(state_dict: Mapping[str, Tensor]) -> str:
             if nearest is None or difference.size < nearest[1].size:
                 nearest = candidate.name, difference
     return f"; nearest is {nearest[0]}, which differs by {nearest[1]}" if nearest is not None else ""
+
+
+def named_architecture(spec: str, metadata: Mapping[str, str]) -> str:
+    """The architecture that a file's metadata or timm's ``config.json`` beside it names; empty where none does.
+
+    It is a hint: nothing is loaded by it unless every key and shape fits.
+
+    >>> named_architecture("net.safetensors", {"architecture": "timm/resnet50d.ra2_in1k"})
+    'resnet50d'
+    """
+    place = Path(spec.partition("::")[0])
+    folder = place if place.is_dir() else place.parent
+    found = next((metadata[key] for key in _NAMING if metadata.get(key)), None)
+    if found is None and (folder / "config.json").is_file():
+        try:
+            found = read_json(folder / "config.json").get("architecture")
+        except LoadError:
+            found = None
+    if not isinstance(found, str):
+        return ""
+    return found.removeprefix("timm:").removeprefix("timm/").partition(".")[0]

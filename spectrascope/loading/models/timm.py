@@ -17,19 +17,28 @@ from typing import Any
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.skeleton import build_if_shapes_fit, compare, kinds_of, skeleton_from
+from spectrascope.loading.checkpoints.skeleton import (
+    build_if_shapes_fit,
+    build_skeleton,
+    compare,
+    kinds_of,
+    skeleton_from,
+)
 from spectrascope.loading.data.labels import imagenet_wnids
+from spectrascope.loading.downloads import fetch_published
+from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models import torchvision as torchvision_models
-from spectrascope.loading.models.published import fetch_published
+from spectrascope.loading.models.finish import finish
+from spectrascope.loading.models.named import NamedSource, read_cached, require_published_classes
+from spectrascope.loading.models.source import Architecture, ModelRequest
 from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.loading.quiet import brief, quietly
 
 __all__ = [
+    "TIMM",
     "Fit",
-    "Published",
     "build_model",
     "class_names_of",
-    "find_published",
     "fitting",
     "is_installed",
     "list_names",
@@ -51,23 +60,6 @@ class Fit:
     name: str
     num_classes: int
     fingerprint: str
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """Published weights.
-
-    ``fetch`` finds or downloads their file; ``load`` fills a freshly built network with its tensors, by timm's own
-    conversion; ``build`` makes the network without them.
-    """
-
-    name: str
-    tag: str
-    num_classes: int
-    url: str
-    build: Callable[[], nn.Module]
-    fetch: Callable[[bool], Path]
-    load: Callable[[dict[str, Tensor]], nn.Module]
 
 
 def is_installed() -> bool:
@@ -181,51 +173,35 @@ def _plain(value: Any) -> str:
     return str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def find_published(name: str, tag: str | None) -> Published:
-    """Find published weights by name and tag, the default ones for ``None``.
-
-    Raises:
-        LoadError: timm is not installed, no such model or weights, or weights without a classifier.
-    """
-    require_name(name)
-    timm = _timm()
+def _published_config(name: str, tag: str | None) -> Any:
+    """What timm knows of published weights, the default ones for ``None``."""
+    timm, what = _timm(), f"timm:{name}"
     tags = [full.partition(".")[2] for full in timm.list_models(f"{name}.*", pretrained=True)]
     tags = [other for other in tags if other]
-    what = f"timm:{name}"
-    random = f"timm:{name}@none"
     if tag is not None and tag not in tags:
         near = difflib.get_close_matches(tag, tags, n=3, cutoff=0.0)
         raise LoadError(f"{what}@{tag[:80]}: no such weights; expected {what}@ one of {', '.join([*near, 'none'])}")
     config = timm.get_pretrained_cfg(f"{name}.{tag}" if tag else name)
     if config is None or not config.has_weights:
-        raise LoadError(f"{what}: no weights are published; {random} has random ones, or pass a checkpoint file")
+        raise LoadError(f"{what}: no weights are published; {what}@none has random ones, or pass a checkpoint file")
     if not config.num_classes:
         raise LoadError(
             f"{what}@{config.tag}: these weights have no classifier; pass a checkpoint with a head, with --arch {what}"
         )
+    return config
 
-    def fetch(allow_download: bool) -> Path:
-        if config.hf_hub_id:
-            return _fetch_from_hub(what, str(config.hf_hub_id), config.hf_hub_filename, allow_download)
-        return fetch_published(str(config.url), f"{what}: weights {config.tag}", allow_download=allow_download)
 
-    create = partial(timm.create_model, f"{name}.{config.tag}" if config.tag else name)
-
-    def build() -> nn.Module:
+def _create(what: str, full_name: str, tensors: dict[str, Tensor] | None) -> nn.Module:
+    """A new network, filled with the tensors by timm's own conversion where there are some."""
+    options = {} if tensors is None else {"pretrained_cfg_overlay": {"state_dict": tensors}}
+    try:
         with quietly():
-            network: nn.Module = create(pretrained=False)
-        return network
-
-    def load(tensors: dict[str, Tensor]) -> nn.Module:
-        try:
-            with quietly():
-                network: nn.Module = create(pretrained=True, pretrained_cfg_overlay={"state_dict": tensors})
-        except Exception as error:
-            raise LoadError(f"{what}: the weights do not fit the network ({brief(error)}); delete the file") from None
-        return network
-
-    url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else str(config.url)
-    return Published(name, config.tag or "default", int(config.num_classes), url, build, fetch, load)
+            network: nn.Module = _timm().create_model(full_name, pretrained=tensors is not None, **options)
+    except Exception as error:
+        if tensors is None:
+            raise
+        raise LoadError(f"{what}: the weights do not fit the network ({brief(error)}); delete the file") from None
+    return network
 
 
 def _fetch_from_hub(what: str, hub_id: str, filename: str | None, allow_download: bool) -> Path:
@@ -284,3 +260,47 @@ def class_names_of(num_classes: int) -> dict[int, tuple[str, ...]]:
     if num_classes != 1000 or tuple(_timm().data.ImageNetInfo("imagenet-1k").label_names()) != imagenet_wnids():
         return {}
     return {1000: tuple(torchvision_models.find_weights("resnet50", None).meta["categories"])}
+
+
+class _Timm(NamedSource):
+    """``timm:NAME``, ``timm:NAME@TAG`` or timm's own spelling of it, ``timm:NAME.TAG``."""
+
+    usage = "timm:NAME"
+    prefix = "timm:"
+
+    def parse(self, spec: str) -> tuple[str, str | None]:
+        """The name with its prefix, and the tag of the weights where one is given."""
+        name, which = super().parse(spec)
+        if which is None:
+            name, _, which = name.partition(".")
+        return name, which or None
+
+    def architecture(self, name: str) -> Architecture | None:
+        """The model of this name."""
+        if not name.startswith(self.prefix):
+            return None
+        plain = name.removeprefix(self.prefix)
+        require_name(plain)
+        return Architecture(name, "timm", partial(build_model, plain), preprocessing_of, class_names_of)
+
+    def published(self, request: ModelRequest, architecture: Architecture, which: str | None) -> LoadedModel:
+        """With the weights of this tag."""
+        what, name = architecture.name, architecture.name.removeprefix(self.prefix)
+        config = _published_config(name, which)
+        count, tag = int(config.num_classes), config.tag or "default"
+        require_published_classes(request, architecture, count)
+        full_name = f"{name}.{config.tag}" if config.tag else name
+        if request.headers_only:
+            network = build_skeleton(lambda: _create(what, full_name, None))
+            return finish(request.spec, architecture, network, count, weights=tag)
+        if config.hf_hub_id:
+            url = f"https://huggingface.co/{config.hf_hub_id}"
+            file = _fetch_from_hub(what, str(config.hf_hub_id), config.hf_hub_filename, request.allow_download)
+        else:
+            url = str(config.url)
+            file = fetch_published(url, f"{what}: weights {config.tag}", allow_download=request.allow_download)
+        network = _create(what, full_name, read_cached(f"{what}: weights {tag}", file, url))
+        return finish(request.spec, architecture, network, count, weights=tag, file=file)
+
+
+TIMM = _Timm()

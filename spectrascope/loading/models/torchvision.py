@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from math import isqrt
 from types import ModuleType
 from typing import Any
@@ -14,11 +14,19 @@ import torch
 from torch import nn
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.skeleton import build_skeleton
+from spectrascope.loading.downloads import fetch_published
+from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.models.finish import finish
+from spectrascope.loading.models.fit import fill_architecture
+from spectrascope.loading.models.named import NamedSource, read_cached, require_published_classes
+from spectrascope.loading.models.source import Architecture, Build, ModelRequest
 from spectrascope.loading.preprocessing import Preprocessing
 
 __all__ = [
     "FAMILIES",
     "PLAIN",
+    "TORCHVISION",
     "Variant",
     "build_model",
     "families_of",
@@ -29,7 +37,6 @@ __all__ = [
     "unlisted_names",
     "variant_of",
     "variants_of",
-    "without_auxiliary_heads",
 ]
 
 # Pattern of the names of a family and keys of which its state dicts always hold one. A file is compared with
@@ -147,16 +154,6 @@ def build_model(name: str, num_classes: int, variant: Variant = PLAIN) -> nn.Mod
     return model
 
 
-def without_auxiliary_heads(model: nn.Module) -> nn.Module:
-    """Drop heads that only training uses: evaluation gives them no gradient to measure."""
-    if getattr(model, "aux_logits", None) is True:
-        model.aux_logits = False  # type: ignore[assignment]
-        for head in ("aux1", "aux2", "AuxLogits"):
-            if hasattr(model, head):
-                setattr(model, head, None)
-    return model
-
-
 def find_weights(name: str, which: str | None) -> Any:
     """Find a model's weights entry by name (``IMAGENET1K_V2``), the default one for ``None``.
 
@@ -198,3 +195,56 @@ def preprocessing_of(name: str, entry: Any = None, image_size: int | None = None
     if image_size in (None, preprocessing.crop):
         return preprocessing
     return preprocessing.with_image_size(image_size)
+
+
+class _Torchvision(NamedSource):
+    """``NAME`` or ``NAME@WEIGHTS`` of torchvision's classification models."""
+
+    usage = "a torchvision classification model"
+
+    def owns(self, spec: str) -> bool:
+        """Whether it is one of torchvision's names, perhaps with weights."""
+        return ":" not in spec and super().owns(spec)  # without an import for strings with a prefix
+
+    def names(self) -> Sequence[str]:
+        """All of torchvision's."""
+        return list_names()
+
+    def architecture(self, name: str) -> Architecture | None:
+        """The model of this name, with as many outputs as its weights have."""
+        if ":" in name or name not in list_names():
+            return None
+        categories = tuple(find_weights(name, None).meta["categories"])
+
+        def build(num_classes: int | None, variant: Variant = PLAIN) -> nn.Module:
+            return build_model(name, len(categories) if num_classes is None else num_classes, variant)
+
+        def builds_for(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Build, ...]:
+            return tuple(partial(build, variant=variant) for variant in variants_of(name, shapes))
+
+        def prepare(network: nn.Module) -> Preprocessing:
+            side = getattr(network, "image_size", None)  # vision transformers know theirs
+            return preprocessing_of(name, image_size=side)
+
+        names = {len(categories): categories}
+        return Architecture(name, "torchvision", build, prepare, lambda count: names, builds_for=builds_for)
+
+    def published(self, request: ModelRequest, architecture: Architecture, which: str | None) -> LoadedModel:
+        """With the weights of this name."""
+        name = architecture.name
+        entry = find_weights(name, which)
+        count = len(entry.meta["categories"])
+        require_published_classes(request, architecture, count)
+        file = None
+        if request.headers_only:
+            variant = variant_of(name, entry)
+            network = build_skeleton(lambda: build_model(name, count, variant))
+        else:
+            what = f"{name}: weights {entry.name}"
+            file = fetch_published(entry.url, what, allow_download=request.allow_download)
+            network = fill_architecture(str(file), architecture, read_cached(what, file, entry.url)).network
+        loaded = finish(request.spec, architecture, network, count, weights=str(entry.name), file=file)
+        return replace(loaded, preprocessing=preprocessing_of(name, entry))
+
+
+TORCHVISION = _Torchvision()

@@ -1,16 +1,15 @@
 """Bars of what β is made of, layer by layer, for reports whose layers carry a decomposition.
 
-A layer's decomposition is an optional block (``row.decomposition.alignment`` with the fits ``beta_lambda``,
-``beta_phi`` and ``beta_chi``, which add up to β, MEASUREMENT section 6); rows without one have no bar.
+The fits ``beta_lambda``, ``beta_phi`` and ``beta_chi`` of an alignment add up to β (MEASUREMENT section 6); layers
+without a decomposition have no bar.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from spectrascope.records.report import LayerReport
-from spectrascope.records.values import PowerFit
+from spectrascope.records.values import Missing, PowerFit
 from spectrascope.reports.charts.axes import linear_axis, names_axis
 from spectrascope.reports.charts.chart import Bars, Chart, Ink, Line, Part, Points, PointShape
 from spectrascope.reports.figures import format_count
@@ -27,9 +26,10 @@ PARTS_OF_BETA: tuple[tuple[str, str, Ink], ...] = (
 
 def slopes_of(row: LayerReport) -> tuple[float, ...] | None:
     """The parts of a layer's β in the order of :data:`PARTS_OF_BETA`, or ``None`` where it has no decomposition."""
-    block: Any = getattr(row, "decomposition", None)
-    alignment = getattr(block, "alignment", None)
-    fits = [getattr(alignment, name, None) for name, _, _ in PARTS_OF_BETA]
+    found = row.decomposition
+    if isinstance(found, Missing):
+        return None
+    fits = [getattr(found.alignment, name) for name, _, _ in PARTS_OF_BETA]
     values = [fit.value for fit in fits if isinstance(fit, PowerFit)]
     return tuple(values) if len(values) == len(PARTS_OF_BETA) else None
 

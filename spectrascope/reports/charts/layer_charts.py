@@ -9,8 +9,8 @@ from spectrascope.records.values import Interval, Missing, PowerFit, RankModel, 
 from spectrascope.reports.charts.axes import log_axis
 from spectrascope.reports.charts.chart import Band, Chart, Ink, Line, Part, Points
 from spectrascope.reports.charts.inks import MODEL_INKS
+from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["curvature_chart", "rank_chart", "rank_model_value"]
 
@@ -20,9 +20,8 @@ _STEPS = 16  # straight pieces of a drawn curve
 def curvature_chart(row: LayerReport) -> Chart:
     """Curvature h against σ, both logarithmic, with the fitted line and its interval.
 
-    The band is the line turned about the centre of the points by the 95 % interval of β (over sample groups where
-    there is one). Directions outside the window are hollow; h ≤ 0 has no place on a logarithmic axis and is counted
-    in the note.
+    The band is the line turned about the centre of the points by the 95 % interval of β. Directions outside the
+    window are hollow; h ≤ 0 has no place on a logarithmic axis and is counted in the note.
     """
     measured = row.measurement
     first, last = row.analysis.window
@@ -102,16 +101,13 @@ def _fit_parts(fit: PowerFit | Missing, inside: list[tuple[float, float, str]]) 
         return []
     logs = [math.log(point[0]) for point in inside]
     low, high, centre = min(logs), max(logs), sum(logs) / len(logs)
-    interval, kind = fit.jackknife_ci95, "over sample groups"
-    if isinstance(interval, Missing):
-        interval, kind = fit.ci95, "of the straight line"
     xs = (low, centre, high)  # a power law is straight on these axes
     level = fit.intercept + fit.value * centre
 
     def along(slope: float) -> tuple[float, ...]:
         return tuple(_exp(level + slope * (x - centre)) for x in xs)
 
-    edges = [along(slope) for slope in _sane(interval, fit.value)]
+    edges = [along(slope) for slope in _sane(fit.interval, fit.value)]
     sigmas = tuple(_exp(x) for x in xs)
     return [
         Band(
@@ -119,7 +115,7 @@ def _fit_parts(fit: PowerFit | Missing, inside: list[tuple[float, float, str]]) 
             tuple(min(pair) for pair in zip(*edges, strict=True)),
             tuple(max(pair) for pair in zip(*edges, strict=True)),
             Ink.ORANGE,
-            f"95 % interval of β {kind}",
+            "95 % interval of β",
         ),
         Line(sigmas, along(fit.value), Ink.ORANGE, f"β = {fit.value:.2f}, R² {fit.r2:.3f}"),
     ]

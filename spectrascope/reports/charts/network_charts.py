@@ -9,8 +9,8 @@ from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit, 
 from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, KIND_MARKS, MODEL_INKS
+from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["depth_chart", "measured_layers", "participation_chart", "rank_model_chart", "triangle_chart"]
 
@@ -87,7 +87,7 @@ def depth_chart(layers: Sequence[LayerReport]) -> Chart:
                 kind.value,
                 KIND_MARKS[kind],
                 names=tuple(f"{row.info.name}: β = {fit.value:.2f}" for _, fit, row in here),
-                whiskers=tuple(_clip(_interval(fit), y) for _, fit, _ in here),
+                whiskers=tuple(_clip(fit.interval, y) for _, fit, _ in here),
             )
         )
     summary = _say_range([fit.value for *_, fit in fits])
@@ -165,16 +165,12 @@ def _by_kind(layers: Sequence[LayerReport]) -> list[tuple[LayerKind, list[Named]
     return found
 
 
-def _interval(fit: PowerFit) -> Interval:
-    return fit.ci95 if isinstance(fit.jackknife_ci95, Missing) else fit.jackknife_ci95
-
-
 def _with_whiskers(fits: Sequence[PowerFit]) -> list[float]:
     """The values and the ends of their intervals, none further out than half the range of the values."""
     values = [fit.value for fit in fits] or [0.0]
     reach = 0.5 * max(max(values) - min(values), 1.0)
     low, high = min(values) - reach, max(values) + reach
-    ends = [end for fit in fits for end in (_interval(fit).low, _interval(fit).high)]
+    ends = [end for fit in fits for end in (fit.interval.low, fit.interval.high)]
     return [*values, *(min(max(end, low), high) for end in ends)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from enum import Enum
 
@@ -20,7 +20,7 @@ from spectrascope.reports.charts.network_charts import (
 )
 from spectrascope.reports.figures import format_count
 
-__all__ = ["FEW", "PANELS", "PictureKind", "report_pictures"]
+__all__ = ["FEW", "LAYER_CHARTS", "NETWORK_CHARTS", "PANELS", "PictureKind", "network_charts", "report_pictures"]
 
 PANELS = 24
 """Layers on one page of small multiples, at most."""
@@ -42,6 +42,22 @@ class PictureKind(str, Enum):
     DECOMPOSITION = "decomposition"
 
 
+LAYER_CHARTS: dict[PictureKind, tuple[Callable[[LayerReport], Chart], str]] = {
+    PictureKind.CURVATURE: (curvature_chart, "h against σ"),
+    PictureKind.RANKS: (rank_chart, "σ against rank, and three models of it"),
+}
+"""Charts of one layer, and what they show."""
+
+NETWORK_CHARTS: dict[PictureKind, Callable[[Report, Sequence[LayerReport]], Chart | None]] = {
+    PictureKind.DEPTH: lambda _, layers: depth_chart(layers),
+    PictureKind.TRIANGLE: lambda _, layers: triangle_chart(layers),
+    PictureKind.PARTICIPATION: lambda _, layers: participation_chart(layers),
+    PictureKind.RANK_MODELS: lambda report, _: rank_model_chart(report),
+    PictureKind.DECOMPOSITION: lambda _, layers: decomposition_chart(layers),
+}
+"""Charts of the network as a whole, in the order of the page; the first four are the overview."""
+
+
 def report_pictures(
     report: Report, kinds: Sequence[PictureKind] = tuple(PictureKind), *, all_layers: bool = False
 ) -> list[Picture]:
@@ -57,39 +73,26 @@ def report_pictures(
     model = report.provenance.model.id
     found: list[Picture] = []
     for kind in kinds:
-        if kind is PictureKind.CURVATURE:
-            found += _layer_pages(kind, "h against σ", model, layers, all_layers)
-        elif kind is PictureKind.RANKS:
-            found += _layer_pages(kind, "σ against rank, and three models of it", model, layers, all_layers)
+        if kind in LAYER_CHARTS:
+            found += _layer_pages(kind, model, layers, all_layers)
         elif kind is PictureKind.OVERVIEW:
-            charts = (
-                depth_chart(layers),
-                triangle_chart(layers),
-                participation_chart(layers),
-                rank_model_chart(report),
-            )
+            charts = tuple(network_charts(report, tuple(NETWORK_CHARTS)[:4]))
             found.append(Picture(kind.value, f"{model}: curvature along gradient directions", charts, columns=2))
-        elif (chart := _single(kind, report, layers)) is not None:
-            found.append(Picture(kind.value, f"{model}: {chart.title}", (chart,)))
+        else:
+            charts = tuple(network_charts(report, [kind]))
+            found += [Picture(kind.value, f"{model}: {chart.title}", (chart,)) for chart in charts]
     return found
 
 
-def _single(kind: PictureKind, report: Report, layers: Sequence[LayerReport]) -> Chart | None:
-    if kind is PictureKind.DECOMPOSITION:
-        return decomposition_chart(layers)
-    if kind is PictureKind.TRIANGLE:
-        return triangle_chart(layers)
-    if kind is PictureKind.DEPTH:
-        return depth_chart(layers)
-    if kind is PictureKind.PARTICIPATION:
-        return participation_chart(layers)
-    return rank_model_chart(report)
+def network_charts(report: Report, kinds: Iterable[PictureKind]) -> list[Chart]:
+    """Charts of the network as a whole; without those that nothing in the report is for."""
+    layers = measured_layers(report)
+    charts = [NETWORK_CHARTS[kind](report, layers) for kind in kinds]
+    return [chart for chart in charts if chart is not None]
 
 
-def _layer_pages(
-    kind: PictureKind, what: str, model: str, layers: Sequence[LayerReport], all_layers: bool
-) -> list[Picture]:
-    draw = curvature_chart if kind is PictureKind.CURVATURE else rank_chart
+def _layer_pages(kind: PictureKind, model: str, layers: Sequence[LayerReport], all_layers: bool) -> list[Picture]:
+    draw, what = LAYER_CHARTS[kind]
     names = short_names([row.info.name for row in layers], 32)
     title = f"{model}: {what}"
 

@@ -4,38 +4,27 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import Interval, Missing, RankModel
 from spectrascope.reports.charts.axes import linear_axis, log_axis, steps_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
+from spectrascope.reports.fields import RANK_MODEL_NAMES, followed, named
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
-__all__ = ["NUMBER_NAMES", "layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
-
-NUMBER_NAMES = {
-    TrackedNumber.BETA: "β",
-    TrackedNumber.ALPHA_G: "α_G",
-    TrackedNumber.ALPHA_H: "α_H",
-    TrackedNumber.TRIANGLE_ERROR: "triangle error",
-    TrackedNumber.PR_H: "PR_h",
-    TrackedNumber.PR_G: "PR_g",
-}
-"""How the followed numbers are called in tables and charts."""
-
-_LOGARITHMIC = {TrackedNumber.TRIANGLE_ERROR, TrackedNumber.PR_H, TrackedNumber.PR_G}
+__all__ = ["layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
 
 
-def track_chart(trajectory: Trajectory, number: TrackedNumber) -> Chart:
+def track_chart(trajectory: Trajectory, number: str) -> Chart:
     """A number over training: a faint line per layer, coloured by kind, and the median over layers."""
     steps = [point.step for point in trajectory.points]
-    name = NUMBER_NAMES[number]
+    field = named(number)
+    name, key = field.spoken, field.flat
     parts: list[Part] = []
     everything: list[float] = []
     kinds = []
     for track in trajectory.layers:
-        pairs = _known(steps, track.values[number.value])
+        pairs = _known(steps, track.values[key])
         if pairs:
             xs, ys = zip(*pairs, strict=True)
             label = "" if track.kind in kinds else f"{track.kind.value} layers"
@@ -45,13 +34,13 @@ def track_chart(trajectory: Trajectory, number: TrackedNumber) -> Chart:
     bands = [
         (point.step, point.beta_iqr)
         for point in trajectory.points
-        if number is TrackedNumber.BETA and isinstance(point.beta_iqr, Interval)
+        if key == "beta" and isinstance(point.beta_iqr, Interval)
     ]
     if bands:
         xs = tuple(step for step, _ in bands)
         lows, highs = tuple(b.low for _, b in bands), tuple(b.high for _, b in bands)
         parts.append(Band(xs, lows, highs, Ink.PURPLE, "middle half of layers"))
-    medians = _known(steps, tuple(point.medians[number.value] for point in trajectory.points))
+    medians = _known(steps, tuple(point.medians[key] for point in trajectory.points))
     if medians:
         xs, ys = zip(*medians, strict=True)
         parts.append(Line(xs, ys, Ink.PURPLE, "median"))
@@ -60,7 +49,7 @@ def track_chart(trajectory: Trajectory, number: TrackedNumber) -> Chart:
         summary = f"Median {name} from {ys[0]:.2f} to {ys[-1]:.2f} over {format_count(len(steps), 'checkpoint')}."
     else:
         summary = f"No checkpoint has a median {name}."
-    y = log_axis(name, everything) if number in _LOGARITHMIC else linear_axis(name, everything)
+    y = log_axis(name, everything) if field.logarithmic else linear_axis(name, everything)
     return Chart(f"{name} over training", steps_axis(trajectory.step_name, steps), y, tuple(parts), summary)
 
 
@@ -70,15 +59,15 @@ def layer_chart(trajectory: Trajectory, track: LayerTrack) -> Chart:
     parts: list[Part] = []
     everything: list[float] = []
     series = (
-        (TrackedNumber.BETA, Ink.PURPLE, PointShape.CIRCLE),
-        (TrackedNumber.ALPHA_G, Ink.BLUE, PointShape.SQUARE),
-        (TrackedNumber.ALPHA_H, Ink.ORANGE, PointShape.TRIANGLE),
+        ("beta", Ink.PURPLE, PointShape.CIRCLE),
+        ("alpha_g", Ink.BLUE, PointShape.SQUARE),
+        ("alpha_h", Ink.ORANGE, PointShape.TRIANGLE),
     )
     for number, ink, mark in series:
-        pairs = _known(steps, track.values[number.value])
+        pairs = _known(steps, track.values[number])
         if pairs:
             xs, ys = zip(*pairs, strict=True)
-            parts += [Line(xs, ys, ink), Points(xs, ys, ink, NUMBER_NAMES[number], mark)]
+            parts += [Line(xs, ys, ink), Points(xs, ys, ink, named(number).spoken, mark)]
             everything += ys
     return Chart(
         title=track.name,
@@ -125,9 +114,9 @@ def trajectory_pictures(trajectory: Trajectory) -> list[Picture]:
     charts = {
         "training-rank-models": share_chart(trajectory),
         **{
-            f"training-{number.value.replace('_', '-')}": track_chart(trajectory, number)
-            for number in TrackedNumber
-            if number is not TrackedNumber.TRIANGLE_ERROR
+            f"training-{field.flat.replace('_', '-')}": track_chart(trajectory, field.flat)
+            for field in followed()
+            if field.drawn
         },
     }
     together = tuple(charts.values())

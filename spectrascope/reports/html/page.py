@@ -17,22 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.reports.charts.chart import Chart
-from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
-from spectrascope.reports.charts.network_charts import (
-    depth_chart,
-    measured_layers,
-    participation_chart,
-    rank_model_chart,
-    triangle_chart,
-)
+from spectrascope.reports.charts.pictures import NETWORK_CHARTS, network_charts
 from spectrascope.reports.charts.svg import chart_svg
 from spectrascope.reports.html.rows import LayerFacts, build_layer_table, layer_facts
 from spectrascope.reports.views.facts import describe_everything
-from spectrascope.reports.views.in_words import say_in_words
 from spectrascope.reports.views.report import build_summary_sheet
-from spectrascope.reports.views.words import explain, warn
+from spectrascope.reports.views.words import explain, say_in_words, warn
 from spectrascope.text import printable
 
 if TYPE_CHECKING:
@@ -67,10 +59,7 @@ def report_html(report: Report) -> str:
 
     Cost: a few milliseconds per layer; some 8 kB per layer in the file.
     """
-    layers = measured_layers(report)
-    charts = [depth_chart(layers), triangle_chart(layers), participation_chart(layers), rank_model_chart(report)]
-    if (parts := decomposition_chart(layers)) is not None:
-        charts.append(parts)
+    charts = network_charts(report, NETWORK_CHARTS) if report.summary.n_ok else []
     run = report.provenance
     return fill_page(
         "report.html.j2",
@@ -79,7 +68,7 @@ def report_html(report: Report) -> str:
         words=say_in_words(report),
         warnings=[(text, tone.value) for text, tone in warn(report)],
         pictures_title="The network at a glance",
-        charts=[draw_figure(chart, f"network-{i}") for i, chart in enumerate(charts)] if layers else [],
+        charts=[draw_figure(chart, f"network-{i}") for i, chart in enumerate(charts)],
         table=build_layer_table(report),
         sheets=[build_summary_sheet(report)],
         meaning=[text for text, _ in explain(report)],

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
-from spectrascope.records.decomposition import decomposition_of
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Measurement, Report
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, RankComparison, Triangle, ZetaBound
-from spectrascope.reports.figures import format_percent
+from spectrascope.reports import fields
+from spectrascope.reports.charts.decomposition_chart import PARTS_OF_BETA
+from spectrascope.reports.fields import RANK_MODEL_NAMES, Field
 from spectrascope.reports.views.document import DASH
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = ["Choice", "LayerFacts", "PageCell", "PageColumn", "PageRow", "PageTable", "build_layer_table", "layer_facts"]
 
@@ -78,10 +77,6 @@ class LayerFacts:
     more: str = ""
 
 
-Content: TypeAlias = "tuple[str, float | str] | Missing"
-"""Text and what it is sorted by."""
-
-
 def build_layer_table(report: Report) -> PageTable:
     """Every layer that was asked for, with its numbers."""
     rows = [
@@ -98,7 +93,7 @@ def build_layer_table(report: Report) -> PageTable:
             PageColumn("layer", "name of the parameter", right=False),
             PageColumn("kind", "the operation that uses it", right=False),
             PageColumn("m × n", "outputs × inputs; sorted by their product"),
-            *(column for column, _ in _COLUMNS),
+            *(PageColumn(field.header, field.about, field.right) for field in _shown()),
             PageColumn("status", "measured, skipped or failed", right=False),
         ),
         rows=tuple(_build_row(i, row) for i, row in rows),
@@ -118,37 +113,32 @@ def layer_facts(row: LayerRow) -> tuple[LayerFacts, ...]:
         facts.append(LayerFacts("tied to", ", ".join(info.tied_names)))
     if not isinstance(row, LayerReport):
         return tuple(facts)
-    a, measured = row.analysis, row.measurement
-    facts += [
-        _fit_facts("β", a.beta),
-        _fit_facts("α_G", a.alpha_g),
-        _fit_facts("α_H", a.alpha_h),
-        _triangle_facts(a.triangle),
-        _rank_facts(a.rank_models),
-        _number_facts("PR_h", a.pr_h, "directions that carry the curvature"),
-        _number_facts("PR_g", measured.pr_g, "directions that carry the gradient"),
-        _number_facts("effective rank of h", a.effective_rank_h),
-        _number_facts("effective rank of the gradient", measured.effective_rank_g),
-        _zeta_facts(a.zeta_bound),
-        LayerFacts(
-            "window", f"k = {a.window[0]} … {a.window[1]}", f"numerical rank {measured.rank} of {measured.full_rank}"
-        ),
-        LayerFacts("negative h", str(a.n_negative), "left out of logarithms"),
-        _number_facts("above sampling noise", a.n_above_noise, f"of {a.window[1] - a.window[0] + 1} directions"),
-        _number_facts("off-diagonal mass", a.off_diagonal_mass, "of the curvature between the directions"),
-        LayerFacts(
-            "engine", measured.engine.value + ("" if measured.exact else " (approximate)"), measured.engine_reason
-        ),
-        *_error_facts(measured),
-        _number_facts("self-check", measured.residual, "largest relative difference from the reference"),
-        *_decomposition_facts(row),
-    ]
-    return tuple(facts)
+    facts += [_facts(field, row) for field in sorted(fields.csv_fields(), key=lambda field: not field.page)]
+    return (*facts, *_error_facts(row.measurement), *_decomposition_facts(row))
 
 
-def _window(row: LayerReport) -> str:
-    first, last = row.analysis.window
-    return f"k = {first} … {last}" if last >= first else "none"
+def _facts(field: Field, row: LayerReport) -> LayerFacts:
+    value, text = field.read(row), field.text(row)
+    if isinstance(value, Missing) or isinstance(text, Missing):
+        return LayerFacts(field.header, DASH, value.reason)
+    if isinstance(value, PowerFit):
+        return _fit_facts(field.header, value)
+    if isinstance(value, Triangle):
+        verdict = "holds within 10 %" if value.well_conditioned else "off by more than 10 %"
+        return LayerFacts(field.header, text, f"β·α_G = {value.predicted:.3f}; {verdict}")
+    if isinstance(value, RankComparison):
+        bics = ", ".join(f"{RANK_MODEL_NAMES[fit.model]} {fit.bic:.1f}" for fit in value.fits)
+        tie = "; a tie" if value.tie else ""
+        return LayerFacts(field.header, RANK_MODEL_NAMES[value.best], f"BIC: {bics}; ΔBIC {value.delta_bic:.1f}{tie}")
+    if isinstance(value, ZetaBound):
+        return LayerFacts(field.header, text, _say_bound(value))
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+    return LayerFacts(field.header, text, row.measurement.engine_reason if field.name == "engine" else field.about)
+
+
+def _shown() -> list[Field]:
+    return [field for field in fields.FIELDS if field.page]
 
 
 def _shape_note(row: LayerRow) -> str:
@@ -167,7 +157,7 @@ def _build_row(index: int, row: LayerRow) -> PageRow:
         PageCell(row.info.name, row.info.name),
         PageCell(row.info.kind.value, row.info.kind.value),
         PageCell(f"{m}×{n}", str(m * n)),
-        *(_cell(content(row)) if isinstance(row, LayerReport) else PageCell(DASH, "") for _, content in _COLUMNS),
+        *(_cell(field, row) if isinstance(row, LayerReport) else PageCell(DASH, "") for field in _shown()),
     ]
     failed = row.status is LayerStatus.FAILED
     status = "FAILED" if failed else row.status.value
@@ -181,109 +171,29 @@ def _build_row(index: int, row: LayerRow) -> PageRow:
     )
 
 
-def _cell(content: Content) -> PageCell:
-    if isinstance(content, Missing):
-        return PageCell(DASH, "", content.reason)
-    text, value = content
-    return PageCell(text, repr(float(value)) if isinstance(value, (int, float)) else value)
+def _cell(field: Field, row: LayerReport) -> PageCell:
+    text, value = field.text(row), field.value(row)
+    if isinstance(text, Missing):
+        return PageCell(DASH, "", text.reason)
+    return PageCell(text.strip(), repr(float(value)) if isinstance(value, (int, float)) else str(value))
 
 
-def _exponent(name: str) -> Callable[[LayerReport], Content]:
-    def content(row: LayerReport) -> Content:
-        fit: PowerFit | Missing = getattr(row.analysis, name)
-        return fit if isinstance(fit, Missing) else (f"{fit.value:.2f}", fit.value)
-
-    return content
-
-
-def _beta(row: LayerReport) -> Content:
-    fit = row.analysis.beta
-    return fit if isinstance(fit, Missing) else (f"{fit.value:.2f} ±{_half(_interval(fit)[0]):.2f}", fit.value)
-
-
-def _r2(row: LayerReport) -> Content:
-    fit = row.analysis.beta
-    return fit if isinstance(fit, Missing) else (f"{fit.r2:.3f}", fit.r2)
-
-
-def _triangle(row: LayerReport) -> Content:
-    triangle = row.analysis.triangle
-    if isinstance(triangle, Missing):
-        return triangle
-    return format_percent(triangle.relative_error), triangle.relative_error
-
-
-def _rank_model(row: LayerReport) -> Content:
-    comparison = row.analysis.rank_models
-    if isinstance(comparison, Missing):
-        return comparison
-    name = RANK_MODEL_NAMES[comparison.best]
-    return ("~" if comparison.tie else "") + name, name
-
-
-def _number(value: float | Missing, form: str) -> Content:
-    return value if isinstance(value, Missing) else (format(value, form), value)
-
-
-_COLUMNS: tuple[tuple[PageColumn, Callable[[LayerReport], Content]], ...] = (
-    (PageColumn("β", "curvature exponent, ± half its 95 % interval"), _beta),
-    (PageColumn("R²", "how straight log h against log σ is"), _r2),
-    (PageColumn("α_G", "decay of σ with rank"), _exponent("alpha_g")),
-    (PageColumn("α_H", "decay of h with rank"), _exponent("alpha_h")),
-    (PageColumn("triangle", "relative error of α_H ≈ β·α_G"), _triangle),
-    (PageColumn("rank model", "lowest BIC; ~ a tie", right=False), _rank_model),
-    (PageColumn("PR_h", "participation ratio of the curvature"), lambda row: _number(row.analysis.pr_h, ".2f")),
-    (PageColumn("PR_g", "participation ratio of the gradient"), lambda row: _number(row.measurement.pr_g, ".1f")),
-    (PageColumn("h<0", "directions of negative curvature"), lambda row: _number(row.analysis.n_negative, "d")),
-)
-
-
-def _interval(fit: PowerFit) -> tuple[Interval, str]:
-    if isinstance(fit.jackknife_ci95, Missing):
-        return fit.ci95, f"straight line; no jackknife: {fit.jackknife_ci95.reason}"
-    return fit.jackknife_ci95, "over sample groups"
-
-
-def _half(interval: Interval) -> float:
-    return (interval.high - interval.low) / 2
+def _range(interval: Interval) -> str:
+    return f"{interval.low:.3f} to {interval.high:.3f}"
 
 
 def _fit_facts(label: str, fit: PowerFit | Missing) -> LayerFacts:
     if isinstance(fit, Missing):
         return LayerFacts(label, DASH, fit.reason)
-    interval, kind = _interval(fit)
+    groups = fit.jackknife_ci95
+    over = f"no jackknife: {groups.reason}" if isinstance(groups, Missing) else f"over sample groups {_range(groups)}"
     dropped = f", {fit.n_dropped} left out" if fit.n_dropped else ""
     return LayerFacts(
         label,
         f"{fit.value:.3f}",
-        f"95 %: {interval.low:.3f} to {interval.high:.3f} ({kind}); line {fit.ci95.low:.3f} to {fit.ci95.high:.3f}; "
+        f"95 %: {_range(fit.interval)}, the wider of straight line {_range(fit.ci95)}; {over}; "
         f"R² {fit.r2:.4f}, {fit.n} points{dropped}",
     )
-
-
-def _triangle_facts(triangle: Triangle | Missing) -> LayerFacts:
-    if isinstance(triangle, Missing):
-        return LayerFacts("triangle", DASH, triangle.reason)
-    verdict = "holds within 10 %" if triangle.well_conditioned else "off by more than 10 %"
-    return LayerFacts(
-        "triangle", format_percent(triangle.relative_error), f"β·α_G = {triangle.predicted:.3f}; {verdict}"
-    )
-
-
-def _rank_facts(comparison: RankComparison | Missing) -> LayerFacts:
-    if isinstance(comparison, Missing):
-        return LayerFacts("rank model", DASH, comparison.reason)
-    bics = ", ".join(f"{RANK_MODEL_NAMES[fit.model]} {fit.bic:.1f}" for fit in comparison.fits)
-    tie = "; a tie" if comparison.tie else ""
-    return LayerFacts(
-        "rank model", RANK_MODEL_NAMES[comparison.best], f"BIC: {bics}; ΔBIC {comparison.delta_bic:.1f}{tie}"
-    )
-
-
-def _number_facts(label: str, value: float | Missing, more: str = "") -> LayerFacts:
-    if isinstance(value, Missing):
-        return LayerFacts(label, DASH, value.reason)
-    return LayerFacts(label, str(value) if isinstance(value, int) else f"{value:.4g}", more)
 
 
 def _error_facts(measured: Measurement) -> list[LayerFacts]:
@@ -299,24 +209,16 @@ def _error_facts(measured: Measurement) -> list[LayerFacts]:
 
 def _decomposition_facts(row: LayerReport) -> list[LayerFacts]:
     """The parts of β, where the report holds them."""
-    found = decomposition_of(row)
+    found = row.decomposition
     if isinstance(found, Missing):
         return []
-    parts = found.alignment
-    return [
-        _fit_facts("β_Λ, eigenvalues of the factors", parts.beta_lambda),
-        _fit_facts("β_Φ, alignment with the gradient", parts.beta_phi),
-        _fit_facts("β_χ, beyond a Kronecker product", parts.beta_chi),
-    ]
+    return [_fit_facts(label, getattr(found.alignment, name)) for name, label, _ in PARTS_OF_BETA]
 
 
-def _zeta_facts(bound: ZetaBound | Missing) -> LayerFacts:
-    if isinstance(bound, Missing):
-        return LayerFacts("zeta bound on PR_h", DASH, bound.reason)
+def _say_bound(bound: ZetaBound) -> str:
     infinite = (
         f"infinite: none ({bound.infinite.reason})"
         if isinstance(bound.infinite, Missing)
         else f"infinite {bound.infinite:.3f}, {'holds' if bound.infinite_holds is True else 'violated'}"
     )
-    verdict = "holds" if bound.finite_holds else "violated"
-    return LayerFacts("zeta bound on PR_h", f"{bound.finite:.3f}", f"{verdict}, with s = {bound.s:.3f}; {infinite}")
+    return f"{'holds' if bound.finite_holds else 'violated'}, with s = {bound.s:.3f}; {infinite}"

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory
+from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import Missing
-from spectrascope.reports.charts.training_charts import NUMBER_NAMES, layer_chart, share_chart, track_chart
-from spectrascope.reports.figures import format_count, format_percent
+from spectrascope.reports.charts.training_charts import layer_chart, share_chart, track_chart
+from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, followed, write
+from spectrascope.reports.figures import format_count
 from spectrascope.reports.html.page import LayerDetail, draw_figure, fill_page
 from spectrascope.reports.html.rows import Choice, LayerFacts, PageCell, PageColumn, PageRow, PageTable
 from spectrascope.reports.views.document import DASH, Sheet
 from spectrascope.reports.views.facts import describe_run
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 from spectrascope.reports.views.trajectory import build_checkpoint_sheet, say_trajectory
 
 __all__ = ["trajectory_html"]
-
-_FOLLOWED = (TrackedNumber.BETA, TrackedNumber.ALPHA_G, TrackedNumber.ALPHA_H, TrackedNumber.PR_H, TrackedNumber.PR_G)
 
 
 def trajectory_html(trajectory: Trajectory) -> str:
     """Write a trajectory as a page: the medians and every layer over training, the rank models, the checkpoints."""
     points = trajectory.points
-    charts = [share_chart(trajectory), *(track_chart(trajectory, number) for number in _FOLLOWED)]
+    charts = [share_chart(trajectory), *(track_chart(trajectory, field.flat) for field in _drawn())]
     span = f"{trajectory.step_name} {points[0].step:g} to {points[-1].step:g}"
     sheet: Sheet = build_checkpoint_sheet(trajectory)
     return fill_page(
@@ -51,16 +49,19 @@ def trajectory_html(trajectory: Trajectory) -> str:
     )
 
 
+def _drawn() -> list[Field]:
+    return [field for field in followed() if field.drawn]
+
+
 def _build_table(trajectory: Trajectory) -> PageTable:
     kinds = tuple(dict.fromkeys(track.kind.value for track in trajectory.layers))
-    numbers = [NUMBER_NAMES[number] for number in _FOLLOWED]
     return PageTable(
         id="layer-table",
         label="Layers, first checkpoint → last",
         columns=(
             PageColumn("layer", "name of the parameter", right=False),
             PageColumn("kind", "the operation that uses it", right=False),
-            *(PageColumn(name, "first → last; sorted by the last") for name in numbers),
+            *(PageColumn(field.spoken, "first → last; sorted by the last") for field in _drawn()),
             PageColumn("change of β", "last − first"),
             PageColumn("rank model", "first → last", right=False),
         ),
@@ -70,7 +71,7 @@ def _build_table(trajectory: Trajectory) -> PageTable:
 
 
 def _row(index: int, track: LayerTrack) -> PageRow:
-    beta = _known(track, TrackedNumber.BETA)
+    beta = _known(track, "beta")
     change = beta[-1] - beta[0] if len(beta) > 1 else None
     models = [RANK_MODEL_NAMES[model] for model in track.rank_models if not isinstance(model, Missing)]
     said = DASH if not models else models[0] if models[0] == models[-1] else f"{models[0]} → {models[-1]}"
@@ -79,7 +80,7 @@ def _row(index: int, track: LayerTrack) -> PageRow:
         (
             PageCell(track.name, track.name),
             PageCell(track.kind.value, track.kind.value),
-            *(_ends(track, number) for number in _FOLLOWED),
+            *(_ends(track, field.flat) for field in _drawn()),
             PageCell(DASH, "") if change is None else PageCell(f"{change:+.2f}".replace("-", "−"), repr(change)),
             PageCell(said, said if models else ""),
         ),
@@ -88,17 +89,17 @@ def _row(index: int, track: LayerTrack) -> PageRow:
     )
 
 
-def _ends(track: LayerTrack, number: TrackedNumber) -> PageCell:
+def _ends(track: LayerTrack, number: str) -> PageCell:
     known = _known(track, number)
     if not known:
-        reasons = [value.reason for value in track.values[number.value] if isinstance(value, Missing)]
+        reasons = [value.reason for value in track.values[number] if isinstance(value, Missing)]
         return PageCell(DASH, "", reasons[-1] if reasons else "")
     text = f"{known[0]:.2f} → {known[-1]:.2f}" if len(known) > 1 else f"{known[0]:.2f}"
     return PageCell(text, repr(known[-1]))
 
 
-def _known(track: LayerTrack, number: TrackedNumber) -> list[float]:
-    return [value for value in track.values[number.value] if not isinstance(value, Missing)]
+def _known(track: LayerTrack, number: str) -> list[float]:
+    return [value for value in track.values[number] if not isinstance(value, Missing)]
 
 
 def _detail(trajectory: Trajectory, index: int, track: LayerTrack) -> LayerDetail:
@@ -114,17 +115,14 @@ def _detail(trajectory: Trajectory, index: int, track: LayerTrack) -> LayerDetai
 def _at_checkpoint(trajectory: Trajectory, track: LayerTrack, place: int) -> LayerFacts:
     point, model = trajectory.points[place], track.rank_models[place]
     label = f"{trajectory.step_name} {point.step:g}"
-    beta = track.values[TrackedNumber.BETA.value][place]
+    beta = track.values["beta"][place]
     if isinstance(beta, Missing):
         return LayerFacts(label, DASH, beta.reason)
     others = [
-        f"{NUMBER_NAMES[number]} {value:.2f}"
-        for number in _FOLLOWED[1:]
-        if not isinstance(value := track.values[number.value][place], Missing)
+        f"{field.spoken} {write(value, '%' if field.form == '%' else '.2f')}"
+        for field in sorted(followed(), key=lambda field: not field.drawn)
+        if field.name != "beta" and not isinstance(value := track.values[field.flat][place], Missing)
     ]
-    error = track.values[TrackedNumber.TRIANGLE_ERROR.value][place]
-    if not isinstance(error, Missing):
-        others.append(f"triangle error {format_percent(error)}")
     if not isinstance(model, Missing):
         others.append(RANK_MODEL_NAMES[model])
     return LayerFacts(label, f"β {beta:.2f}", ", ".join(others))

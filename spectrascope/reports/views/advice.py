@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from spectrascope.records.advice import Advice, BetaGroup, BetaSource, LayerAdvice, Treatment, ValidateOn, Validation
-from spectrascope.records.values import Interval, Missing
+from spectrascope.records.values import Missing
+from spectrascope.reports.fields import write, write_interval
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_data, describe_model
@@ -68,14 +69,18 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
         use = (notes.mark("AdamW", layer.reason), DASH, DASH, "stepped by AdamW", DASH)
     else:
         use = (
-            _number(layer.beta),
-            _interval(layer.interval),
+            _or_dash(write(layer.beta)),
+            _or_dash(write_interval(layer.interval)),
             _source(layer, notes),
             layer.meaning,
             _damping(layer, notes),
         )
     own = layer.measured
-    measured = (notes.missing(own), DASH) if isinstance(own, Missing) else (f"{own.value:.2f}", f"{own.r2:.3f}")
+    measured = (
+        (notes.missing(own), DASH)
+        if isinstance(own, Missing)
+        else (f"{own.value:.2f} ±{own.interval.half_width:.2f}", f"{own.r2:.3f}")
+    )
     window, above = layer.window, layer.n_above_noise
     where = (
         DASH if isinstance(window, Missing) else f"{window[0]}-{window[1]}",
@@ -84,15 +89,11 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
     best = layer.best_exponent
     cells = (*head, *use, *measured, *where, *_efficiencies(layer, notes))
     tone = Tone.QUIET if layer.treatment is Treatment.ADAMW else Tone.PLAIN
-    return Row((*cells, notes.missing(best) if isinstance(best, Missing) else f"{best:.2f}"), tone)
+    return Row((*cells, notes.show(write(best))), tone)
 
 
-def _number(value: float | Missing) -> str:
-    return DASH if isinstance(value, Missing) else f"{value:.2f}"
-
-
-def _interval(value: Interval | Missing) -> str:
-    return DASH if isinstance(value, Missing) else f"{value.low:.2f} to {value.high:.2f}"
+def _or_dash(text: str | Missing) -> str:
+    return DASH if isinstance(text, Missing) else text
 
 
 def _source(layer: LayerAdvice, notes: Footnotes) -> str:
@@ -135,8 +136,8 @@ def _group_sheet(advice: Advice) -> Sheet:
 
 
 def _group_row(group: BetaGroup) -> Row:
-    cells = (group.name, group.by, str(group.n), str(group.n_confident), _number(group.beta))
-    return Row((*cells, _interval(group.interval), group.meaning or DASH))
+    cells = (group.name, group.by, str(group.n), str(group.n_confident), _or_dash(write(group.beta)))
+    return Row((*cells, _or_dash(write_interval(group.interval)), group.meaning or DASH))
 
 
 def _validation_sheet(found: Validation) -> Sheet:

@@ -88,6 +88,10 @@ class Footnotes:
         """Return the cell of a value that was not measured."""
         return self.mark(DASH, value.reason)
 
+    def show(self, text: str | Missing) -> str:
+        """Return a cell's text, or that of a value that was not measured."""
+        return self.missing(text) if isinstance(text, Missing) else text
+
     def lines(self) -> tuple[str, ...]:
         """Return the footnotes, numbered, in order."""
         return tuple(

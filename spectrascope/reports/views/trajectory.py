@@ -1,35 +1,30 @@
-"""A trajectory as sheets and as CSV: one line per checkpoint, one per layer, and what changed in words."""
+"""A trajectory as sheets: one line per checkpoint, one per layer, and what changed in words."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from itertools import pairwise
 
-from spectrascope.records.trajectory import LayerTrack, TrackedNumber, Trajectory, TrajectoryPoint
+from spectrascope.records.trajectory import LayerTrack, Trajectory, TrajectoryPoint
 from spectrascope.records.values import Missing, RankModel
 from spectrascope.reports.charts.sparklines import sparkline
-from spectrascope.reports.charts.training_charts import NUMBER_NAMES
-from spectrascope.reports.figures import format_count, format_percent
+from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, followed, named, write, write_interval
+from spectrascope.reports.figures import format_count
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_data, describe_model
-from spectrascope.reports.views.layer_sheet import RANK_MODEL_NAMES
 
 __all__ = [
-    "TRAJECTORY_COLUMNS",
     "build_checkpoint_sheet",
     "build_track_sheet",
     "build_trajectory_document",
     "say_trajectory",
-    "trajectory_to_csv",
 ]
 
 _MOST_CHECKPOINTS = 8  # columns of the sheet of layers; the profile shows them all
 _SPARK_WIDTH = 16
 
 
-def build_trajectory_document(trajectory: Trajectory, number: TrackedNumber = TrackedNumber.BETA) -> Document:
+def build_trajectory_document(trajectory: Trajectory, number: str = "beta") -> Document:
     """Everything a reader sees of a trajectory.
 
     Args:
@@ -59,10 +54,10 @@ def say_trajectory(trajectory: Trajectory) -> tuple[str, ...]:
     """Say how the median exponents moved, and where the prevailing rank model changed."""
     lines = []
     moves = []
-    for number in (TrackedNumber.BETA, TrackedNumber.ALPHA_G, TrackedNumber.ALPHA_H, TrackedNumber.PR_H):
-        values = [v for p in trajectory.points if not isinstance(v := p.medians[number.value], Missing)]
+    for name in ("beta", "alpha_g", "alpha_h", "pr_h"):
+        values = [v for p in trajectory.points if not isinstance(v := p.medians[name], Missing)]
         if values:
-            moves.append(f"{NUMBER_NAMES[number]} {values[0]:.2f} → {values[-1]:.2f}")
+            moves.append(f"{named(name).spoken} {values[0]:.2f} → {values[-1]:.2f}")
     if moves:
         lines.append(f"Medians, first checkpoint → last: {', '.join(moves)}.")
     counted = [point for point in trajectory.points if sum(point.bic_wins.values())]
@@ -91,13 +86,7 @@ def build_checkpoint_sheet(trajectory: Trajectory) -> Sheet:
         Column("file", right=False, drop_order=9),
         Column("loss", drop_order=4),
         Column("accuracy", drop_order=5),
-        Column("β", strong=True),
-        Column("middle half", drop_order=6),
-        Column("α_G", drop_order=2),
-        Column("α_H", drop_order=2),
-        Column("triangle", drop_order=3),
-        Column("PR_h", drop_order=3),
-        Column("PR_g", drop_order=7),
+        *(column for field in followed() for column in _median_columns(field)),
         *(Column(f"BIC: {name}", drop_order=1) for name in RANK_MODEL_NAMES.values()),
         Column("layers", drop_order=8),
     )
@@ -105,27 +94,24 @@ def build_checkpoint_sheet(trajectory: Trajectory) -> Sheet:
     return Sheet("Checkpoints: medians over layers", columns, rows, notes.lines())
 
 
+def _median_columns(field: Field) -> list[Column]:
+    column = Column(field.header, drop_order=field.followed or 0, strong=field.strong)
+    return [column, Column("middle half", drop_order=6)] if field.name == "beta" else [column]
+
+
 def _checkpoint_row(point: TrajectoryPoint, notes: Footnotes) -> Row:
-    def cell(value: float | Missing, form: str = ".2f") -> str:
-        return notes.missing(value) if isinstance(value, Missing) else format(value, form)
-
-    def percent(value: float | Missing) -> str:
-        return notes.missing(value) if isinstance(value, Missing) else format_percent(value)
-
-    spread, medians = point.beta_iqr, point.medians
+    medians = []
+    for field in followed():
+        medians.append(notes.show(write(point.medians[field.flat], field.form)))
+        if field.name == "beta":
+            medians.append(notes.show(write_interval(point.beta_iqr)))
     return Row(
         (
             f"{point.step:g}",
             point.label,
-            cell(point.loss, ".4g"),
-            percent(point.accuracy),
-            cell(medians["beta"]),
-            notes.missing(spread) if isinstance(spread, Missing) else f"{spread.low:.2f} to {spread.high:.2f}",
-            cell(medians["alpha_g"]),
-            cell(medians["alpha_h"]),
-            percent(medians["triangle_error"]),
-            cell(medians["pr_h"]),
-            cell(medians["pr_g"], ".1f"),
+            notes.show(write(point.loss, ".4g")),
+            notes.show(write(point.accuracy, "%")),
+            *medians,
             *(DASH if point.reason else str(point.bic_wins[model.value]) for model in RankModel),
             DASH if point.reason else f"{point.n_ok}" + (f", {point.n_failed} failed" if point.n_failed else ""),
         ),
@@ -133,7 +119,7 @@ def _checkpoint_row(point: TrajectoryPoint, notes: Footnotes) -> Row:
     )
 
 
-def build_track_sheet(trajectory: Trajectory, number: TrackedNumber) -> Sheet:
+def build_track_sheet(trajectory: Trajectory, number: str) -> Sheet:
     """One line per layer: the number at the checkpoints (some of them, where there are many), and its profile."""
     n = len(trajectory.points)
     places = list(range(n))
@@ -152,17 +138,14 @@ def build_track_sheet(trajectory: Trajectory, number: TrackedNumber) -> Sheet:
         Column("change", drop_order=2),
         Column("rank model", right=False, drop_order=1),
     )
-    rows = tuple(_track_row(track, number, places, notes) for track in trajectory.layers)
+    field = named(number)
+    rows = tuple(_track_row(track, field, places, notes) for track in trajectory.layers)
     of = f" (at {len(places)} of {n} checkpoints)" if len(places) < n else ""
-    return Sheet(f"{NUMBER_NAMES[number]} by layer{of}", columns, rows, notes.lines())
+    return Sheet(f"{field.spoken} by layer{of}", columns, rows, notes.lines())
 
 
-def _track_row(track: LayerTrack, number: TrackedNumber, places: Sequence[int], notes: Footnotes) -> Row:
-    values = track.values[number.value]
-
-    def form(value: float) -> str:
-        return format_percent(value) if number is TrackedNumber.TRIANGLE_ERROR else f"{value:.2f}"
-
+def _track_row(track: LayerTrack, field: Field, places: Sequence[int], notes: Footnotes) -> Row:
+    values, form = track.values[field.flat], "%" if field.form == "%" else ".2f"
     known = [value for value in values if not isinstance(value, Missing)]
     models = [model for model in track.rank_models if not isinstance(model, Missing)]
     change = f"{known[-1] - known[0]:+.2f}" if len(known) > 1 else DASH
@@ -171,50 +154,12 @@ def _track_row(track: LayerTrack, number: TrackedNumber, places: Sequence[int], 
         (
             track.name,
             track.kind.value,
-            *(notes.missing(v) if isinstance(v := values[place], Missing) else form(v) for place in places),
+            *(notes.show(write(values[place], form)) for place in places),
             sparkline(values, _SPARK_WIDTH),
             change.replace("-", "−"),
             first if first == last else f"{first} → {last}",
         )
     )
-
-
-TRAJECTORY_COLUMNS: tuple[str, ...] = (
-    "step",
-    "checkpoint",
-    "name",
-    "kind",
-    *(number.value for number in TrackedNumber),
-    "rank_model",
-    "missing",
-)
-"""Columns of a trajectory as CSV: one line per checkpoint and layer."""
-
-
-def trajectory_to_csv(trajectory: Trajectory) -> str:
-    """Write one row per checkpoint and layer, headed by :data:`TRAJECTORY_COLUMNS`."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(TRAJECTORY_COLUMNS)
-    for place, point in enumerate(trajectory.points):
-        for track in trajectory.layers:
-            values = {number.value: track.values[number.value][place] for number in TrackedNumber}
-            model = track.rank_models[place]
-            missing = {key: value.reason for key, value in values.items() if isinstance(value, Missing)}
-            if isinstance(model, Missing):
-                missing["rank_model"] = model.reason
-            writer.writerow(
-                (
-                    f"{point.step:g}",
-                    point.label,
-                    track.name,
-                    track.kind.value,
-                    *("" if isinstance(value, Missing) else repr(value) for value in values.values()),
-                    "" if isinstance(model, Missing) else model.value,
-                    "; ".join(f"{key}: {reason}" for key, reason in missing.items()),
-                )
-            )
-    return stream.getvalue().removesuffix("\n")
 
 
 def _failed(trajectory: Trajectory) -> list[TrajectoryPoint]:

@@ -1,4 +1,4 @@
-"""At least 2 000 damaged files of every format: each ends in success or in one clear line, quickly and in bounds."""
+"""2 200 damaged files of every format: each ends in success or in one clear line, and in bounds; a few by default."""
 
 from __future__ import annotations
 
@@ -21,19 +21,17 @@ from spectrascope.loading.checkpoints.read import read_checkpoint
 from spectrascope.loading.models.open import load_model
 from spectrascope.loading.models.recognise import recognise
 
-SECONDS = 10  # of the processor; a busy machine may take more by the clock
-MOST_SECONDS = 120  # by the clock, for what waits without computing
+HANGS = 120  # seconds of the processor after which a file is taken to hang; by the clock, five times as many
 MOST_KB = 400_000  # growth of the whole process, far above what it needs and far below what a lie could ask for
-CASES_PER_FORMAT = 300
 Files = dict[str, bytes]
 
 
-class SlowError(Exception):
+class HangError(Exception):
     """Not one of ours, so that a hang fails the test."""
 
 
 def _alarm(*_: object) -> None:
-    raise SlowError(f"more than {SECONDS} s of the processor, or {MOST_SECONDS} s")
+    raise HangError
 
 
 def _weights() -> dict[str, torch.Tensor]:
@@ -202,9 +200,9 @@ def _archive(data: bytes, rng: random.Random) -> bytes:
 DAMAGE = (_flip, _flip_early, _truncate, _insert, _drop, _repeat, _numbers, _words, _json, _length, _archive)
 
 
-def _cases(name: str, files: Files) -> Iterator[tuple[str, Files]]:
+def _cases(name: str, files: Files, count: int) -> Iterator[tuple[str, Files]]:
     rng = random.Random(f"spectrascope {name}")
-    for i in range(CASES_PER_FORMAT):
+    for i in range(count):
         damage = DAMAGE[i % len(DAMAGE)]
         victim = rng.choice(list(files))
         if rng.random() < 0.05:  # lost, or empty
@@ -222,8 +220,8 @@ def _peak() -> int:
 
 def _try(action: Callable[[], object], what: str) -> bool:
     """Whether it succeeded; anything but success or one line of ours fails the test."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
-    signal.alarm(MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, HANGS)
+    signal.alarm(5 * HANGS)
     try:
         action()
     except SpectrascopeError as error:
@@ -241,14 +239,15 @@ def _try(action: Callable[[], object], what: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ["zip", "legacy", "safetensors", "safetensors index", "bin index"])
-def test_damaged_files(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [3 * len(DAMAGE), pytest.param(40 * len(DAMAGE), marks=pytest.mark.slow)])
+def test_damaged_files(name: str, count: int, tmp_path: Path) -> None:
     main, files = _formats()[name]
     with pytest.raises(LoadError):  # what every stranger is compared with is imported and built once
         recognise({"stranger.weight": torch.ones(1)})
     before = {number: signal.signal(number, _alarm) for number in (signal.SIGALRM, signal.SIGPROF)}
     start, survived, n = _peak(), 0, 0
     try:
-        for i, (what, changed) in enumerate(_cases(name, files)):
+        for i, (what, changed) in enumerate(_cases(name, files, count)):
             folder = tmp_path / str(i)
             folder.mkdir()
             for file, content in changed.items():
@@ -260,6 +259,6 @@ def test_damaged_files(name: str, tmp_path: Path) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    assert n == 2 * CASES_PER_FORMAT  # five formats: 3 000 in all
-    assert survived < CASES_PER_FORMAT / 2, "the damage does no harm: the test tests nothing"
+    assert n == 2 * count
+    assert survived < count / 2, "the damage does no harm: the test tests nothing"
     assert _peak() - start < MOST_KB

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from spectrascope.loading.data import tiny_imagenet
+from spectrascope.loading.data import imagenet
 from spectrascope.loading.data.labels import imagenet_wnids
 from tests.support.data_networks import images, load, refusal
 
@@ -52,7 +52,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[bytes]:
 
     web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=web.serve_forever, daemon=True).start()
-    monkeypatch.setattr(tiny_imagenet, "URL", f"http://127.0.0.1:{web.server_port}/tiny-imagenet-200.zip")
+    monkeypatch.setattr(imagenet, "URL", f"http://127.0.0.1:{web.server_port}/tiny-imagenet-200.zip")
     yield content
     web.shutdown()
     web.server_close()
@@ -70,7 +70,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiny_imagenet_is_fetched_and_unpacked(
     server: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tiny_imagenet, "MD5", hashlib.md5(server).hexdigest())
+    monkeypatch.setattr(imagenet, "MD5", hashlib.md5(server).hexdigest())
     root = tmp_path / "outer" / "data"
     refusal("or fetch it with --download", "tiny-imagenet", images(200), data_root=root)
     assert not root.exists()  # nothing is fetched unasked

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import tests.support.hf_networks as networks
 from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
 from spectrascope.loading.models.huggingface.adapters import is_adapter_directory, load_adapter
-from spectrascope.loading.models.huggingface.open import load_huggingface
+from spectrascope.loading.models.open import load_model
 from spectrascope.records.values import Missing, Task
+from tests.support import hf_networks as networks
 
 peft = pytest.importorskip("peft")
 
@@ -207,7 +207,7 @@ def test_base_that_is_an_adapter(adapter: Path, tmp_path: Path, monkeypatch: pyt
     # On the Hub such a repository would name itself, and itself again.
     refusal("hf:org/name", "hf:org/name is itself an adapter", allow_download=False)
     with pytest.raises(LoadError, match="hf:org/name is itself an adapter"):
-        load_huggingface("hf:org/name", allow_download=False)
+        load_model("hf:org/name", allow_download=False)
 
 
 @pytest.mark.parametrize("headers_only", [False, True])

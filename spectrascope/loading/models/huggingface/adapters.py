@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import file_sha256
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.huggingface.config import read_json
 from spectrascope.loading.models.huggingface.hub import fetch_snapshot, parse_hub_spec
@@ -21,7 +20,9 @@ from spectrascope.loading.models.huggingface.weights import WeightFiles, has_wei
 from spectrascope.loading.quiet import brief, quietly, transformers
 from spectrascope.records.values import Missing
 
-__all__ = ["is_adapter_directory", "load_adapter"]
+__all__ = ["is_adapter_alone", "is_adapter_directory", "load_adapter"]
+
+_FETCHING = ("allow_download", "trust_remote_code", "headers_only")
 
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
@@ -67,7 +68,7 @@ def load_adapter(
     file = next((folder / name for name in _FILES if (folder / name).is_file()), None)
     if file is None:
         raise LoadError(f"{folder}: no adapter weights; expected {' or '.join(_FILES)} beside adapter_config.json")
-    weights = WeightFiles((file,))
+    weights = WeightFiles(file)
     headers = weights.headers()
     loaded = _load_base(
         folder, raw, base, num_classes=num_classes, allow_download=allow_download,
@@ -75,13 +76,14 @@ def load_adapter(
     )  # fmt: skip
     note = f"adapter {raw.get('peft_type', '')} on {loaded.info.id}".replace("adapter  ", "adapter ")
     if headers_only:
-        _require_targets(file, list(headers), loaded.model)
+        _require_targets(file, list(headers.state_dict), loaded.model)
         sha256: str | Missing = Missing("only headers were read")
         note += " (headers only, not merged)"
         network = loaded.model
     else:
-        network, untied = _merge(peft, folder, file, loaded.model, weights)
-        lines = f"adapter:{file_sha256(file)}\nbase:{loaded.info.sha256}"
+        tensors, own = weights.weights()
+        network, untied = _merge(peft, folder, file, loaded.model, tensors)
+        lines = f"adapter:{own}\nbase:{loaded.info.sha256}"
         sha256 = hashlib.sha256(lines.encode()).hexdigest()
         note += f", merged; no longer tied: {untied[0]}" if untied else ", merged"
     info = replace(
@@ -125,7 +127,7 @@ def _load_base(folder: Path, raw: dict[str, Any], base: str | None, **options: A
         else:
             spec = f"hf:{spec}@{raw['revision']}" if isinstance(raw.get("revision"), str) else f"hf:{spec}"
     try:
-        if _is_adapter_alone(spec, options):
+        if is_adapter_alone(spec, **{name: options[name] for name in _FETCHING}):
             raise LoadError(f"{spec} is itself an adapter; expected a whole network")
         return load_huggingface(spec, **options)
     except LoadError as error:
@@ -134,17 +136,22 @@ def _load_base(folder: Path, raw: dict[str, Any], base: str | None, **options: A
         raise LoadError(f"{folder}: its base network cannot be loaded: {error}; or pass another with --base") from None
 
 
-def _is_adapter_alone(spec: str, options: dict[str, Any]) -> bool:
-    if spec.startswith("hf:"):
-        kept = ("allow_download", "trust_remote_code", "headers_only")
-        folder = fetch_snapshot(parse_hub_spec(spec), **{name: options[name] for name in kept})
-    else:
-        folder = Path(spec)
+def is_adapter_alone(spec: str, **fetching: bool) -> bool:
+    """Whether a folder or Hub repository holds an adapter and no whole network.
+
+    Args:
+        spec: a folder, or ``hf:org/name``.
+        fetching: options of :func:`fetch_snapshot`.
+
+    Raises:
+        LoadError: the repository cannot be had.
+    """
+    folder = fetch_snapshot(parse_hub_spec(spec), **fetching) if spec.startswith("hf:") else Path(spec)
     return is_adapter_directory(folder) and not has_weights(folder)
 
 
 def _merge(
-    peft: Any, folder: Path, file: Path, network: nn.Module, weights: WeightFiles
+    peft: Any, folder: Path, file: Path, network: nn.Module, tensors: dict[str, Tensor]
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """Merge the adapter into the base.
 
@@ -152,7 +159,6 @@ def _merge(
         The network, and the names of weights that were tied to another and no longer are.
     """
     names = _names(network)
-    tensors = weights.tensors()
     try:
         with quietly(), torch.random.fork_rng(devices=[]):  # peft fills the adapter with random values first
             config = peft.PeftConfig.from_pretrained(str(folder), local_files_only=True)

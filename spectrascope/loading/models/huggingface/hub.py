@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from spectrascope.errors import LoadError
-from spectrascope.loading.models.huggingface.weights import SAFETENSORS, TensorHeader, WeightFiles, find_weight_files
+from spectrascope.loading.checkpoints.headers import dtype_of
+from spectrascope.loading.checkpoints.read import Checkpoint, require_plain, strip_wrappers
+from spectrascope.loading.models.huggingface.weights import (
+    SAFETENSORS,
+    WeightFiles,
+    find_weight_files,
+    is_mask,
+    require_unpacked,
+)
 from spectrascope.loading.quiet import brief, quietly
+from spectrascope.records.values import Missing
 
 __all__ = ["HubSpec", "fetch_headers", "fetch_snapshot", "parse_hub_spec"]
 
@@ -116,8 +127,17 @@ def fetch_headers(spec: HubSpec, folder: Path) -> WeightFiles:
         raise LoadError(f"{spec.name} {_explain(error)}; {spec.place()}") from None
     if metadata is None:
         return find_weight_files(folder)  # which says what is there instead
-    headers = {key: TensorHeader.of_safetensors(info.shape, info.dtype) for key, info in metadata.tensors.items()}
-    return WeightFiles((folder / SAFETENSORS,), elsewhere=headers)
+    path = folder / SAFETENSORS
+    tensors = {
+        key: torch.empty(tuple(info.shape), dtype=dtype_of(path, key, str(info.dtype)), device="meta")
+        for key, info in metadata.tensors.items()
+    }
+    require_plain({key: value for key, value in tensors.items() if not is_mask(key, tuple(value.shape))}, path)
+    headers = Checkpoint(
+        strip_wrappers(tensors), Missing("only headers were read"), path, "safetensors", metadata.metadata or {}
+    )
+    require_unpacked(headers)
+    return WeightFiles(path, elsewhere=headers)
 
 
 def _cached(spec: HubSpec, *, headers_only: bool) -> Path | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import strip_wrappers
+from spectrascope.loading.checkpoints.read import Checkpoint, strip_wrappers
 from spectrascope.loading.checkpoints.skeleton import KeyDifference
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.huggingface.config import (
@@ -24,17 +24,11 @@ from spectrascope.loading.models.huggingface.hub import fetch_headers, fetch_sna
 from spectrascope.loading.models.huggingface.images import image_preprocessing
 from spectrascope.loading.models.huggingface.initial import without_initial_weights, without_storage
 from spectrascope.loading.models.huggingface.text import text_input
-from spectrascope.loading.models.huggingface.weights import (
-    TensorHeader,
-    WeightFiles,
-    find_weight_files,
-    has_weights,
-    is_mask,
-)
+from spectrascope.loading.models.huggingface.weights import WeightFiles, find_weight_files, has_weights, is_mask
 from spectrascope.loading.preprocessing import TOKENS
 from spectrascope.loading.quiet import brief, quietly, transformers
 from spectrascope.records.report import ModelInfo
-from spectrascope.records.values import Missing, Task
+from spectrascope.records.values import Task
 
 __all__ = ["is_huggingface_directory", "load_huggingface"]
 
@@ -83,13 +77,6 @@ def load_huggingface(
             headers_only=headers_only,
         )
         revision, named = folder.name, None
-        if (folder / "adapter_config.json").is_file() and not has_weights(folder):
-            from spectrascope.loading.models.huggingface.adapters import load_adapter
-
-            return load_adapter(
-                spec, num_classes=num_classes, allow_download=allow_download,
-                trust_remote_code=trust_remote_code, headers_only=headers_only,
-            )  # fmt: skip
     else:
         path = Path(spec)
         if not path.exists():
@@ -108,19 +95,21 @@ def load_huggingface(
         weights = fetch_headers(repository, folder)
     else:
         weights = find_weight_files(folder, named, headers_only=headers_only)
-    headers = {} if weights.absent else weights.headers()
-    require_possible_depth(raw, len(headers) or len(weights.weight_map or {}), str(folder))
+    headers = weights.headers()
+    require_possible_depth(raw, len(headers.state_dict) or len(weights.names), str(folder))
     network, left_out = _fit(weights, headers, chosen)
+    sha256 = headers.sha256
     if not headers_only:
-        network = _fill(weights, chosen)
+        tensors, sha256 = weights.weights()
+        network = _fill(weights.path, tensors, chosen)
     _finish_parameters(network)
     info = ModelInfo(
         id=spec,
         architecture=chosen.name,
         source="huggingface",
         path=str(weights.path if named is not None else folder),
-        sha256=Missing("only headers were read") if headers_only else weights.sha256(),
-        weights=_describe(headers, left_out, revision, absent=weights.absent),
+        sha256=sha256,
+        weights=_describe(headers, left_out, revision, absent=bool(weights.names)),
         n_parameters=sum(p.numel() for p in network.parameters()),
         task=chosen.task,
     )
@@ -180,14 +169,14 @@ class _Stored:
         return torch.empty(self.shape, dtype=torch.float32, device="meta")
 
 
-def _fit(weights: WeightFiles, headers: dict[str, TensorHeader], chosen: HFClass) -> tuple[nn.Module, tuple[str, ...]]:
+def _fit(weights: WeightFiles, headers: Checkpoint, chosen: HFClass) -> tuple[nn.Module, tuple[str, ...]]:
     """Put headers into a network without storage, by the rules tensors are loaded by; refuse where they do not fit.
 
     Returns:
         The network, on the meta device, and the names of stored tensors it has no use for.
     """
-    shapes = {key: header.shape for key, header in headers.items()}
-    if weights.absent:
+    shapes = {key: tuple(tensor.shape) for key, tensor in headers.state_dict.items()}
+    if weights.names:
         shapes = _usual_shapes(chosen, weights)
     masks = [key for key, shape in shapes.items() if is_mask(key, shape)]
     stored = {key: _Stored(shape) for key, shape in shapes.items()}
@@ -239,15 +228,17 @@ def _usual_shapes(chosen: HFClass, weights: WeightFiles) -> dict[str, tuple[int,
             saved = {**state_dict, **revert_weight_conversion(network, dict(state_dict))}
     except Exception as error:
         raise LoadError(f"{weights.path}: {chosen.name} cannot be built from its config ({brief(error)})") from None
-    return {key: tuple(saved[key].shape) if key in saved else (0,) for key in strip_wrappers(weights.weight_map or {})}
+    return {
+        key: tuple(saved[key].shape) if key in saved else (0,) for key in strip_wrappers(dict.fromkeys(weights.names))
+    }
 
 
-def _fill(weights: WeightFiles, chosen: HFClass) -> nn.Module:
+def _fill(path: Path, tensors: dict[str, Tensor], chosen: HFClass) -> nn.Module:
     cls = without_initial_weights(chosen.cls)
-    network, report = _from_pretrained(weights.path, cls, chosen, weights.tensors(), mismatched=False)
+    network, report = _from_pretrained(path, cls, chosen, tensors, mismatched=False)
     on_meta = [name for name, p in network.named_parameters() if p.is_meta]
     if report["missing_keys"] or on_meta:  # the headers fitted, so this is not expected; random weights never pass
-        raise LoadError(f"{weights.path}: {[*report['missing_keys'], *on_meta][0]!r} got no weights from the files")
+        raise LoadError(f"{path}: {[*report['missing_keys'], *on_meta][0]!r} got no weights from the files")
     _tie(network)
     return network  # type: ignore[no-any-return]
 
@@ -281,11 +272,9 @@ def _finish_parameters(network: nn.Module) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def _describe(
-    headers: dict[str, TensorHeader], left_out: tuple[str, ...], revision: str | None, *, absent: bool
-) -> str:
+def _describe(headers: Checkpoint, left_out: tuple[str, ...], revision: str | None, *, absent: bool) -> str:
     text = "checkpoint" if revision is None else f"hub (revision {revision[:12]})"
-    other = ", ".join(sorted({h.dtype for h in headers.values() if "float" in h.dtype} - {"float32"}))
+    other = ", ".join(headers.narrow_dtypes)
     notes = [f"{other}, converted to float32"] if other else []
     if left_out:
         notes.append(f"without {len(left_out)} tensors of other heads: {left_out[0][:60]}, …")

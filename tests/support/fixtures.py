@@ -1,4 +1,4 @@
-"""Fixtures of the command line; imported by name, because doctest collection allows one ``conftest`` only."""
+"""Fixtures of several rooms: made-up reports and the command line. ``tests/conftest.py`` gives them to every test."""
 
 import subprocess
 import sys
@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from spectrascope.records.bench import BenchReport
 from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
-from tests.support.made_up_reports import made_up_bench, mixed_report
+from tests.support import made_up_reports as made_up
 
 START = "import sys; from spectrascope.cli import main; sys.exit(main())"
 
@@ -27,7 +28,20 @@ class Calls:
 
 @pytest.fixture(scope="session")
 def report() -> Report:
-    return mixed_report()
+    """Ok, skipped and failed layers; names that look like markup, hold a pipe, or are 119 characters long."""
+    return made_up.mixed_report()
+
+
+@pytest.fixture(scope="session")
+def big_report() -> Report:
+    """Three hundred layers with long names."""
+    return made_up.big_report()
+
+
+@pytest.fixture(scope="session")
+def bench() -> BenchReport:
+    """A made-up benchmark."""
+    return made_up.made_up_bench()
 
 
 @pytest.fixture
@@ -42,7 +56,7 @@ def saved(tmp_path: Path, report: Report) -> Path:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stand-ins for loading and measuring, which need torch and take time."""
     calls = Calls()
-    loaded = SimpleNamespace(model="model", info=mixed_report().provenance.model, workload=None, notes=())
+    loaded = SimpleNamespace(model="model", info=made_up.mixed_report().provenance.model, workload=None, notes=())
     data = SimpleNamespace(source="source", info="data info", notes=("a note",))
 
     def stand_in(module: str, name: str, result: object) -> None:
@@ -62,8 +76,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
 
     stand_in("spectrascope.loading.models.open", "load_model", loaded)
     stand_in("spectrascope.loading.data.open", "load_dataset", data)
-    stand_in("spectrascope.measure.run", "run_probe", mixed_report())
-    stand_in("spectrascope.measure.bench", "run_bench", made_up_bench())
+    stand_in("spectrascope.measure.run", "run_probe", made_up.mixed_report())
+    stand_in("spectrascope.measure.bench", "run_bench", made_up.made_up_bench())
     return calls
 
 
