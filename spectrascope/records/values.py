@@ -28,7 +28,7 @@ __all__ = [
     "ZetaBound",
 ]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Of the reports this release writes; it reads this one and all before. A field added with ``ADDED_LATER`` needs no new
 one, unless an older release, which ignores keys it does not know, would misread the report without it."""
 

@@ -44,6 +44,7 @@ RANK_SCALARS = ("best", "runner_up", "delta_bic", "tie", "best_aic", "n")
 LAYER_KEYS = (
     "rank", "full_rank", "window", "sigma", "h", "h_stderr", "beta", "alpha_g", "alpha_h", "triangle", "rank_models",
     "pr_h", "pr_g", "effective_rank_h", "effective_rank_g", "zeta_bound", "n_negative", "n_above_noise", "noise_floor",
+    "n_signal", "signal_share", "samples_needed",
     "off_diagonal_mass", "curvature_eigenvalues", "curvature_matrix", "beta_quartiles", "groups", "engine",
     "engine_reason", "exact", "residual",
 )  # fmt: skip

@@ -75,7 +75,21 @@ def report_from_json(text: str) -> Report:
         raise ReportFormatError(
             f"the report has schema version {version}, this release reads up to {SCHEMA_VERSION}: upgrade spectrascope"
         )
+    for earlier in range(version, SCHEMA_VERSION):
+        _UPGRADES[earlier](document)
     return validate_report(document)
+
+
+def _to_version_2(document: dict[str, Any]) -> None:
+    """Version 2 holds out samples; before, curvature was of the same samples as its directions, and of all of them."""
+    options = document.get("options")
+    if isinstance(options, dict):
+        for name, value in (("estimate", "published"), ("null_draws", 0), ("curvature_samples", "all")):
+            options.setdefault(name, value)
+
+
+_UPGRADES = {1: _to_version_2}
+"""What a document of a version needs to be read as one of the next."""
 
 
 def _parse(text: str) -> Any:
