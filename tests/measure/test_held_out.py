@@ -9,6 +9,8 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import OptionError
+from spectrascope.loading.data.open import load_dataset
+from spectrascope.loading.models.open import load_model
 from spectrascope.measure.gradients import blocks_within
 from spectrascope.measure.signal import deal_samples
 from spectrascope.network.layers import find_layers
@@ -266,3 +268,27 @@ def test_too_few_samples_are_said_to_be_too_few() -> None:
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         measure(model_of(relu), **options)
+
+
+def test_the_embedded_network_with_labels_of_its_own_is_noise() -> None:
+    """Published numbers of pure noise look as good as any: beta near 2, straight lines, closed triangles."""
+    loaded = load_model("digits-cnn")
+    data = load_dataset("digits", loaded, num_samples=600, seed=0).source
+    signals, fits, determined = [], [], []
+    for seed in range(3):
+        report = spectrascope.probe(
+            loaded.model, data, "cross-entropy", labels="model", seed=seed, self_check=False, null_draws=0
+        )
+        rows = [row for row in report.layers if isinstance(row, LayerReport)]
+        signals += [row.analysis.n_signal for row in rows]
+        fits += [row.analysis.beta for row in rows]
+        assert all(isinstance(held(row).beta, Missing) for row in rows)
+        t = np.abs(np.concatenate([held(row).t for row in rows]))
+        assert t.mean() < 1
+        summary = report.summary.signal
+        assert isinstance(summary, SignalSummary)
+        determined.append(summary.verdict is SignalVerdict.SIGNAL)
+    assert sum(n != 0 for n in signals) <= 2
+    assert not any(determined)
+    assert np.median([fit.value for fit in fits]) > 1.5
+    assert np.median([fit.r2 for fit in fits]) > 0.8
