@@ -75,7 +75,7 @@ def test_a_missing_or_unknown_key_anywhere_is_invalid() -> None:
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("schema_version",), 2),
+        (("schema_version",), 1),
         (("provenance", "loss"), None),
         (("provenance", "accuracy"), "0.8"),
         (("options", "engine"), "magic"),
