@@ -168,7 +168,7 @@ def test_order_and_layout(report: Report) -> None:
     assert text.isascii()
     lines = text.splitlines()
     assert sum(line.startswith('      "sigma": [') and line.endswith("],") for line in lines) == 4
-    assert '      "residual": {"missing": "not among the pairs compared"}' in lines
+    assert '      "residual": {"missing": "not among the pairs compared"},' in lines
 
 
 def test_missing_everywhere_is_an_object_with_a_reason(report: Report) -> None:
@@ -244,7 +244,11 @@ CHANGES = [
     (("layers", 0, "groups", "h", 0), [1.0], f"{_L}.groups.h must have rows of 20 values"),
     (("layers", 0, "groups"), [], f"{_L}.groups must be an object"),
     (("layers", 0, "rank_models", "bic"), {}, f"{_L}.rank_models.bic must name 3 models"),
-    (("layers", 0, "rank_models", "aic", "weibull"), "low", f"{_L}.rank_models.aic.weibull must be a number, found 'low'"),
+    (
+        ("layers", 0, "rank_models", "aic", "weibull"),
+        "low",
+        f"{_L}.rank_models.aic.weibull must be a number, found 'low'",
+    ),
     (("layers", 0, "rank_models", "params", "weibull"), 1.5, f"{_L}.rank_models.params.weibull must be a list"),
     (("layers", 0, "name"), 7, "layers[0].name must be a string, found 7"),
     (("layers", 0), [], "layers[0] must be an object, found a list"),
