@@ -128,8 +128,11 @@ def _point(step: float, item: MeasuredCheckpoint) -> TrajectoryPoint:
 
 
 def _median(rows: Sequence[LayerReport], field: Field) -> float | Missing:
-    values = [value for row in rows if not isinstance(value := field.value(row), Missing)]
-    return float(median(values)) if values else Missing(f"no layer has a {field.flat}")
+    values = [field.value(row) for row in rows]
+    known = [value for value in values if not isinstance(value, Missing)]
+    reasons = {value.reason for value in values if isinstance(value, Missing)}
+    why = reasons.pop() if len(reasons) == 1 else f"no layer has a {field.spoken}"
+    return float(median(known)) if known else Missing(why)
 
 
 def _tracks(items: Sequence[MeasuredCheckpoint], reports: Sequence[Report]) -> tuple[LayerTrack, ...]:

@@ -10,9 +10,8 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.output import emit, write_page
 from spectrascope.reports.order import ORDER
-from spectrascope.reports.read import read_report
-from spectrascope.reports.refit import refit
 from spectrascope.reports.render import View, render
+from spectrascope.reports.select import read_selected
 
 
 def show(
@@ -21,16 +20,20 @@ def show(
     min_rank: o.RefitMinRank = None,
     view: Annotated[View, o.result_option(help="The whole report, the α triangle, or the decomposition.")] = View.PROBE,
     *,
+    layers: o.Layers = None,
+    exclude: o.Exclude = None,
     result: o.Form,
     sort: o.SortOption = ORDER,
     output: o.Output = None,
     html: o.Html = None,
 ) -> None:
-    """Render a saved report: another form, another window of directions, another order.
+    """Render a saved report: another form, another window of directions, some of its weights, another order.
 
     Nothing is measured and torch is not needed.
     """
-    shown = refit(read_report(report), top_k=top_k, min_rank=min_rank)
+    shown = read_selected(
+        report, layers=tuple(layers or ()), exclude=tuple(exclude or ()), top_k=top_k, min_rank=min_rank
+    )
     if html is not None:
         write_page(html, shown)
     emit(lambda width: render(shown, result.form, view=view, sort=sort, width=width), output)

@@ -17,7 +17,7 @@ from spectrascope.reports.fields import TrackedNumber
 from spectrascope.reports.render import render
 
 _option = partial(typer.Option, rich_help_panel="Checkpoints")
-_BETA = TrackedNumber("beta")
+_STEP = TrackedNumber("step_exponent")
 _Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
@@ -44,10 +44,10 @@ def trajectory(
         ),
     ] = Path("trajectory"),
     again: Annotated[bool, _option("--again", help="Measure also what is kept already.")] = False,
-    number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = _BETA,
+    number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = _STEP,
     html: o.Html = None,
 ) -> None:
-    """Follow β, α_G, α_H, participation ratios and rank models over training, in the median and layer by layer.
+    """Follow what is signal over training, in the median and layer by layer: resolved directions, step exponents, β.
 
     A run that was broken off goes on where it stopped. Reports are enough: then nothing is measured and torch is not
     needed.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from spectrascope.text import plural
 
-__all__ = ["format_bytes", "format_count", "format_large", "format_percent", "format_seconds"]
+__all__ = ["format_bytes", "format_count", "format_large", "format_percent", "format_roughly", "format_seconds"]
 
 
 format_count = plural
@@ -42,6 +42,18 @@ def format_large(n: float) -> str:
             return f"{n:.3g} {prefix}"
         n /= 1000
     return f"{n:.3g} Y"
+
+
+def format_roughly(n: float) -> str:
+    """Write an estimated number of things with two digits, so that it does not look like a count.
+
+    >>> format_roughly(61_234), format_roughly(7.26e6), format_roughly(3e12)
+    ('61,000', '7.3 million', 'over a billion')
+    """
+    if n >= 1e9:
+        return "over a billion"
+    rounded = round(n, -max(0, len(str(int(n))) - 2))
+    return f"{rounded / 1e6:g} million" if rounded >= 1e6 else f"{rounded:,.0f}"
 
 
 def format_bytes(n: int) -> str:

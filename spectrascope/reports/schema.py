@@ -41,6 +41,11 @@ _ABOUT_LAYER = {
     "zeta_bound": "bound on pr_h for curvature decaying as k^-s",
     "n_negative": "number of h in the window that are not positive",
     "n_above_noise": "number of sigma in the window above noise_floor",
+    "n_signal": "number of leading sigma in the window above the 95 % quantile of sampling noise (null.quantile)",
+    "signal_share": "held-out slope over sigma, direction by direction of the window",
+    "samples_needed": "directions whose held-out slope has three standard errors, and samples that bring more there",
+    "held_out": "slopes and curvature on samples that did not choose the directions; only where they were measured",
+    "null": "gradients of nothing but sampling noise; only where they were drawn",
     "noise_floor": "half the spectral norm of the difference of two half-batch gradients",
     "off_diagonal_mass": "Frobenius norm of M without its diagonal, over that of M, in the window",
     "curvature_eigenvalues": "eigenvalues of the window's symmetrised M, decreasing",
@@ -60,7 +65,7 @@ def report_schema() -> Schema:
     Objects are closed: a key the schema does not know makes a document invalid.
 
     >>> report_schema()["properties"]["schema_version"]
-    {'const': 1}
+    {'const': 2}
     """
     document: Schema = _Closed().generate(document_schema(), mode="serialization")
     properties = document["properties"]

@@ -192,7 +192,9 @@ class _Records:
         fits = hints_of(RankModelFit)
         keys = {name: self.field(RankComparison, name) for name in RANK_SCALARS}
         for name in RANK_TABLES:
-            keys[name] = _required(_table({model.value: _required(self.of(fits[name])) for model in RankModel}))
+            value = self.of(fits[name])  # a model this release does not know holds as good a number as the others
+            models = {model.value: _required(value) for model in RankModel}
+            keys[name] = _required(core_schema.typed_dict_schema(models, extras_schema=value, extra_behavior="allow"))
         first, *_ = RANK_TABLES  # whose models the others follow
         keys[first] = _required(
             core_schema.dict_schema(_enum(RankModel), self.of(fits[first]), min_length=len(RankModel))
@@ -237,14 +239,20 @@ def _measured_row(row: dict[str, Any]) -> LayerReport:
 def _require_one_per_direction(layer: LayerReport) -> None:
     measured, decomposition = layer.measurement, layer.decomposition
     n = len(measured.sigma)
-    tables = {
-        "curvature_matrix": measured.curvature_matrix,
-        "groups.sigma": measured.group_sigma,
-        "groups.h": measured.group_h,
+    in_rows = {
+        "curvature_matrix": (measured.curvature_matrix, len(measured.h)),
+        "groups.sigma": (measured.group_sigma, n),
+        "groups.h": (measured.group_h, len(measured.h)),  # none where only held-out directions were measured
     }
-    for key, rows in tables.items():
-        if any(len(row) != n for row in rows):
-            raise _wrong(f".{key} must have rows of {n} values, one per direction")
+    held, null = layer.held_out, layer.null
+    if not isinstance(held, Missing):
+        for name in ("curvature_matrix", "group_slopes", "group_h"):
+            in_rows[f"held_out.{name}"] = (getattr(held, name), len(held.slopes))
+    if not isinstance(null, Missing):
+        in_rows["null.h"] = (null.h, len(null.sigma[0]) if null.sigma else 0)
+    for key, (rows, wanted) in in_rows.items():
+        if any(len(row) != wanted for row in rows):
+            raise _wrong(f".{key} must have rows of {wanted} values, one per direction")
     if isinstance(decomposition, Missing):
         return
     factors = decomposition.factors

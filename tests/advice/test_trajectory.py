@@ -14,7 +14,7 @@ from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory,
 from spectrascope.errors import SpectrascopeError
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.trajectory import LayerTrack, Trajectory
-from spectrascope.records.values import LayerKind, Missing, PowerFit, RankModel
+from spectrascope.records.values import SCHEMA_VERSION, LayerKind, Missing, PowerFit, RankModel
 from spectrascope.reports.charts.chart import Bars, Line
 from spectrascope.reports.charts.training_charts import share_chart, track_chart, trajectory_pictures
 from spectrascope.reports.csv import trajectory_columns
@@ -136,9 +136,12 @@ def test_a_trajectory_that_contradicts_itself(trajectory: Trajectory) -> None:
 
 
 def test_what_changed_in_words(trajectory: Trajectory) -> None:
-    moves, models, prevailing = say_trajectory(trajectory)
+    unknown, moves, models, prevailing = say_trajectory(trajectory)
+    assert unknown.startswith("Not known what of this is signal: the report was written before held-out numbers")
     first, last = trajectory.points[0].medians["beta"], trajectory.points[-1].medians["beta"]
-    assert moves.startswith(f"Medians, first checkpoint → last: β {first:.2f} → {last:.2f}, α_G ")
+    assert moves.startswith(
+        f"Published definitions, medians, first checkpoint → last: β {first:.2f} → {last:.2f}, α_G "
+    )
     assert models.startswith("Rank models by BIC (power law/exponential/log-normal): ")
     assert "prevailing rank model" in prevailing
 
@@ -182,14 +185,14 @@ def test_many_checkpoints_show_some_columns_and_a_profile_of_all(trajectory: Tra
     sheet = build_trajectory_document(many).sheets[1]
     titles = [column.title for column in sheet.columns]
     assert titles[2:10] == ["0", "4", "8", "12", "17", "21", "25", "29"]
-    assert sheet.title == "β by layer (at 8 of 30 checkpoints)"
+    assert sheet.title == "step exponent by layer (at 8 of 30 checkpoints)"
     assert sheet.rows[0].cells[10] == "▁▁▂▂▃▃▄▄▅▅▆▆▇▇██"
     assert sheet.rows[0].cells[11:] == ("+29.00", "log-normal")
 
 
 def test_json_and_csv_hold_every_number(trajectory: Trajectory) -> None:
     document = json.loads(render(trajectory, Format.JSON))  # type: ignore[arg-type]
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == SCHEMA_VERSION
     assert [point["step"] for point in document["points"]] == [0, 100, 150, 200]
     assert document["layers"][1]["values"]["beta"][1] == {"missing": "the gradient is zero"}
     rows = list(csv.DictReader(io.StringIO(render(trajectory, Format.CSV))))  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from tests.support.made_up_reports import big_report
 pytest.importorskip("matplotlib", reason="pictures need matplotlib")
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-NAMES = ["overview", "curvature", "ranks", "triangle", "depth", "participation", "rank-models"]
+NAMES = ["overview", "curvature", "ranks", "step-exponents", "triangle", "depth", "participation", "rank-models"]
 
 
 def test_a_folder_of_pictures(saved: Path, tmp_path: Path, capsys) -> None:

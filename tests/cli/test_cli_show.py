@@ -136,7 +136,7 @@ def _on_terminal(arguments: list[str], columns: int, **env: str) -> str:
 
 
 def test_a_terminal_gets_colour_and_its_own_width(saved: Path) -> None:
-    wide, narrow = (_on_terminal(["show", str(saved)], columns) for columns in (290, 90))
+    wide, narrow = (_on_terminal(["show", str(saved)], columns) for columns in (390, 90))
     assert "\x1b[1m" in wide
     assert LONG_NAME in wide
     assert "not shown at" not in wide

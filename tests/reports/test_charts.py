@@ -11,6 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.signal import HeldOut, NullDraws
 from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit
 from spectrascope.reports.charts import axes, names
 from spectrascope.reports.charts.axes import linear_axis, log_axis, names_axis
@@ -24,6 +25,7 @@ from spectrascope.reports.charts.network_charts import (
     measured_layers,
     participation_chart,
     rank_model_chart,
+    step_chart,
     triangle_chart,
 )
 from spectrascope.reports.charts.pictures import FEW, PANELS, PictureKind, report_pictures
@@ -120,10 +122,76 @@ def test_the_line_of_the_fit_goes_where_the_fit_says(report: Report) -> None:
     steepness = math.log(band.highs[-1] / band.highs[1]) / math.log(band.xs[-1] / band.xs[1])
     assert steepness == pytest.approx(fit.jackknife_ci95.high)
     assert all(low <= y <= high for low, y, high in zip(band.lows, line.ys, band.highs, strict=True))
-    points = _first(chart, Points, "directions")
+    points = _first(chart, Points, "same samples")
     assert points.xs == row.measurement.sigma
     assert points.ys == row.measurement.h
-    assert chart.summary == "h grows as σ to the power 2.00; R² 1.000 over 20 directions."
+    assert chart.summary == "Published β 2.00 over 20 directions of the same samples; noise gives about 2."
+
+
+def test_held_out_points_stand_beside_the_published_ones_and_noise_behind(report: Report) -> None:
+    row = _layer(report)
+    held, null = row.held_out, row.null
+    assert isinstance(held, HeldOut)
+    assert isinstance(null, NullDraws)
+    chart = curvature_chart(row)
+    assert [part.label for part in chart.parts] == [
+        "noise alone", "95 % interval of β", "β = 2.00, published", "same samples", "held out",
+    ]  # fmt: skip
+    cloud, points = _first(chart, Points, "noise alone"), _first(chart, Points, "held out")
+    assert cloud.pale
+    assert (cloud.xs, cloud.ys) == (sum(null.sigma, ()), sum(null.h, ()))
+    assert points.hollow
+    n = len(points.xs)
+    assert (points.xs, points.ys) == (held.slopes[:n], held.h[:n])
+    least = min(row.measurement.sigma) / 10
+    assert held.slopes[n - 1] > least > held.slopes[n]
+    assert chart.note == "5 of 20 held out not shown: no slope to speak of, or h ≤ 0"
+    assert all(
+        chart.x.holds(x) and chart.y.holds(y) for part in (cloud, points) for x, y in zip(part.xs, part.ys, strict=True)
+    )
+    assert all(chart.x.holds(x) for x in row.measurement.sigma)
+
+
+def test_slopes_that_are_not_positive_are_counted_and_not_drawn(report: Report) -> None:
+    row = measured_layers(report)[1]  # every other slope is negative
+    chart = curvature_chart(row)
+    assert all(x > 0 for x in _first(chart, Points, "held out").xs)
+    assert "12 of 20 held out not shown" in chart.note
+
+
+def test_noise_has_its_line_in_the_ranks(report: Report) -> None:
+    row = _layer(report)
+    assert isinstance(row.null, NullDraws)
+    chart = rank_chart(row)
+    line = _first(chart, Line, "95 % of noise")
+    assert line.ys == (row.null.quantile,) * 2
+    assert chart.summary.endswith("3 directions above noise.")
+    assert not [part for part in rank_chart(measured_layers(report)[3]).parts if "noise" in part.label]
+
+
+def test_step_exponents_are_drawn_beside_published_beta_and_noise(report: Report) -> None:
+    layers = measured_layers(report)
+    chart = step_chart(layers)
+    assert chart is not None
+    noise, beta, steps = chart.parts
+    determined = (layers[0], layers[2])
+    assert [part.label for part in chart.parts] == ["β of noise alone", "published β", "step exponent"]
+    assert steps.ys == tuple(row.held_out.step_exponent.value for row in determined)
+    intervals = [row.held_out.step_exponent.interval for row in determined]
+    assert steps.whiskers == tuple((interval.low, interval.high) for interval in intervals)
+    assert [round(x) for x in steps.xs] == [1, 3]
+    assert beta.ys == tuple(row.analysis.beta.value for row in layers[:3])
+    assert noise.ys == tuple(row.null.beta.value for row in layers[:3])
+    assert chart.note == "1 weight undetermined"
+    assert chart.summary == "2 of 3 weights determine a step exponent on held-out samples."
+
+
+def test_without_held_out_numbers_there_is_no_picture_of_step_exponents(report: Report) -> None:
+    plain = make_report((make_layer(make_info("x"), make_measurement()),))
+    assert step_chart(measured_layers(plain)) is None
+    assert report_pictures(plain, [PictureKind.OVERVIEW])[0].charts[0].title == "published β along depth"
+    titles = [chart.title for chart in report_pictures(report, [PictureKind.OVERVIEW])[0].charts]
+    assert titles == ["step exponents along depth", "α triangle", "participation ratios", "rank models by BIC"]
 
 
 def test_directions_outside_the_window_and_negative_ones_are_told(report: Report) -> None:
@@ -150,7 +218,7 @@ def test_rank_models_are_drawn_through_their_own_residuals(report: Report) -> No
     comparison = row.analysis.rank_models
     assert not isinstance(comparison, Missing)
     chart = rank_chart(row)
-    lines = [part for part in chart.parts if isinstance(part, Line)]
+    lines = [part for part in chart.parts if isinstance(part, Line) and part.label != "95 % of noise"]
     assert [line.dashed for line in lines] == [fit.model is not comparison.best for fit in comparison.fits]
     best = _first(chart, Line, "lowest BIC")
     assert best.label == "log-normal, lowest BIC"

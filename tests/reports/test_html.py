@@ -14,6 +14,7 @@ from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.html.page import report_html
 from spectrascope.reports.html.rows import layer_facts
 from spectrascope.reports.html.trajectory import trajectory_html
+from spectrascope.reports.views.signal import say_signal
 from tests.support.chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
 from tests.support.counting import calls_of
 from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report
@@ -61,7 +62,9 @@ def test_the_whole_report_is_in_the_page(report: Report) -> None:
     run = report.provenance
     for part in (
         "my net[red].pt: curvature along gradient directions",
-        "Curvature: median β 1.64",
+        say_signal(report),
+        "Curvature: median published β 1.64",
+        "fewer than 4 directions have a held-out slope",
         "1 layer FAILED and has no numbers: dead.weight (the gradient is zero everywhere).",
         "3 usable points of 3, a fit needs at least 4",
         run.command,

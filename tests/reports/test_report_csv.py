@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from statistics import median
 
 import pytest
 from rich.console import Console
@@ -46,7 +47,33 @@ def test_missing_values_are_empty_with_a_reason(report: Report) -> None:
     assert "beta: 3 usable points of 3" in tiny["missing"]
     residual = _rows(report_to_csv(report))[1]
     assert residual["residual"] == ""
-    assert residual["missing"] == "residual: not among the pairs compared"
+    assert "residual: not among the pairs compared" in residual["missing"].split("; ")
+
+
+def test_what_is_signal_is_in_csv_in_full(report: Report) -> None:
+    first, undetermined, third, absent = _rows(report_to_csv(report))[:4]
+    layer = report.layers[0]
+    assert isinstance(layer, LayerReport)
+    held, null, needed = layer.held_out, layer.null, layer.analysis.samples_needed
+    step = held.step_exponent
+    expected = {
+        "n_resolved": needed.n_resolved, "samples_for_4": needed.for_4, "samples_for_all": needed.for_all,
+        "n_signal": layer.analysis.n_signal, "signal_share_median": median(layer.analysis.signal_share),
+        "step_exponent": step.value, "step_exponent_low": step.interval.low, "step_exponent_high": step.interval.high,
+        "decrease": step.decrease, "decrease_stderr": step.decrease_stderr, "decrease_0": step.decrease_0,
+        "decrease_1": step.decrease_1, "decrease_2": step.decrease_2, "decrease_best": step.decrease_best,
+        "null_beta": null.beta.value, "null_beta_low": null.beta.low, "null_beta_high": null.beta.high,
+        "null_beta_draws": 2, "null_quantile": null.quantile, "n_folds": 4,
+    }  # fmt: skip
+    assert {name: float(first[name]) for name in expected} == expected
+    assert (first["step_exponent_determined"], undetermined["step_exponent_determined"]) == ("true", "false")
+    assert first["null_contains_beta"] == "true"
+    assert float(third["held_out_beta"]) == report.layers[2].held_out.beta.value
+    assert undetermined["step_exponent"] == ""
+    why = "step_exponent: undetermined: no exponent predicts a decrease beyond its error"
+    assert why in undetermined["missing"].split("; ")
+    assert absent["n_resolved"] == absent["step_exponent"] == absent["null_beta"] == ""
+    assert "null_beta: the gradient of one fold is zero" in absent["missing"].split("; ")
 
 
 def test_every_number_equals_the_one_in_json(report: Report) -> None:

@@ -11,9 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spectrascope.errors import NonFiniteError, ReportFormatError
-from spectrascope.records.report import Analysis, LayerReport, Measurement, ProbeOptions, Report, SkippedLayer
+from spectrascope.records.report import (
+    Analysis,
+    LayerInfo,
+    LayerReport,
+    Measurement,
+    ModelInfo,
+    ProbeOptions,
+    Report,
+    SkippedLayer,
+    Summary,
+)
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, ZetaBound
-from spectrascope.reports.codec import GROUP_KEYS, LAYER_KEYS
+from spectrascope.reports.codec import GROUP_KEYS, LAYER_KEYS, added_later
 from spectrascope.reports.json import record_to_json, report_from_json, report_to_json
 from tests.support.made_up_reports import (
     decomposed,
@@ -158,7 +168,7 @@ def test_order_and_layout(report: Report) -> None:
     assert text.isascii()
     lines = text.splitlines()
     assert sum(line.startswith('      "sigma": [') and line.endswith("],") for line in lines) == 4
-    assert '      "residual": {"missing": "not among the pairs compared"}' in lines
+    assert '      "residual": {"missing": "not among the pairs compared"},' in lines
 
 
 def test_missing_everywhere_is_an_object_with_a_reason(report: Report) -> None:
@@ -205,7 +215,7 @@ def test_a_tensor_in_a_record_is_refused(report: Report) -> None:
         ('{"accuracy": 0.9}', "^not a spectrascope report: no schema_version"),
         ('{"schema_version": "1"}', "^schema_version must be a positive integer"),
         ('{"schema_version": true}', "^schema_version must be a positive integer"),
-        ('{"schema_version": 99}', "^the report has schema version 99, this release reads up to 1: upgrade"),
+        ('{"schema_version": 99}', "^the report has schema version 99, this release reads up to 2: upgrade"),
         ('{"schema_version": 1}', "^not a complete spectrascope report: provenance is missing"),
     ],
 )
@@ -234,6 +244,12 @@ CHANGES = [
     (("layers", 0, "groups", "h", 0), [1.0], f"{_L}.groups.h must have rows of 20 values"),
     (("layers", 0, "groups"), [], f"{_L}.groups must be an object"),
     (("layers", 0, "rank_models", "bic"), {}, f"{_L}.rank_models.bic must name 3 models"),
+    (
+        ("layers", 0, "rank_models", "aic", "weibull"),
+        "low",
+        f"{_L}.rank_models.aic.weibull must be a number, found 'low'",
+    ),
+    (("layers", 0, "rank_models", "params", "weibull"), 1.5, f"{_L}.rank_models.params.weibull must be a list"),
     (("layers", 0, "name"), 7, "layers[0].name must be a string, found 7"),
     (("layers", 0), [], "layers[0] must be an object, found a list"),
     (("layers", 4, "reason"), "", "layers[4] (head.bias) is skipped without a reason"),
@@ -274,15 +290,8 @@ def test_every_missing_key_is_named(report: Report) -> None:
     text = report_to_json(report)
     free = {"seconds", "engines", "versions", "bic_wins", "well_conditioned_median"}  # open tables
     paths = [path for path in _paths(json.loads(text)) if not free & set(path[:-1])]
-    optional = (
-        "schema_version",
-        "missing",
-        "task",
-        "frozen",
-        "parametrized",
-        "split_fused",
-        "h_stderr",
-    )  # older reports lack the last five
+    records = (ModelInfo, ProbeOptions, LayerInfo, Measurement, Analysis, LayerReport, Summary)
+    optional = {"schema_version", "missing", *(name for record in records for name in added_later(record))}
     paths = [path for path in paths if path[-1] not in optional]
     assert len(paths) > 100
     for path in paths:

@@ -12,9 +12,13 @@ from rich.console import Console, RenderableType
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.comparison import Change, Comparison
 from spectrascope.records.report import NOT_SELECTED, LayerReport, Report, SkippedLayer
+from spectrascope.records.signal import GradientSource, LabelSource
 from spectrascope.records.values import EngineName, LayerStatus, Missing, RankModel
+from spectrascope.reports.read import read_report
 from spectrascope.reports.render import Format, View, render
-from spectrascope.reports.views.report import build_probe
+from spectrascope.reports.views.document import Tone
+from spectrascope.reports.views.report import build_probe, build_triangle
+from spectrascope.reports.views.signal import say_signal
 from spectrascope.reports.views.words import say_in_words, warn
 from tests.support.counting import calls_of
 from tests.support.made_up_reports import (
@@ -24,6 +28,7 @@ from tests.support.made_up_reports import (
     make_layer,
     make_measurement,
     make_report,
+    with_signal,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -87,7 +92,7 @@ def test_markdown_cannot_be_broken_out_of() -> None:
     text = draw(render(make_report(tuple(replace(layer, info=make_info(name)) for name in names)), Format.MARKDOWN))
     table = [line for line in text.splitlines() if line.startswith("|")]
     bars = {line.replace("\\\\", "").replace("\\|", "").count("|") for line in table[: len(names) + 2]}
-    assert bars == {20}
+    assert bars == {28}
     assert "<script>" not in text
     assert "\\[x\\](http" in text
     assert "two\\\\nlines" in text
@@ -113,9 +118,9 @@ def test_a_terminal_table_fits_its_width(report: Report, width: int) -> None:
     assert max(cell_len(line) for line in lines) <= width
     rows = [line for line in lines if line.startswith(("conv1.weight", "a[red]b|c", "dead.weight"))]
     assert len(rows) == 3  # one line each
-    assert "2.0" in rows[0]
+    assert "2/20" in rows[0]
     header = next(line for line in lines if line.startswith("layer "))
-    hidden = " ".join(lines).split("not shown at")[1] if width < 200 else ""
+    hidden = " ".join(lines).split("not shown at")[1]
     for column in build_probe(report).sheets[0].columns:
         assert column.title in header or column.title in hidden
     if width < 200:
@@ -155,7 +160,6 @@ def test_warnings(report: Report) -> None:
     random = replace(low, provenance=replace(low.provenance, model=replace(run.model, weights="random (seed 0)")))
     assert "Accuracy" not in _lines(random)
     noise = replace(report, provenance=replace(run, data=replace(run.data, synthetic=True), accuracy=Missing("noise")))
-    assert "The data are synthetic" in _lines(noise)
     assert "SYNTHETIC noise" in draw(render(noise, Format.TABLE))
     assert "accuracy not measured (noise)" in draw(render(noise, Format.TABLE))
     unchecked = replace(report, provenance=replace(run, self_check=Missing("switched off")))
@@ -168,42 +172,123 @@ def test_warnings(report: Report) -> None:
     assert "gauss-newton (approximate)" in draw(render(make_report((approximate,)), Format.TABLE))
 
 
-@pytest.mark.parametrize(
-    ("beta", "words"),
-    [
-        (0.1, "near 0: gradient-descent steps fit"),
-        (1.1, "near 1: Muon-like steps fit"),
-        (1.5, "between Muon-like (1) and Newton-like (2) steps"),
-        (0.5, "between gradient-descent (0) and Muon-like (1) steps"),
-        (1.9, "near 2: Newton-like steps fit"),
-        (2.4, "somewhat beyond 2: Newton-like steps fit best"),
-        (3.5, "outside 0 to 2: nearest are Newton-like steps"),
-        (-0.4, "somewhat below 0: gradient-descent steps fit best"),
-        (-1.0, "outside 0 to 2: nearest are gradient-descent steps"),
-    ],
-)
-def test_the_median_is_put_into_words(beta: float, words: str) -> None:
+def test_the_first_line_says_what_can_be_known(report: Report) -> None:
+    for view in (View.PROBE, View.TRIANGLE):
+        document = (build_probe if view is View.PROBE else build_triangle)(report)
+        line, tone = document.closing[0]
+        assert (line, tone) == (say_signal(report), Tone.WARNING)
+    assert line == say_in_words(report)[0]
+    assert line == (
+        "Undetermined at 2,048 samples: 6 of 60 directions resolved, on 2 of 3 weights (held-out slope at least 3 "
+        "standard errors; 8 σ above noise). Step exponent undetermined: its interval covers every exponent from 0 to "
+        "3; 2 of 3 weights determine their own, median 0.72. About 7,100 samples would resolve four directions of most "
+        "weights. Published β 1.64 (median); noise alone gives 2.05, and β is no more than noise gives on 1 of 3 "
+        "weights."
+    )
+
+
+def test_signal_is_said_with_its_exponent() -> None:
+    layer = with_signal(make_layer(make_info("x"), make_measurement()))
+    line, tone = build_probe(make_report((layer,))).closing[0]
+    assert tone is Tone.PLAIN
+    assert line == (
+        "Signal: 2 of 20 directions resolved, on 1 of 1 weight (held-out slope at least 3 standard errors; 3 σ above "
+        "noise). Step exponent 1.08 (0.33 to 1.83) on held-out samples. Published β 2.00 (median); noise alone gives "
+        "2.05, and β is no more than noise gives on 1 of 1 weight."
+    )
+
+
+def test_without_null_draws_no_direction_is_said_to_be_above_noise() -> None:
+    layer = with_signal(make_layer(make_info("x"), make_measurement()))
+    why = Missing("no null draws: see --null-draws")
+    layer = replace(layer, null=why, analysis=replace(layer.analysis, n_signal=why))
+    line = say_signal(make_report((layer,)))
+    assert "above noise" not in line
+    assert "noise alone gives about 2" in line
+
+
+def test_what_is_not_a_trained_network_on_real_data_is_said_in_the_first_line(report: Report) -> None:
+    run = report.provenance
+    for changed, words in (
+        (replace(report, provenance=replace(run, data=replace(run.data, synthetic=True))), "The data are synthetic: "),
+        (
+            replace(report, provenance=replace(run, model=replace(run.model, weights="random (seed 0)"))),
+            "The weights are random: nothing here is about a trained network on real data.",
+        ),
+        (
+            replace(report, options=replace(report.options, labels=LabelSource.MODEL)),
+            "The labels are drawn from the model, so that the true gradient is zero: ",
+        ),
+    ):
+        assert words in build_probe(changed).closing[0][0]
+        assert build_probe(changed).closing[0][1] is Tone.WARNING
+        assert words not in build_probe(report).closing[0][0]
+
+
+def test_along_momentum_no_sample_chose_the_directions() -> None:
+    report = make_report((make_layer(make_info("x"), make_measurement()),))
+    assert "from the samples that chose the directions" in say_signal(report)
+    options = replace(report.options, gradient=GradientSource.MOMENTUM)
+    text = draw(render(replace(report, options=options), Format.TABLE))
+    assert "β 2.00 (median) is along the directions of the optimizer's momentum." in text
+    assert "samples that chose" not in text
+
+
+@pytest.mark.parametrize("name", ["report-v1.json", "report-v1-first-release.json"])
+def test_a_report_of_version_1_says_once_why_it_does_not_know(name: str) -> None:
+    text = draw(render(read_report(GOLDEN / name), Format.TABLE, width=80), 80)
+    layers, _, closing = text.partition("Summary:")
+    reason = "the report was written before held-out numbers were measured: measure again"
+    assert layers.count(reason) == 1
+    row = next(line for line in layers.splitlines() if line.startswith("conv1.weight"))
+    assert row.count("–¹") == 3
+    assert "Not known whether this is signal" in closing
+    assert "resolved:" not in closing
+
+
+@pytest.mark.parametrize("beta", [0.1, 1.1, 1.9, 2.4])
+def test_no_step_is_read_off_the_published_beta(beta: float) -> None:
     report = make_report((make_layer(make_info("x"), make_measurement(beta=beta, wobble=0.001)),))
-    assert say_in_words(report)[0] == f"Curvature: β {beta:.2f}, {words}."
+    text = " ".join(draw(render(report, Format.TABLE)).split())
+    for claim in ("fit", "Newton-like", "Muon-like", "gradient-descent steps"):
+        assert claim not in text.replace("of the straight-line fit", "").replace("fitted", "")
+    assert say_in_words(report)[1] == f"Curvature: published β {beta:.2f}."
 
 
-def test_a_report_in_three_lines(report: Report) -> None:
-    curvature, spectra, trust = say_in_words(report)
-    assert curvature.startswith("Curvature: median β 1.64 (middle half 1.37 to 1.82), between Muon-like (1)")
+def test_a_report_in_four_lines(report: Report) -> None:
+    _, curvature, spectra, trust = say_in_words(report)
+    assert curvature.startswith("Curvature: median published β 1.64 (middle half 1.37 to 1.82); ")
     assert "steepest conv1 (2.00), flattest backbone.very" in curvature
     assert spectra == (
         "Spectra: σ falls with rank as log-normal on 3 of 3 layers; "
-        "α_H ≈ β·α_G within 10 % on 3 of 3, median error 0.2 %."
+        "α_H ≈ β·α_G within 10 % on 3 of 3, median error 0.2 %, as noise gives too."
     )
     assert trust == (
-        "Trust: 4 of 6 weights measured, all exactly, self-check 2e-06, 1 FAILED, β to ±0.05 (median) on 2,048 samples."
+        "Trust: 4 of 6 weights measured, all exactly, self-check 2e-06, 1 FAILED, published β to ±0.05 (median) on "
+        "2,048 samples."
     )
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_what_can_be_known_stays_in_a_narrow_table(report: Report, width: int) -> None:
+    text = draw(render(report, Format.TABLE, width=width), width)
+    header = next(line for line in text.splitlines() if line.startswith("layer ")).split("  ")
+    shown = [title.strip() for title in header if title.strip()]
+    assert [title for title in shown if title not in ("layer", "kind", "m × n")][:4] == [
+        "resolved",
+        "step exponent",
+        "β",
+        "null β",
+    ]
+    row = next(line for line in text.splitlines() if line.startswith("conv1.weight"))
+    assert [part in row for part in ("2/20", "1.1 (0.3 to 1.8)", "2.00 ±0.03", "2.05")] == [True] * 4
+    assert "undetermined" in next(line for line in text.splitlines() if line.startswith("a[red]b|c"))
 
 
 def test_rank_models_that_win_equally_often_are_both_named(report: Report) -> None:
     wins = {RankModel.POWER_LAW.value: 1, RankModel.EXPONENTIAL.value: 2, RankModel.LOGNORMAL.value: 2}
     overall = replace(report.summary.overall, bic_wins=wins)
-    spectra = say_in_words(replace(report, summary=replace(report.summary, overall=overall)))[1]
+    spectra = say_in_words(replace(report, summary=replace(report.summary, overall=overall)))[2]
     assert "σ falls with rank as exponential or log-normal on 2 each of 5 layers" in spectra
 
 
@@ -211,14 +296,15 @@ def test_estimates_are_called_so() -> None:
     guessed = replace(make_measurement(), exact=False, engine=EngineName.FINITE_DIFFERENCE)
     exact = make_layer(make_info("a"), make_measurement())
     rows = tuple(make_layer(make_info(name), guessed) for name in "bc")
-    assert "2 of 2 weights measured, all by estimates," in say_in_words(make_report(rows))[2]
-    assert "3 of 3 weights measured, 1 of them exactly," in say_in_words(make_report((exact, *rows)))[2]
+    assert "2 of 2 weights measured, all by estimates," in say_in_words(make_report(rows))[3]
+    assert "3 of 3 weights measured, 1 of them exactly," in say_in_words(make_report((exact, *rows)))[3]
 
 
-def test_three_lines_without_anything_measured() -> None:
+def test_four_lines_without_anything_measured() -> None:
     skipped = SkippedLayer(make_info("b"), LayerStatus.SKIPPED, "1-D parameter")
     assert say_in_words(make_report((skipped,))) == (
-        "Curvature: no β, as no layer has a beta.",
+        "Nothing is known: no weight was measured.",
+        "Curvature: no published β, as no layer has a beta.",
         "Spectra: no rank model could be told; α triangle: no layer has a triangle.",
         "Trust: 0 of 1 weight measured.",
     )

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from math import exp
 
+import numpy as np
+
 from spectrascope.numerics.alignment import align
 from spectrascope.numerics.analysis import analyse
+from spectrascope.numerics.signal import draw_signs, null_quantile, read_signal, t_values, widen_groups
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.decomposition import (
@@ -29,6 +32,7 @@ from spectrascope.records.report import (
     SelfCheck,
     SkippedLayer,
 )
+from spectrascope.records.signal import NOT_HELD_OUT, HeldOut, NullDraws
 from spectrascope.records.values import EngineName, LayerKind, LayerRole, LayerStatus, Missing
 
 LONG_NAME = "backbone." + "very_deep_stage." * 6 + "bottleneck_1.w"
@@ -80,6 +84,68 @@ def make_layer(info: LayerInfo, measurement: Measurement, *, top_k: int = 20) ->
     return LayerReport(info, measurement, analyse(measurement, top_k=top_k))
 
 
+def with_signal(
+    layer: LayerReport, *, share: float = 0.95, fall: float = 0.8, scatter: float = 0.3, n_null: int = 2, seed: int = 0
+) -> LayerReport:
+    """Hold out samples of a made-up layer, and draw nulls.
+
+    Args:
+        layer: whose h holds on held-out samples too.
+        share: of sigma_1 that is slope on held-out samples; noise is the rest.
+        fall: factor from one share to the next.
+        scatter: of the sample groups' slopes, as a share of sigma, at the first direction.
+        n_null: null draws along which curvature was measured, with h ∝ sigma² as noise has it.
+        seed: of the scatter.
+    """
+    measured, rng = layer.measurement, np.random.default_rng(seed)
+    k, groups = len(measured.sigma), len(measured.group_sizes)
+    sigma = np.asarray(measured.sigma)
+    h = np.asarray(measured.h) if measured.h else 3 * sigma**2
+    noise = scatter * sigma * (1 + 0.1 * np.arange(k)) * draw_signs(groups, k, seed=seed).T  # of mean 0
+    slopes = share * fall ** np.arange(k) * sigma
+    group_slopes = slopes + noise * (1 + 0.1 * rng.standard_normal(k))
+    matrix = np.diag(h) + 0.01 * np.sqrt(np.abs(np.outer(h, h))) * (1 - np.eye(k))
+    held_out = HeldOut(
+        n_folds=min(4, groups),
+        slopes=tuple(slopes.tolist()),
+        t=tuple(t_values(widen_groups(group_slopes, sigma, measured.group_sizes), measured.group_sizes).tolist()),
+        h=tuple(h.tolist()),
+        curvature_matrix=tuple(map(tuple, matrix.tolist())),
+        group_slopes=tuple(map(tuple, group_slopes.tolist())),
+        group_h=tuple(tuple((h * scale).tolist()) for scale in np.linspace(0.97, 1.03, groups)),
+        beta=NOT_HELD_OUT,
+        step_exponent=NOT_HELD_OUT,
+    )
+    sigma_1 = tuple((0.3 * sigma[0] * np.linspace(0.9, 1.1, 20)).tolist())
+    quantile = null_quantile(sigma_1)
+    assert isinstance(quantile, float)
+    drawn = [0.3 * size * sigma**0.8 for size in np.linspace(0.95, 1.05, n_null)]
+    null = NullDraws(
+        sigma_1=sigma_1,
+        quantile=quantile,
+        sigma=tuple(tuple(draw.tolist()) for draw in drawn),
+        h=tuple(tuple((8 * draw ** (1.9 + 0.3 * i)).tolist()) for i, draw in enumerate(drawn)),
+        beta=Missing("not fitted yet"),
+        contains_beta=Missing("not fitted yet"),
+    )
+    held, null, analysis = read_signal(measured, held_out, null, layer.analysis)
+    return replace(layer, held_out=held, null=null, analysis=analysis)
+
+
+def without_signal(layer: LayerReport) -> LayerReport:
+    """Say of a layer that nothing of it could be held out."""
+    why = Missing("the gradient of one fold is zero")
+    held_out, null, analysis = read_signal(layer.measurement, why, why, layer.analysis)
+    return replace(layer, held_out=held_out, null=null, analysis=analysis)
+
+
+def held_out_only() -> LayerReport:
+    """A layer along whose published directions no curvature was measured (``--estimate held-out``)."""
+    measured = make_measurement()
+    measured = replace(measured, h=(), curvature_matrix=(), group_h=((),) * len(measured.group_sizes))
+    return with_signal(make_layer(make_info("conv1.weight"), measured), n_null=0)
+
+
 def make_report(rows: tuple[LayerRow, ...]) -> Report:
     """Put rows into a report of a made-up run."""
     return Report(
@@ -128,15 +194,20 @@ def make_report(rows: tuple[LayerRow, ...]) -> Report:
 
 
 def mixed_report() -> Report:
-    """Ok, skipped and failed layers; names that look like markup, hold a pipe, or are 120 characters long."""
+    """Ok, skipped and failed layers; names that look like markup, hold a pipe, or are 120 characters long.
+
+    Of the first and the third the step exponent is determined, of the second it is not, of the fourth nothing was held
+    out.
+    """
     noisy = make_measurement(beta=1.6, decay=1.2, n_negative=2, wobble=0.4)
+    noisy = replace(noisy, residual=Missing("not among the pairs compared"))
     tiny = make_measurement(k=3, rank=3)
     return make_report(
         (
-            make_layer(make_info("conv1.weight"), make_measurement()),
-            make_layer(make_info("a[red]b|c"), replace(noisy, residual=Missing("not among the pairs compared"))),
-            make_layer(make_info(LONG_NAME), make_measurement(beta=1.1, wobble=0.1)),
-            make_layer(make_info("head.weight", LayerKind.LINEAR, (10, 64)), tiny),
+            with_signal(make_layer(make_info("conv1.weight"), make_measurement())),
+            with_signal(make_layer(make_info("a[red]b|c"), noisy), share=0.2, fall=-0.9, scatter=0.2, seed=1),
+            with_signal(make_layer(make_info(LONG_NAME), make_measurement(beta=1.1, wobble=0.1)), scatter=0.2, seed=2),
+            without_signal(make_layer(make_info("head.weight", LayerKind.LINEAR, (10, 64)), tiny)),
             SkippedLayer(make_info("head.bias", LayerKind.BIAS, (10, 1)), LayerStatus.SKIPPED, "1-D parameter"),
             SkippedLayer(make_info("dead.weight"), LayerStatus.FAILED, "the gradient is zero everywhere"),
         )

@@ -34,7 +34,10 @@ class PointShape(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class Points:
-    """A series of points. ``names`` say what each one is; ``whiskers`` are the ends of its vertical interval."""
+    """A series of points. ``names`` say what each one is; ``whiskers`` are the ends of its vertical interval.
+
+    ``pale`` points are small and in the background.
+    """
 
     xs: tuple[float, ...]
     ys: tuple[float, ...]
@@ -44,6 +47,7 @@ class Points:
     hollow: bool = False
     names: tuple[str, ...] = ()
     whiskers: tuple[tuple[float, float], ...] = ()
+    pale: bool = False
 
     def __post_init__(self) -> None:
         n = len(self.xs)

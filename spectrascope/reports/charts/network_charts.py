@@ -1,10 +1,11 @@
-"""Charts of a whole network: the α triangle, β along depth, participation ratios, rank models, decomposition."""
+"""Charts of a whole network: step exponents and β along depth, the α triangle, participation ratios, rank models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.signal import HeldOut, NullBeta, NullDraws, StepExponent
 from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit, RankModel, Triangle
 from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Points, PointShape
@@ -12,9 +13,12 @@ from spectrascope.reports.charts.inks import KIND_INKS, KIND_MARKS, MODEL_INKS
 from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count
 
-__all__ = ["depth_chart", "measured_layers", "participation_chart", "rank_model_chart", "triangle_chart"]
+__all__ = ["depth_chart", "measured_layers", "participation_chart", "rank_model_chart", "step_chart", "triangle_chart"]
 
 Named = tuple[int, LayerReport]
+
+_ASIDE = 0.12
+"""Between the points of one weight, so that none hides another."""
 
 
 def measured_layers(report: Report) -> list[LayerReport]:
@@ -67,15 +71,12 @@ def triangle_chart(layers: Sequence[LayerReport]) -> Chart:
 
 
 def depth_chart(layers: Sequence[LayerReport]) -> Chart:
-    """β along depth, coloured by kind, with its 95 % intervals, over the cases β = 0, 1, 2."""
+    """Published β along depth, coloured by kind, with its 95 % intervals."""
     found = [(i, row, row.analysis.beta) for i, row in enumerate(layers, start=1)]
     fits = [(i, row, fit) for i, row, fit in found if isinstance(fit, PowerFit)]
-    y = linear_axis("curvature exponent, β", _with_whiskers([fit for *_, fit in fits]), include=[0.0, 2.0])
+    y = linear_axis("published curvature exponent, β", _with_whiskers([fit for *_, fit in fits]), include=[0.0, 2.0])
     x = names_axis([row.info.name for row in layers])
-    parts: list[Part] = [
-        Line((x.low, x.high), (float(case), float(case)), Ink.GREY, "" if case else "β = 0, 1, 2", dashed=True)
-        for case in (0, 1, 2)
-    ]
+    parts: list[Part] = [Line((x.low, x.high), (2.0, 2.0), Ink.GREY, "about what noise gives", dashed=True)]
     places = {id(row): (i, fit) for i, row, fit in fits}
     for kind, members in _by_kind([row for _, row, _ in fits]):
         here = [(*places[id(row)], row) for _, row in members]
@@ -91,7 +92,78 @@ def depth_chart(layers: Sequence[LayerReport]) -> Chart:
             )
         )
     summary = _say_range([fit.value for *_, fit in fits])
-    return Chart("β along depth", x, y, tuple(parts), summary, _note_missing(len(layers) - len(fits), "no β"))
+    return Chart("published β along depth", x, y, tuple(parts), summary, _note_missing(len(layers) - len(fits), "no β"))
+
+
+def step_chart(layers: Sequence[LayerReport]) -> Chart | None:
+    """Step exponents on held-out samples along depth with their 95 % intervals, beside published β and noise's.
+
+    A weight that does not determine one has none here, and is counted. Nothing where no weight was held out.
+    """
+    found = [(i, row, row.held_out) for i, row in enumerate(layers, start=1)]
+    held = [(i, row, out.step_exponent) for i, row, out in found if isinstance(out, HeldOut)]
+    if not held:
+        return None
+    steps = [(i, row, step) for i, row, step in held if isinstance(step, StepExponent) and step.determined]
+    betas = [
+        (i, row, fit.value) for i, row in enumerate(layers, start=1) if isinstance(fit := row.analysis.beta, PowerFit)
+    ]
+    nulls = [
+        (i, row, row.null.beta)
+        for i, row in enumerate(layers, start=1)
+        if isinstance(row.null, NullDraws) and isinstance(row.null.beta, NullBeta)
+    ]
+    x = names_axis([row.info.name for row in layers])
+    parts: list[Part] = []
+    if nulls:
+        parts.append(
+            Points(
+                tuple(i - _ASIDE for i, *_ in nulls),
+                tuple(null.value for *_, null in nulls),
+                Ink.GREY,
+                "β of noise alone",
+                PointShape.CROSS,
+                names=tuple(f"{row.info.name}: noise alone gives β = {null.value:.2f}" for _, row, null in nulls),
+                whiskers=tuple((null.low, null.high) for *_, null in nulls),
+            )
+        )
+    if betas:
+        parts.append(
+            Points(
+                tuple(float(i) for i, *_ in betas),
+                tuple(beta for *_, beta in betas),
+                Ink.ORANGE,
+                "published β",
+                PointShape.SQUARE,
+                hollow=True,
+                names=tuple(f"{row.info.name}: published β = {beta:.2f}" for _, row, beta in betas),
+            )
+        )
+    if steps:
+        parts.append(
+            Points(
+                tuple(i + _ASIDE for i, *_ in steps),
+                tuple(step.value for *_, step in steps),
+                Ink.BLUE,
+                "step exponent",
+                names=tuple(
+                    f"{row.info.name}: step exponent {step.value:.2f} ({step.interval.low:.2f} to "
+                    f"{step.interval.high:.2f})"
+                    for _, row, step in steps
+                ),
+                whiskers=tuple((step.interval.low, step.interval.high) for *_, step in steps),
+            )
+        )
+    shown = [y for part in parts if isinstance(part, Points) for y in part.ys]
+    n_not = format_count(len(held) - len(steps), "weight")
+    return Chart(
+        "step exponents along depth",
+        x,
+        linear_axis("exponent", [min(max(y, -1.0), 5.0) for y in shown], include=[0.0, 3.0]),
+        tuple(parts),
+        f"{len(steps)} of {format_count(len(held), 'weight')} determine a step exponent on held-out samples.",
+        f"{n_not} undetermined" if len(held) > len(steps) else "",
+    )
 
 
 def _say_range(values: Sequence[float]) -> str:

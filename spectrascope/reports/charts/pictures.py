@@ -7,6 +7,7 @@ from dataclasses import replace
 from enum import Enum
 
 from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.signal import HeldOut
 from spectrascope.reports.charts.chart import Chart, Picture
 from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
@@ -16,6 +17,7 @@ from spectrascope.reports.charts.network_charts import (
     measured_layers,
     participation_chart,
     rank_model_chart,
+    step_chart,
     triangle_chart,
 )
 from spectrascope.reports.figures import format_count
@@ -35,6 +37,7 @@ class PictureKind(str, Enum):
     OVERVIEW = "overview"
     CURVATURE = "curvature"
     RANKS = "ranks"
+    STEPS = "step-exponents"
     TRIANGLE = "triangle"
     DEPTH = "depth"
     PARTICIPATION = "participation"
@@ -49,13 +52,23 @@ LAYER_CHARTS: dict[PictureKind, tuple[Callable[[LayerReport], Chart], str]] = {
 """Charts of one layer, and what they show."""
 
 NETWORK_CHARTS: dict[PictureKind, Callable[[Report, Sequence[LayerReport]], Chart | None]] = {
+    PictureKind.STEPS: lambda _, layers: step_chart(layers),
     PictureKind.DEPTH: lambda _, layers: depth_chart(layers),
     PictureKind.TRIANGLE: lambda _, layers: triangle_chart(layers),
     PictureKind.PARTICIPATION: lambda _, layers: participation_chart(layers),
     PictureKind.RANK_MODELS: lambda report, _: rank_model_chart(report),
     PictureKind.DECOMPOSITION: lambda _, layers: decomposition_chart(layers),
 }
-"""Charts of the network as a whole, in the order of the page; the first four are the overview."""
+"""Charts of the network as a whole, in the order of the page."""
+
+_OVERVIEW = (
+    PictureKind.STEPS,
+    PictureKind.DEPTH,
+    PictureKind.TRIANGLE,
+    PictureKind.PARTICIPATION,
+    PictureKind.RANK_MODELS,
+)
+"""What the overview shows: of the first two one, which is β along depth where nothing was held out."""
 
 
 def report_pictures(
@@ -76,7 +89,8 @@ def report_pictures(
         if kind in LAYER_CHARTS:
             found += _layer_pages(kind, model, layers, all_layers)
         elif kind is PictureKind.OVERVIEW:
-            charts = tuple(network_charts(report, tuple(NETWORK_CHARTS)[:4]))
+            first, *others = network_charts(report, _OVERVIEW)
+            charts = (first, *others[-3:])
             found.append(Picture(kind.value, f"{model}: curvature along gradient directions", charts, columns=2))
         else:
             charts = tuple(network_charts(report, [kind]))
@@ -94,6 +108,8 @@ def network_charts(report: Report, kinds: Iterable[PictureKind]) -> list[Chart]:
 def _layer_pages(kind: PictureKind, model: str, layers: Sequence[LayerReport], all_layers: bool) -> list[Picture]:
     draw, what = LAYER_CHARTS[kind]
     names = short_names([row.info.name for row in layers], 32)
+    if kind is PictureKind.CURVATURE and len(layers) > 4 and any(isinstance(row.held_out, HeldOut) for row in layers):
+        what += " (filled: same samples, hollow: held out, pale: noise)"  # small panels have no legend
     title = f"{model}: {what}"
 
     def page(members: Sequence[int]) -> tuple[Chart, ...]:

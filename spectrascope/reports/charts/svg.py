@@ -128,8 +128,8 @@ def _path(points: Iterable[tuple[float, float]], frame: _Frame) -> str:
 
 
 def _draw_points(part: Points, frame: _Frame) -> str:
-    style = f"{'hollow' if part.hollow else 'solid'} ink-{part.ink.value}"
-    radius = _RADIUS if len(part.xs) <= _MANY_POINTS else _SMALL_RADIUS
+    style = f"{_style_of(part)} ink-{part.ink.value}"
+    radius = _RADIUS if len(part.xs) <= _MANY_POINTS and not part.pale else _SMALL_RADIUS
     pieces = []
     for x, (low, high) in zip(part.xs, part.whiskers, strict=False):
         pieces.append(f'<path class="whisker" d="M{frame.at_x(x):.1f} {frame.at_y(low):.1f}V{frame.at_y(high):.1f}"/>')
@@ -138,6 +138,10 @@ def _draw_points(part: Points, frame: _Frame) -> str:
         shape = _SHAPES[part.mark](frame.at_x(x), frame.at_y(y), radius)
         pieces.append(f"<{shape}>{title}</{shape.split(' ', 1)[0]}>" if title else f"<{shape}/>")
     return f'<g class="{style}">{"".join(pieces)}</g>'
+
+
+def _style_of(part: Points) -> str:
+    return ("hollow" if part.hollow else "solid") + (" pale" if part.pale else "")
 
 
 def _draw_bars(part: Bars, frame: _Frame) -> str:
@@ -218,7 +222,7 @@ def _key(part: Part, x: float, y: float) -> str:
     ink = f"ink-{part.ink.value}"
     if isinstance(part, Points):
         shape = _SHAPES[part.mark](x + 8, y, _RADIUS)
-        return f'<g class="{"hollow" if part.hollow else "solid"} {ink}"><{shape}/></g>'
+        return f'<g class="{_style_of(part)} {ink}"><{shape}/></g>'
     if isinstance(part, Line):
         return f'<path class="line {"dashed " if part.dashed else ""}{ink}" d="M{x:.1f} {y:.1f}h16"/>'
     kind = "band" if isinstance(part, Band) else "bars"

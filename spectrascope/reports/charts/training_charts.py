@@ -9,22 +9,38 @@ from spectrascope.records.values import Interval, Missing, RankModel
 from spectrascope.reports.charts.axes import linear_axis, log_axis, steps_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
-from spectrascope.reports.fields import RANK_MODEL_NAMES, followed, named
+from spectrascope.reports.fields import RANK_MODEL_NAMES, UNDETERMINED, Field, followed, named
 from spectrascope.reports.figures import format_count
 
-__all__ = ["layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
+__all__ = ["drawn_fields", "layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
+
+
+def drawn_fields(trajectory: Trajectory) -> list[Field]:
+    """Numbers that are drawn over training, as far as some layer has them at some checkpoint."""
+    return [
+        field
+        for field in followed()
+        if field.drawn
+        and any(not isinstance(value, Missing) for track in trajectory.layers for value in track.values[field.flat])
+    ]
 
 
 def track_chart(trajectory: Trajectory, number: str) -> Chart:
-    """A number over training: a faint line per layer, coloured by kind, and the median over layers."""
+    """A number over training: a faint line per layer, coloured by kind, and the median over layers.
+
+    Beside the published β, that of noise alone. Where a layer has no number its line goes on to the next checkpoint
+    where it has one; the note counts such places.
+    """
     steps = [point.step for point in trajectory.points]
     field = named(number)
     name, key = field.spoken, field.flat
     parts: list[Part] = []
     everything: list[float] = []
     kinds = []
+    n_missing = 0
     for track in trajectory.layers:
         pairs = _known(steps, track.values[key])
+        n_missing += len(steps) - len(pairs)
         if pairs:
             xs, ys = zip(*pairs, strict=True)
             label = "" if track.kind in kinds else f"{track.kind.value} layers"
@@ -40,6 +56,11 @@ def track_chart(trajectory: Trajectory, number: str) -> Chart:
         xs = tuple(step for step, _ in bands)
         lows, highs = tuple(b.low for _, b in bands), tuple(b.high for _, b in bands)
         parts.append(Band(xs, lows, highs, Ink.PURPLE, "middle half of layers"))
+    noise = _known(steps, tuple(point.medians["null_beta"] for point in trajectory.points)) if key == "beta" else []
+    if noise:
+        xs, ys = zip(*noise, strict=True)
+        parts.append(Line(xs, ys, Ink.GREY, "noise alone, median", dashed=True))
+        everything += ys
     medians = _known(steps, tuple(point.medians[key] for point in trajectory.points))
     if medians:
         xs, ys = zip(*medians, strict=True)
@@ -50,15 +71,19 @@ def track_chart(trajectory: Trajectory, number: str) -> Chart:
     else:
         summary = f"No checkpoint has a median {name}."
     y = log_axis(name, everything) if field.logarithmic else linear_axis(name, everything)
-    return Chart(f"{name} over training", steps_axis(trajectory.step_name, steps), y, tuple(parts), summary)
+    n_all = len(steps) * len(trajectory.layers)
+    note = f"{UNDETERMINED} or not measured: {n_missing} of {n_all}" if key == "step_exponent" and n_missing else ""
+    return Chart(f"{name} over training", steps_axis(trajectory.step_name, steps), y, tuple(parts), summary, note)
 
 
 def layer_chart(trajectory: Trajectory, track: LayerTrack) -> Chart:
-    """The three exponents of one layer over training."""
+    """The exponents of one layer over training: of the step on held-out samples, published β beside noise's, decays."""
     steps = [point.step for point in trajectory.points]
     parts: list[Part] = []
     everything: list[float] = []
     series = (
+        ("step_exponent", Ink.GREEN, PointShape.DIAMOND),
+        ("null_beta", Ink.GREY, PointShape.CROSS),
         ("beta", Ink.PURPLE, PointShape.CIRCLE),
         ("alpha_g", Ink.BLUE, PointShape.SQUARE),
         ("alpha_h", Ink.ORANGE, PointShape.TRIANGLE),
@@ -115,8 +140,7 @@ def trajectory_pictures(trajectory: Trajectory) -> list[Picture]:
         "training-rank-models": share_chart(trajectory),
         **{
             f"training-{field.flat.replace('_', '-')}": track_chart(trajectory, field.flat)
-            for field in followed()
-            if field.drawn
+            for field in drawn_fields(trajectory)
         },
     }
     together = tuple(charts.values())

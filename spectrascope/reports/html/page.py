@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.signal import HeldOut
 from spectrascope.reports.charts.chart import Chart
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
 from spectrascope.reports.charts.pictures import NETWORK_CHARTS, network_charts
 from spectrascope.reports.charts.svg import chart_svg
 from spectrascope.reports.html.rows import LayerFacts, build_layer_table, layer_facts
+from spectrascope.reports.views.document import DASH
 from spectrascope.reports.views.facts import describe_everything
 from spectrascope.reports.views.report import build_summary_sheet
 from spectrascope.reports.views.words import explain, say_in_words, warn
@@ -31,7 +34,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["Figure", "LayerDetail", "draw_figure", "fill_page", "report_html"]
+__all__ = ["Figure", "LayerDetail", "PageDirections", "draw_figure", "fill_page", "report_html"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +48,21 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
+class PageDirections:
+    """A small table over the directions of one layer: its columns with what they mean, and its rows."""
+
+    columns: tuple[tuple[str, str], ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class LayerDetail:
     """What is shown of one layer when it is selected."""
 
     id: int
     facts: tuple[LayerFacts, ...]
     charts: tuple[Figure, ...]
-    directions: tuple[tuple[int, str, str], ...]
+    directions: PageDirections
 
 
 def report_html(report: Report) -> str:
@@ -111,21 +122,36 @@ def draw_figure(chart: Chart, identity: str) -> Figure:
 
 def _detail(index: int, row: LayerRow) -> LayerDetail:
     if not isinstance(row, LayerReport):
-        return LayerDetail(index, layer_facts(row), (), ())
+        return LayerDetail(index, layer_facts(row), (), PageDirections())
     charts = (
         replace(curvature_chart(row), title="h against σ"),
         replace(rank_chart(row), title="σ by rank, and three models of it"),
     )
-    measured = row.measurement
     return LayerDetail(
         index,
         layer_facts(row),
         tuple(draw_figure(chart, f"layer-{index}-{i}") for i, chart in enumerate(charts)),
-        tuple(
-            (k, f"{sigma:.4g}", f"{h:.4g}")
-            for k, (sigma, h) in enumerate(zip(measured.sigma, measured.h, strict=True), start=1)
-        ),
+        _directions(row),
     )
+
+
+def _directions(row: LayerReport) -> PageDirections:
+    """Every direction: σ and h of the samples that chose it; slope, t, share and h of those that did not."""
+    measured, held = row.measurement, row.held_out
+    columns = {("k", "rank"): [str(k) for k in range(1, len(measured.sigma) + 1)]}
+    columns["σ", "singular value of the gradient"] = [f"{value:.4g}" for value in measured.sigma]
+    if measured.h:
+        columns["h", "curvature, on the same samples"] = [f"{value:.4g}" for value in measured.h]
+    if isinstance(held, HeldOut):
+        columns["s", "slope on held-out samples"] = [f"{value:.4g}" for value in held.slopes]
+        columns["t", "slope over its standard error; 3 is resolved"] = [f"{value:.1f}" for value in held.t]
+        columns["s/σ", "share of σ that is signal"] = [
+            f"{slope / sigma:.2f}" if sigma > 0 else DASH
+            for slope, sigma in zip(held.slopes, measured.sigma, strict=False)
+        ]
+        columns["h held out", "curvature on held-out samples"] = [f"{value:.4g}" for value in held.h]
+    rows = zip_longest(*columns.values(), fillvalue=DASH)
+    return PageDirections(tuple(columns), tuple(rows))
 
 
 @cache

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Measurement, Report
+from spectrascope.records.signal import NullBeta, StepExponent
 from spectrascope.records.values import Interval, LayerStatus, Missing, PowerFit, RankComparison, Triangle, ZetaBound
 from spectrascope.reports import fields
 from spectrascope.reports.charts.decomposition_chart import PARTS_OF_BETA
 from spectrascope.reports.fields import RANK_MODEL_NAMES, Field
+from spectrascope.reports.figures import format_count
 from spectrascope.reports.views.document import DASH
+from spectrascope.reports.views.signal import say_layer_signal
 
 __all__ = ["Choice", "LayerFacts", "PageCell", "PageColumn", "PageRow", "PageTable", "build_layer_table", "layer_facts"]
 
@@ -113,6 +116,7 @@ def layer_facts(row: LayerRow) -> tuple[LayerFacts, ...]:
         facts.append(LayerFacts("tied to", ", ".join(info.tied_names)))
     if not isinstance(row, LayerReport):
         return tuple(facts)
+    facts.append(LayerFacts("what can be known", say_layer_signal(row)))
     facts += [_facts(field, row) for field in sorted(fields.csv_fields(), key=lambda field: not field.page)]
     return (*facts, *_error_facts(row.measurement), *_decomposition_facts(row))
 
@@ -123,6 +127,11 @@ def _facts(field: Field, row: LayerReport) -> LayerFacts:
         return LayerFacts(field.header, DASH, value.reason)
     if isinstance(value, PowerFit):
         return _fit_facts(field.header, value)
+    if isinstance(value, StepExponent):
+        return _step_facts(field, value, text)
+    if isinstance(value, NullBeta):
+        drawn = f"{value.low:.2f} to {value.high:.2f} over {format_count(value.n_draws, 'draw')}"
+        return LayerFacts(field.header, text, f"{drawn}; {field.about}")
     if isinstance(value, Triangle):
         verdict = "holds within 10 %" if value.well_conditioned else "off by more than 10 %"
         return LayerFacts(field.header, text, f"β·α_G = {value.predicted:.3f}; {verdict}")
@@ -132,7 +141,7 @@ def _facts(field: Field, row: LayerReport) -> LayerFacts:
         return LayerFacts(field.header, RANK_MODEL_NAMES[value.best], f"BIC: {bics}; ΔBIC {value.delta_bic:.1f}{tie}")
     if isinstance(value, ZetaBound):
         return LayerFacts(field.header, text, _say_bound(value))
-    if isinstance(value, float):
+    if isinstance(value, float) and field.cell is None and field.form != "%":
         text = f"{value:.4g}"
     return LayerFacts(field.header, text, row.measurement.engine_reason if field.name == "engine" else field.about)
 
@@ -175,6 +184,8 @@ def _cell(field: Field, row: LayerReport) -> PageCell:
     text, value = field.text(row), field.value(row)
     if isinstance(text, Missing):
         return PageCell(DASH, "", text.reason)
+    if isinstance(value, Missing):  # undetermined: shown, and sorted with those that are not measured
+        return PageCell(text.strip(), "", value.reason)
     return PageCell(text.strip(), repr(float(value)) if isinstance(value, (int, float)) else str(value))
 
 
@@ -194,6 +205,21 @@ def _fit_facts(label: str, fit: PowerFit | Missing) -> LayerFacts:
         f"95 %: {_range(fit.interval)}, the wider of straight line {_range(fit.ci95)}; {over}; "
         f"R² {fit.r2:.4f}, {fit.n} points{dropped}",
     )
+
+
+def _step_facts(field: Field, step: StepExponent, text: str) -> LayerFacts:
+    """The exponent, and by how much the loss is predicted to fall at it and at others."""
+    falls = [("b = 0", step.decrease_0), ("b = 1", step.decrease_1), ("b = 2", step.decrease_2)]
+    said = ", ".join(f"{name} {fall:.3g}" for name, fall in falls)
+    if step.determined:
+        error = "" if isinstance(step.decrease_stderr, Missing) else f" ±{step.decrease_stderr:.2g}"
+        said += f", b = {step.value:.2f} {step.decrease:.3g}{error} (standard error)"
+    best = step.decrease_best
+    said += (
+        f", best combination {best:.3g}" if not isinstance(best, Missing) else f"; no best combination: {best.reason}"
+    )
+    why = f"{step.reason}; " if step.reason else ""
+    return LayerFacts(field.header, text, f"{why}predicted decrease of the loss on held-out samples: {said}")
 
 
 def _error_facts(measured: Measurement) -> list[LayerFacts]:

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import Missing
-from spectrascope.reports.charts.training_charts import layer_chart, share_chart, track_chart
+from spectrascope.reports.charts.training_charts import drawn_fields, layer_chart, share_chart, track_chart
 from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, followed, write
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.html.page import LayerDetail, draw_figure, fill_page
+from spectrascope.reports.html.page import LayerDetail, PageDirections, draw_figure, fill_page
 from spectrascope.reports.html.rows import Choice, LayerFacts, PageCell, PageColumn, PageRow, PageTable
 from spectrascope.reports.views.document import DASH, Sheet
 from spectrascope.reports.views.facts import describe_run
@@ -21,7 +21,7 @@ __all__ = ["trajectory_html"]
 def trajectory_html(trajectory: Trajectory) -> str:
     """Write a trajectory as a page: the medians and every layer over training, the rank models, the checkpoints."""
     points = trajectory.points
-    charts = [share_chart(trajectory), *(track_chart(trajectory, field.flat) for field in _drawn())]
+    charts = [share_chart(trajectory), *(track_chart(trajectory, field.flat) for field in drawn_fields(trajectory))]
     span = f"{trajectory.step_name} {points[0].step:g} to {points[-1].step:g}"
     sheet: Sheet = build_checkpoint_sheet(trajectory)
     return fill_page(
@@ -37,8 +37,12 @@ def trajectory_html(trajectory: Trajectory) -> str:
         sheets=[sheet],
         meaning=[
             "A line per layer, coloured by kind, and the median over layers; the band is the middle half of β.",
-            "β: curvature h grows as σ^β along the gradient's singular directions. α_G and α_H: how fast σ and h decay "
-            "with rank. PR: how many directions carry curvature and gradient.",
+            "resolved: directions whose slope on held-out samples is at least 3 standard errors. Step exponent: of the "
+            "step U diag(σ^(1−b)) Vᵀ that lowers the loss most on held-out samples (0: gradient descent, 1: Muon, 2: "
+            "Newton); a layer that does not determine one has none.",
+            "β, by the published definition: curvature h grows as σ^β along the gradient's singular directions, all "
+            "from the same samples; noise alone gives about 2 (null β). α_G and α_H: how fast σ and h decay with rank. "
+            "PR: how many directions carry curvature and gradient.",
             "Rank models: which law σ follows in its rank, by BIC.",
         ],
         layers=[_detail(trajectory, i, track) for i, track in enumerate(trajectory.layers)],
@@ -49,8 +53,8 @@ def trajectory_html(trajectory: Trajectory) -> str:
     )
 
 
-def _drawn() -> list[Field]:
-    return [field for field in followed() if field.drawn]
+def _shown() -> list[Field]:
+    return [field for field in followed() if field.drawn or field.name in ("null.beta", "held_out.beta")]
 
 
 def _build_table(trajectory: Trajectory) -> PageTable:
@@ -61,7 +65,7 @@ def _build_table(trajectory: Trajectory) -> PageTable:
         columns=(
             PageColumn("layer", "name of the parameter", right=False),
             PageColumn("kind", "the operation that uses it", right=False),
-            *(PageColumn(field.spoken, "first → last; sorted by the last") for field in _drawn()),
+            *(PageColumn(field.spoken, "first → last; sorted by the last") for field in _shown()),
             PageColumn("change of β", "last − first"),
             PageColumn("rank model", "first → last", right=False),
         ),
@@ -80,7 +84,7 @@ def _row(index: int, track: LayerTrack) -> PageRow:
         (
             PageCell(track.name, track.name),
             PageCell(track.kind.value, track.kind.value),
-            *(_ends(track, field.flat) for field in _drawn()),
+            *(_ends(track, field.flat) for field in _shown()),
             PageCell(DASH, "") if change is None else PageCell(f"{change:+.2f}".replace("-", "−"), repr(change)),
             PageCell(said, said if models else ""),
         ),
@@ -107,22 +111,27 @@ def _detail(trajectory: Trajectory, index: int, track: LayerTrack) -> LayerDetai
     return LayerDetail(
         index,
         tuple(_at_checkpoint(trajectory, track, place) for place in range(len(trajectory.points))),
-        (draw_figure(replace(chart, title="β, α_G and α_H over training"), f"layer-{index}"),),
-        (),
+        (draw_figure(replace(chart, title="Exponents over training"), f"layer-{index}"),),
+        PageDirections(),
     )
 
 
 def _at_checkpoint(trajectory: Trajectory, track: LayerTrack, place: int) -> LayerFacts:
     point, model = trajectory.points[place], track.rank_models[place]
     label = f"{trajectory.step_name} {point.step:g}"
-    beta = track.values["beta"][place]
-    if isinstance(beta, Missing):
-        return LayerFacts(label, DASH, beta.reason)
+    step, beta = track.values["step_exponent"][place], track.values["beta"][place]
+    if isinstance(beta, Missing) and isinstance(step, Missing):
+        return LayerFacts(label, DASH, step.reason if step.reason == beta.reason else f"{step.reason}; {beta.reason}")
     others = [
         f"{field.spoken} {write(value, '%' if field.form == '%' else '.2f')}"
         for field in sorted(followed(), key=lambda field: not field.drawn)
-        if field.name != "beta" and not isinstance(value := track.values[field.flat][place], Missing)
+        if field.name not in ("beta", "held_out.step_exponent")
+        and not isinstance(value := track.values[field.flat][place], Missing)
     ]
     if not isinstance(model, Missing):
         others.append(RANK_MODEL_NAMES[model])
-    return LayerFacts(label, f"β {beta:.2f}", ", ".join(others))
+    said = "no step exponent" if isinstance(step, Missing) else f"step exponent {step:.2f}"
+    if isinstance(step, Missing):
+        others.append(step.reason)
+    beta_said = "no β" if isinstance(beta, Missing) else f"published β {beta:.2f}"
+    return LayerFacts(label, f"{said}, {beta_said}", ", ".join(others))

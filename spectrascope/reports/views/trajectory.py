@@ -8,7 +8,7 @@ from itertools import pairwise
 from spectrascope.records.trajectory import LayerTrack, Trajectory, TrajectoryPoint
 from spectrascope.records.values import Missing, RankModel
 from spectrascope.reports.charts.sparklines import sparkline
-from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, followed, named, write, write_interval
+from spectrascope.reports.fields import RANK_MODEL_NAMES, UNDETERMINED, Field, followed, named, write, write_interval
 from spectrascope.reports.figures import format_count
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_data, describe_model
@@ -24,7 +24,7 @@ _MOST_CHECKPOINTS = 8  # columns of the sheet of layers; the profile shows them 
 _SPARK_WIDTH = 16
 
 
-def build_trajectory_document(trajectory: Trajectory, number: str = "beta") -> Document:
+def build_trajectory_document(trajectory: Trajectory, number: str = "step_exponent") -> Document:
     """Everything a reader sees of a trajectory.
 
     Args:
@@ -51,15 +51,17 @@ def build_trajectory_document(trajectory: Trajectory, number: str = "beta") -> D
 
 
 def say_trajectory(trajectory: Trajectory) -> tuple[str, ...]:
-    """Say how the median exponents moved, and where the prevailing rank model changed."""
-    lines = []
+    """Say what could be known along the way, how the median exponents moved, and where the rank model changed."""
+    lines = _say_signal(trajectory)
     moves = []
     for name in ("beta", "alpha_g", "alpha_h", "pr_h"):
         values = [v for p in trajectory.points if not isinstance(v := p.medians[name], Missing)]
         if values:
             moves.append(f"{named(name).spoken} {values[0]:.2f} → {values[-1]:.2f}")
     if moves:
-        lines.append(f"Medians, first checkpoint → last: {', '.join(moves)}.")
+        lines.append(
+            f"Published definitions, medians, first checkpoint → last: {', '.join(moves)}{_beside_noise(trajectory)}."
+        )
     counted = [point for point in trajectory.points if sum(point.bic_wins.values())]
     if counted:
         start, end = (_say_wins(point) for point in (counted[0], counted[-1]))
@@ -76,6 +78,38 @@ def say_trajectory(trajectory: Trajectory) -> tuple[str, ...]:
     elif prevailing[1:]:
         lines.append(f"The prevailing rank model stays {RANK_MODEL_NAMES[prevailing[0]]}.")
     return tuple(lines)
+
+
+def _say_signal(trajectory: Trajectory) -> list[str]:
+    """Directions resolved and step exponents at the first and the last checkpoint with numbers."""
+    tracks = trajectory.layers
+    places = [place for place, point in enumerate(trajectory.points) if not point.reason]
+    resolved = [track.values["n_resolved"] for track in tracks]
+    known = [place for place in places if any(not isinstance(values[place], Missing) for values in resolved)]
+    if not known:
+        reasons = [v.reason for values in resolved for p in places if isinstance(v := values[p], Missing)]
+        return [f"Not known what of this is signal: {reasons[0]}."] if reasons else []
+
+    def count(place: int) -> str:
+        return f"{sum(v for values in resolved if not isinstance(v := values[place], Missing)):g}"
+
+    def step(place: int) -> str:
+        steps = [track.values["step_exponent"][place] for track in tracks]
+        found = sum(not isinstance(value, Missing) for value in steps)
+        value = trajectory.points[place].medians["step_exponent"]
+        of = f"{found} of {format_count(len(tracks), 'layer')}"
+        return UNDETERMINED if isinstance(value, Missing) else f"{value:.2f} (median of {of} that determine one)"
+
+    first, last = known[0], known[-1]
+    return [
+        f"Held-out samples, first checkpoint → last: directions resolved {count(first)} → {count(last)}, "
+        f"step exponent {step(first)} → {step(last)}."
+    ]
+
+
+def _beside_noise(trajectory: Trajectory) -> str:
+    noise = [v for p in trajectory.points if not isinstance(v := p.medians["null_beta"], Missing)]
+    return f"; noise alone gives β {noise[0]:.2f} → {noise[-1]:.2f}" if noise else "; noise alone gives β of about 2"
 
 
 def build_checkpoint_sheet(trajectory: Trajectory) -> Sheet:
@@ -96,7 +130,7 @@ def build_checkpoint_sheet(trajectory: Trajectory) -> Sheet:
 
 def _median_columns(field: Field) -> list[Column]:
     column = Column(field.header, drop_order=field.followed or 0, strong=field.strong)
-    return [column, Column("middle half", drop_order=6)] if field.name == "beta" else [column]
+    return [column, Column("middle half of β", drop_order=6)] if field.name == "beta" else [column]
 
 
 def _checkpoint_row(point: TrajectoryPoint, notes: Footnotes) -> Row:

@@ -5,63 +5,54 @@ from __future__ import annotations
 from statistics import median
 
 from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.signal import GradientSource, HeldOut, NullDraws
 from spectrascope.records.values import LayerStatus, LossName, Missing, PowerFit, RankComparison, RankModel
 from spectrascope.reports.charts.names import short_name
 from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.document import Tone
+from spectrascope.reports.views.signal import is_signal, say_signal
 
-__all__ = ["describe_triangle", "explain", "say_in_words", "warn"]
+__all__ = ["describe_triangle", "explain", "say_first", "say_in_words", "warn"]
 
 LOW_ACCURACY = 0.5
 """Below this accuracy a trained network's preprocessing or label order deserves a look."""
 
 _OF_TOKENS = {LossName.CAUSAL_LM.value, LossName.MASKED_LM.value}  # a good language model misses most tokens
 
-_STEPS = {0: "gradient-descent", 1: "Muon-like", 2: "Newton-like"}
-"""Which step fits which β."""
-
 Line = tuple[str, Tone]
 
 
-def say_in_words(report: Report) -> tuple[str, str, str]:
-    """Say what came out, in three lines that need no table.
+def say_first(report: Report) -> Line:
+    """Say what can be known, before anything else is said; a warning unless it is signal of a trained network."""
+    return say_signal(report), Tone.PLAIN if is_signal(report) else Tone.WARNING
+
+
+def say_in_words(report: Report) -> tuple[str, str, str, str]:
+    """Say what came out, in four lines that need no table.
 
     Returns:
-        A sentence on β with its extremes; one on the rank models and the α triangle; one on what was measured,
-        how exactly, and how well β is known.
+        A sentence on what can be known; one on the published β and its extremes; one on the rank models and the
+        α triangle; one on what was measured, how exactly, and how wide the interval of β is.
     """
     layers = [row for row in report.layers if isinstance(row, LayerReport)]
-    return _say_curvature(report, layers), _say_spectra(report, layers), _say_trust(report, layers)
+    return say_signal(report), _say_curvature(report, layers), _say_spectra(report, layers), _say_trust(report, layers)
 
 
 def _say_curvature(report: Report, layers: list[LayerReport]) -> str:
     group = report.summary.overall
     if isinstance(group.beta_median, Missing):
-        return f"Curvature: no β, as {group.beta_median.reason}."
+        return f"Curvature: no published β, as {group.beta_median.reason}."
     fits = [(fit.value, row.info.name) for row in layers if isinstance(fit := row.analysis.beta, PowerFit)]
-    meaning = _interpret(group.beta_median)
     if len(fits) < 2:
-        return f"Curvature: β {group.beta_median:.2f}, {meaning}."
+        return f"Curvature: published β {group.beta_median:.2f}."
     (low, flattest), (high, steepest) = min(fits), max(fits)
     spread = group.beta_iqr
     half = "" if isinstance(spread, Missing) else f" (middle half {spread.low:.2f} to {spread.high:.2f})"
-    said = f"Curvature: median β {group.beta_median:.2f}{half}, {meaning}"
+    said = f"Curvature: median published β {group.beta_median:.2f}{half}"
     if high - low < 0.01:
         return f"{said}; alike in all layers."
     return f"{said}; steepest {short_name(steepest, 40)} ({high:.2f}), flattest {short_name(flattest, 40)} ({low:.2f})."
-
-
-def _interpret(beta: float) -> str:
-    """Say which of the cases β = 0, 1, 2 a value is near, or between."""
-    nearest = min(_STEPS, key=lambda case: abs(case - beta))
-    if not -0.5 <= beta <= 2.5:
-        return f"outside 0 to 2: nearest are {_STEPS[nearest]} steps"
-    if abs(beta - nearest) <= 0.3:
-        return f"near {nearest}: {_STEPS[nearest]} steps fit"
-    if beta < 0 or beta > 2:
-        return f"somewhat {'below' if beta < 0 else 'beyond'} {nearest}: {_STEPS[nearest]} steps fit best"
-    return f"between {_STEPS[int(beta)]} ({int(beta)}) and {_STEPS[int(beta) + 1]} ({int(beta) + 1}) steps"
 
 
 def _say_spectra(report: Report, layers: list[LayerReport]) -> str:
@@ -80,7 +71,8 @@ def _say_spectra(report: Report, layers: list[LayerReport]) -> str:
         return f"Spectra: {first}; α triangle: {group.triangle_error_median.reason}."
     error = format_percent(group.triangle_error_median)
     return (
-        f"Spectra: {first}; α_H ≈ β·α_G within 10 % on {group.n_well_conditioned} of {triangles}, median error {error}."
+        f"Spectra: {first}; α_H ≈ β·α_G within 10 % on {group.n_well_conditioned} of {triangles}, median error "
+        f"{error}, as noise gives too."
     )
 
 
@@ -98,23 +90,40 @@ def _say_trust(report: Report, layers: list[LayerReport]) -> str:
         parts.append(f"{summary.n_failed} FAILED")
     widths = [fit.interval.half_width for row in layers if isinstance(fit := row.analysis.beta, PowerFit)]
     if widths:
-        parts.append(f"β to ±{median(widths):.2f} (median) on {run.data.n:,} samples")
+        parts.append(f"published β to ±{median(widths):.2f} (median) on {run.data.n:,} samples")
     if run.data.synthetic:
         parts.append("on SYNTHETIC data")
     return f"Trust: {', '.join(parts)}."
 
 
 def explain(report: Report) -> tuple[Line, ...]:
-    """Say in plain words what beta and the triangle are, and what the marks of the table mean."""
-    lines = [
-        "β says how the loss curves along the gradient's own directions: curvature h grows as σ^β, "
-        "with σ the gradient's singular value.",
-        "β ≈ 0: curvature is the same everywhere (gradient descent fits); β ≈ 1: it grows with the gradient "
-        "(Muon-like steps fit); β ≈ 2: with its square (Newton-like steps fit).",
-        *_describe_medians(report),
-        *_explain_marks(report),
-    ]
-    return tuple((line, Tone.QUIET) for line in lines)
+    """Say in plain words what the numbers of the table are, and what its marks mean."""
+    measured = [row for row in report.layers if isinstance(row, LayerReport)]
+    lines = []
+    if any(isinstance(row.held_out, HeldOut) for row in measured):
+        lines += [
+            "resolved: directions of the window whose slope, on samples that did not choose them, is at least 3 "
+            "standard errors.",
+            "step exponent: the b in 0 to 3 whose step U diag(σ^(1−b)) Vᵀ lowers the loss most on held-out samples (0: "
+            "gradient descent, 1: Muon, 2: Newton), with its 95 % interval over sample groups.",
+        ]
+    lines.append(_explain_beta(report))
+    if any(isinstance(row.null, NullDraws) for row in measured):
+        lines.append("null β: β of the same fit where there is nothing but sampling noise.")
+    return tuple((line, Tone.QUIET) for line in (*lines, *_explain_marks(report)))
+
+
+def _explain_beta(report: Report) -> str:
+    said = (
+        "β, by the published definition: curvature h grows as σ^β along the gradient's own directions, with σ the "
+        "gradient's singular value"
+    )
+    if report.options.gradient is GradientSource.MOMENTUM:
+        return f"{said}; here along the directions of the optimizer's momentum."
+    return (
+        f"{said}, all from the samples that chose the directions. Noise alone gives about 2 with R² near 0.95 and a "
+        "closed triangle, so neither tells signal from noise."
+    )
 
 
 def describe_triangle(report: Report) -> tuple[str, ...]:
@@ -169,8 +178,6 @@ def warn(report: Report) -> tuple[Line, ...]:
         lines.append((f"{len(failed)} {verb} no numbers: {named}.", Tone.ALARM))
     if not measured:
         lines.append(("No layer was measured.", Tone.ALARM))
-    if run.data.synthetic:
-        lines.append(("The data are synthetic: these numbers say nothing about real data.", Tone.WARNING))
     lines += [(line, Tone.WARNING) for line in _warn_accuracy(report)]
     if isinstance(run.self_check, Missing) and measured:
         lines.append((f"The curvature was not self-checked: {run.self_check.reason}.", Tone.WARNING))
@@ -178,7 +185,7 @@ def warn(report: Report) -> tuple[Line, ...]:
     if approximate:
         lines.append((f"Measured with an approximate engine: {format_count(approximate, 'layer')}.", Tone.WARNING))
     noisy = sum(_reaches_noise(row) for row in measured)
-    if noisy:
+    if noisy and isinstance(report.summary.signal, Missing):  # else the first line has said it, and better
         lines.append(
             (
                 f"On {noisy} of {format_count(len(measured), 'layer')} the last directions of the window are "
