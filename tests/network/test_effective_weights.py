@@ -152,8 +152,8 @@ def test_wrappers_change_nothing(wrap):
     net = _plain()
     wrapped = wrap(net)
     assert unwrapped(wrapped) is net
-    found = spectrascope.probe(wrapped, (X, Y), top_k=3)
-    truth = spectrascope.probe(net, (X, Y), top_k=3)
+    found = spectrascope.probe(wrapped, (X, Y), top_k=3, micro_batch=8)  # a size chosen by timing moves the last digits
+    truth = spectrascope.probe(net, (X, Y), top_k=3, micro_batch=8)
     assert found.layers == truth.layers
     assert found.provenance.model == truth.provenance.model
 
