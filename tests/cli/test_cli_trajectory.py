@@ -155,7 +155,7 @@ def test_a_pattern_is_sorted_naturally_and_named_once(tmp_path: Path) -> None:
         (["--glob", "no/*.pt"], 2, "--glob 'no/*.pt' finds no file or folder here"),
         (["x.json"], 3, "x.json: not a spectrascope report"),
         (["x.json", "--html", "no/x.html"], 2, "cannot write no/x.html"),
-        (["x.json", "--number", "gamma"], 2, "'gamma' is not one of 'beta'"),
+        (["x.json", "--number", "gamma"], 2, "'gamma' is not one of 'n_resolved', 'step_exponent', 'beta'"),
     ],
 )
 def test_refusals(tmp_path: Path, monkeypatch, capsys, arguments: list[str], code: int, message: str) -> None:

@@ -198,6 +198,12 @@ def test_signal_is_said_with_its_exponent() -> None:
     )
 
 
+def test_where_nothing_is_resolved_it_says_so() -> None:
+    layer = make_layer(make_info("x"), make_measurement())
+    line = say_signal(make_report((with_signal(layer, share=0.2, fall=-0.9, scatter=0.6, seed=1),)))
+    assert line.startswith("Undetermined at 2,048 samples: none of 20 directions resolved (held-out slope at least 3 ")
+
+
 def test_without_null_draws_no_direction_is_said_to_be_above_noise() -> None:
     layer = with_signal(make_layer(make_info("x"), make_measurement()))
     why = Missing("no null draws: see --null-draws")

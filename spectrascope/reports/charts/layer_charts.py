@@ -56,9 +56,11 @@ def curvature_chart(row: LayerReport) -> Chart:
         xs, ys, names = zip(*held_out, strict=True)
         parts.append(Points(xs, ys, Ink.GREEN, "held out", PointShape.DIAMOND, hollow=True, names=names))
     n_left_out = sum(h <= 0 or sigma <= 0 for sigma, h in zip(measured.sigma, measured.h, strict=False))
+    summary = _say_fit(row.analysis.beta)
     notes = [f"{n_left_out} of {format_count(len(measured.h), 'direction')} not shown: h ≤ 0"] if n_left_out else []
     if n_held_out > len(held_out):
-        notes.append(f"{n_held_out - len(held_out)} of {n_held_out} held out not shown: no slope to speak of, or h ≤ 0")
+        notes.append(f"held out: {n_held_out - len(held_out)} of {n_held_out} not shown")
+        summary += " Held-out slopes at or near zero have no place on these axes."
     return Chart(
         title=row.info.name,
         x=log_axis(
@@ -67,7 +69,7 @@ def curvature_chart(row: LayerReport) -> Chart:
         ),
         y=log_axis("curvature, h", [point[1] for point in shown]),
         parts=tuple(parts),
-        summary=_say_fit(row.analysis.beta),
+        summary=summary,
         note="; ".join(notes),
     )
 

@@ -57,11 +57,12 @@ def _count(report: Report, signal: SignalSummary) -> str:
         if not isinstance(row.analysis.samples_needed, Missing)
     )
     above = any(not isinstance(row.analysis.n_signal, Missing) for row in rows)
-    return (
-        f"{signal.n_resolved} of {format_count(signal.n_directions, 'direction')} resolved, on {resolved} of "
-        f"{format_count(signal.n_layers, 'weight')} (held-out slope at least 3 standard errors"
-        f"{f'; {signal.n_signal} σ above noise' if above else ''})"
+    n, weights = format_count(signal.n_directions, "direction"), format_count(signal.n_layers, "weight")
+    counted = (
+        f"{signal.n_resolved} of {n} resolved, on {resolved} of {weights}" if resolved else f"none of {n} resolved"
     )
+    noise = f"; {signal.n_signal} σ above noise" if above else ""
+    return f"{counted} (held-out slope at least 3 standard errors{noise})"
 
 
 def _say_step(signal: SignalSummary) -> str:
