@@ -39,8 +39,8 @@ class _TooLargeError(Exception):
 class FactorSlice:
     """Sums of all targets, and what is open of the current micro-batch.
 
-    A use is opened with its input (b, t, g, n), then cotangents (c, b, t, g, w) of its output are added in any number
-    of parts, then it is closed.
+    Of every micro-batch :meth:`begin` says where it starts. A use is opened with its input (b, t, g, n), then
+    cotangents (c, b, t, g, w) of its output are added in any number of parts, then it is closed.
     """
 
     def __init__(
@@ -49,6 +49,8 @@ class FactorSlice:
         self.options = options
         self.workload = workload
         self.borders = group_borders(workload.source.n, groups)
+        self.middle = self.borders[(len(self.borders) - 1) // 2]
+        self.first, self.half = True, 0
         self.left = [t.directions.left.to(workload.device, workload.dtype) for t in targets]
         self.right = [t.directions.right.to(workload.device, workload.dtype) for t in targets]
         self.numbers: dict[Key, list[int]] = {}
@@ -63,17 +65,19 @@ class FactorSlice:
             for i in members:
                 self.targets[i] = TargetSums(targets[i], shared, self.borders, workload.device)
 
-    def open_linear(self, key: Key, a: Tensor, first: bool) -> OpenUse:
+    def begin(self, start: int) -> None:
+        """Say where a micro-batch starts: in which half of the samples. None may straddle the middle."""
+        self.first, self.half = start == 0, int(start >= self.middle)
+
+    def open_linear(self, key: Key, a: Tensor) -> OpenUse:
         """Add the input (b, t, 1, n) of a linear layer to C_A."""
         members = self.numbers[key]
-        self._count(key, a.shape[1], 1, first)
+        self._count(key, a.shape[1], 1)
         rows = a if self.options.sharing is Sharing.EXPAND else a.sum(1, keepdim=True)
-        self.targets[members[0]].parameter.a.add(rows.reshape(-1, 1, a.shape[-1]))
+        self.targets[members[0]].parameter.a.add(rows.reshape(-1, 1, a.shape[-1]), half=self.half)
         return OpenUse(self, members, [a @ self.right[i] for i in members])
 
-    def open_conv(
-        self, key: Key, x: Tensor, shape: Sequence[int], conv: tuple[Any, ...], first: bool, split: Split
-    ) -> OpenUse:
+    def open_conv(self, key: Key, x: Tensor, shape: Sequence[int], conv: tuple[Any, ...], split: Split) -> OpenUse:
         """Add a convolution's input (images, C, …) to C_A; ``split`` makes (b, t, …) of (images, t, …)."""
         members = self.numbers[key]
         factor = self.targets[members[0]].parameter.a
@@ -83,16 +87,16 @@ class FactorSlice:
         if gram is None:
             a = split(patches_of(x, shape, conv))
             rows = a if self.options.sharing is Sharing.EXPAND else a.sum(1, keepdim=True)
-            factor.add(rows.reshape(-1, 1, a.shape[-1]))
+            factor.add(rows.reshape(-1, 1, a.shape[-1]), half=self.half)
             q = [a @ kernel_first(self.right[i], shape[1]) for i in members]
         else:
-            factor.add_gram(gram)
+            factor.add_gram(gram, half=self.half)
             q = [split(project_patches(x, self.right[i], shape, conv)) for i in members]
-        self._count(key, q[0].shape[1], q[0].shape[2], first)
+        self._count(key, q[0].shape[1], q[0].shape[2])
         return OpenUse(self, members, q)
 
-    def _count(self, key: Key, positions: int, groups: int, first: bool) -> None:
-        if first:
+    def _count(self, key: Key, positions: int, groups: int) -> None:
+        if self.first:
             parameter = self.targets[self.numbers[key][0]].parameter
             parameter.positions += positions * groups
             parameter.blocks += groups
@@ -140,7 +144,7 @@ class OpenUse:
         if sums.delta is None:
             groups, width = part.shape[-2:]
             sums.delta = GramSum(groups, width, self.of.left[i], part.device, part.dtype)
-        sums.delta.add(rows.reshape(-1, *part.shape[-2:]), scale)
+        sums.delta.add(rows.reshape(-1, *part.shape[-2:]), scale, half=self.of.half)
         if i not in self.energy:
             self.energy[i] = torch.zeros_like(p[0])
         for column in p:
@@ -172,10 +176,13 @@ def run_restarting(
     workload: Workload,
     n: int,
     micro_batch: int | None,
+    groups: Groups,
     begin: Callable[[], Work],
     progress: Progress | None,
 ) -> None:
-    """Run a schedule; where a micro-batch does not fit, start again with smaller ones."""
+    """Run a schedule whose slices lie in one half of the groups; where one does not fit, start again with smaller."""
+    borders = group_borders(n, groups)
+    middle = borders[(len(borders) - 1) // 2]
     size = micro_batch
     while True:
         work = begin()
@@ -193,9 +200,7 @@ def run_restarting(
                 raise
 
         try:
-            Schedule(n, size, candidates=candidate_sizes(workload.device, 256), device=workload.device).run(
-                guarded, progress
-            )
+            Schedule(n, size, [middle], candidate_sizes(workload.device, 256), workload.device).run(guarded, progress)
         except _TooLargeError as error:
             size = largest[0] // 2
             if size < 1:

@@ -1,4 +1,4 @@
-"""Running sums of Kronecker factors over micro-batches.
+"""Running sums of Kronecker factors over micro-batches, of each half of the sample groups by itself.
 
 Layouts, fixed here once: inputs ``a`` (b, t, g, n), cotangents ``delta`` (c, b, t, g, w): sample, position, group of a
 grouped convolution, entries; m = g · w outputs, c columns. A group sees its own n inputs, so each (t, g) counts as a
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -23,16 +24,16 @@ from spectrascope.numerics.spectra import gram_eigenvalues, lower_gram, sum_dtyp
 from spectrascope.records.decomposition import Concentration, DecomposeOptions, Factor, Factors, Sharing
 from spectrascope.records.values import Missing
 
-__all__ = ["HELD_UP_TO", "GramSum", "ParameterSums", "TargetSums"]
+__all__ = ["HELD_UP_TO", "GramSum", "ParameterSums", "TargetSums", "half_shares"]
 
 HELD_UP_TO = 5120
-"""Largest side of which a whole factor is held (200 MiB in float64); of larger ones, a sketch of the leading part."""
+"""Largest side of which a whole factor is held (200 MiB a half); of larger ones, a sketch of the leading part."""
 
 _OVERSAMPLING = 20
 
 
 class GramSum:
-    """Σ x xᵀ over rows x (R, size), in blocks; or of a large one only its action on a few vectors.
+    """Σ x xᵀ over rows x (R, size), in blocks, by half of the samples; or of a large one its action on a few vectors.
 
     Args:
         groups: blocks on the diagonal.
@@ -51,7 +52,7 @@ class GramSum:
         total_dtype = sum_dtype(device) if size <= 2048 else dtype
         self.trace = 0.0
         if self.whole:
-            self.total = torch.zeros(groups, size, size, dtype=total_dtype, device=device)
+            self.halves = torch.zeros(2, groups, size, size, dtype=total_dtype, device=device)
             return
         if groups > 1:
             raise NotImplementedError("blocks of a grouped convolution are small")
@@ -60,8 +61,8 @@ class GramSum:
         self.test = torch.linalg.qr(torch.cat([basis.cpu().double(), extra], 1)).Q.to(device, dtype)
         self.total = torch.zeros(1, size, self.test.shape[1], dtype=dtype, device=device)
 
-    def add(self, rows: Tensor, scale: Tensor | None = None) -> None:
-        """Add rows (R, groups, size), each entry times ``scale`` (groups · size,)."""
+    def add(self, rows: Tensor, scale: Tensor | None = None, *, half: int = 0) -> None:
+        """Add rows (R, groups, size) of samples of one half, each entry times ``scale`` (groups · size,)."""
         if self.whole:
             blocks = torch.stack([lower_gram(rows[:, g]) for g in range(rows.shape[1])]) if rows.shape[1] < 8 else (
                 torch.einsum("rgi,rgj->gij", rows, rows)
@@ -69,23 +70,24 @@ class GramSum:
             if scale is not None:
                 factors = scale.reshape(rows.shape[1], -1)
                 blocks = blocks * factors[:, :, None] * factors[:, None, :]
-            self.total += blocks
+            self.halves[half] += blocks
             return
         rows = rows[:, 0] if scale is None else rows[:, 0] * scale
         self.trace += float(rows.double().square().sum())
         self.total[0] += rows.T @ (rows @ self.test)
 
-    def add_gram(self, gram: Tensor) -> None:
+    def add_gram(self, gram: Tensor, *, half: int = 0) -> None:
         """Add a sum of outer products (size, size) made elsewhere, its lower triangle, to a whole factor."""
-        self.total[0] += gram
+        self.halves[half, 0] += gram
 
     def finish(self, divisor: float) -> tuple[Tensor, float, bool]:
         """All eigenvalues in decreasing order (the leading ones of a sketch), the trace, and whether they are exact."""
         if self.whole:
             # Only lower triangles are filled.
-            values = torch.linalg.eigvalsh(self.total / divisor).flatten().clamp_min(0).cpu().double()
+            total = self.halves.sum(0)
+            values = torch.linalg.eigvalsh(total / divisor).flatten().clamp_min(0).cpu().double()
             values = values.sort(descending=True).values
-            return values, float(self.total.diagonal(dim1=1, dim2=2).sum()) / divisor, True
+            return values, float(total.diagonal(dim1=1, dim2=2).sum()) / divisor, True
         # Nyström from one pass: Y (Ωᵀ Y)⁻¹ Yᵀ = F Fᵀ with F = Y L^−ᵀ, of a matrix shifted to keep Ωᵀ Y definite.
         y, omega = self.total[0].cpu().double() / divisor, self.test.cpu().double()
         shift = float(torch.finfo(self.test.dtype).eps) * float(y.norm())
@@ -96,6 +98,41 @@ class GramSum:
         values = (gram_eigenvalues(half)[0] - shift).clamp_min(0)
         return values, self.trace / divisor, False
 
+    def cross_validate(self, divisor: float, shares: tuple[float, float], k: int) -> tuple[float, ...] | Missing:
+        """q_jᵀ C q_j for the k leading eigenvectors q_j of one half and the other's C, mean of both ways round.
+
+        Args:
+            divisor: of the sum over all samples.
+            shares: of the samples, in each half.
+            k: how many; past the factor's size they are 0.
+
+        Cost: the leading eigenvectors of two matrices, each about as much as all eigenvalues of one.
+        """
+        if not self.whole:
+            return Missing(f"the factor is larger than {HELD_UP_TO}: the halves of the samples were not held apart")
+        if min(shares) == 0:
+            return Missing("cross-validated eigenvalues need at least two sample groups")
+        found = torch.zeros(k, dtype=torch.float64)
+        for half in (0, 1):
+            values, vectors = _leading_vectors(self.halves[half], k)
+            lower = self.halves[1 - half].to(vectors)
+            other = lower.tril() + lower.tril(-1).mT  # only lower triangles are filled
+            forms = (vectors * (other @ vectors)).sum(-2).flatten()[values.flatten().argsort(descending=True)][:k]
+            found[: len(forms)] += forms.cpu().double() / (2 * divisor * shares[1 - half])
+        return tuple(found.tolist())
+
+
+def _leading_vectors(blocks: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Leading eigenvalues (groups, j) and eigenvectors (groups, size, j) of blocks, j at most k; any order."""
+    size = blocks.shape[-1]
+    if len(blocks) > 1 or blocks.device.type == "cuda":
+        values, vectors = torch.linalg.eigh(blocks if blocks.device.type == "cuda" else blocks.cpu())
+        return values[:, -k:].to(blocks), vectors[:, :, -k:].to(blocks)
+    # LAPACK finds some eigenvectors in a fraction of the time that all of them take, and PyTorch has all only.
+    array = blocks[0].cpu().numpy()
+    some, of_them = scipy.linalg.eigh(array, lower=True, subset_by_index=(max(0, size - k), size - 1))
+    return torch.from_numpy(some)[None].to(blocks), torch.from_numpy(of_them)[None].to(blocks)
+
 
 @dataclass
 class ParameterSums:
@@ -104,6 +141,13 @@ class ParameterSums:
     a: GramSum
     positions: int = 0  # of one sample, over all uses and groups
     blocks: int = 0  # uses × groups
+    found: dict[int, tuple[float, ...] | Missing] = field(default_factory=dict)
+
+    def cross_validate(self, n: int, shares: tuple[float, float], k: int) -> tuple[float, ...] | Missing:
+        """The k leading eigenvalues of C_A, once for all targets."""
+        if k not in self.found:
+            self.found[k] = self.a.cross_validate(n, shares, k)
+        return self.found[k]
 
     def divisor(self, sharing: Sharing) -> float:
         """What C_delta is divided by besides the loss terms: T, or T² where positions are summed first."""
@@ -181,6 +225,9 @@ class TargetSums:
         ratio = both * (n * positions) / (only_delta * only_a).clamp_min(1e-300)
         contributions = torch.cat(self.gn).cpu().double() / (terms * draws)
         full = exact_delta and exact_a
+        shares = half_shares(self.borders)
+        cv_delta = self.delta.cross_validate(divisor, shares, k)
+        cv_a = self.parameter.cross_validate(n, shares, k)
         too_large = Missing(f"a factor is larger than {HELD_UP_TO}: only its leading eigenvalues were held")
         weight = target.layer.matrix(target.layer.parameter.detach())
         sigma, _ = gram_eigenvalues(weight, precise=False)
@@ -191,8 +238,8 @@ class TargetSums:
             columns=columns,
             exact=exact,
             positions=positions,
-            delta=_factor(values_delta, trace_delta, exact_delta, k, target.layer.info.shape[0]),
-            a=_factor(values_a, trace_a, exact_a, k, target.layer.info.shape[1]),
+            delta=_factor(values_delta, trace_delta, exact_delta, cv_delta, k, target.layer.info.shape[0]),
+            a=_factor(values_a, trace_a, exact_a, cv_a, k, target.layer.info.shape[1]),
             rayleigh_delta=tuple(whole[0].tolist()),
             rayleigh_a=tuple(whole[1].tolist()),
             h_gn=tuple(contributions.mean(0).tolist()),
@@ -204,7 +251,19 @@ class TargetSums:
         )
 
 
-def _factor(values: Tensor, trace: float, exact: bool, k: int, dimension: int) -> Factor:
+def half_shares(borders: Sequence[int]) -> tuple[float, float]:
+    """Shares of the samples in each half of the sample groups.
+
+    >>> half_shares([0, 4, 8, 12]), half_shares([0, 4])
+    ((0.3333333333333333, 0.6666666666666666), (0.0, 1.0))
+    """
+    middle = borders[(len(borders) - 1) // 2]
+    return middle / borders[-1], (borders[-1] - middle) / borders[-1]
+
+
+def _factor(
+    values: Tensor, trace: float, exact: bool, cross_validated: tuple[float, ...] | Missing, k: int, dimension: int
+) -> Factor:
     missing = Missing(f"the factor is larger than {HELD_UP_TO}: only its leading eigenvalues were held")
     leading = values[:k].tolist() + [0.0] * max(0, k - len(values))
     return Factor(
@@ -214,6 +273,7 @@ def _factor(values: Tensor, trace: float, exact: bool, k: int, dimension: int) -
         effective_rank=effective_rank(values.numpy()) if exact else missing,
         participation_ratio=participation_ratio(values.numpy()) if exact else missing,
         exact=exact,
+        cross_validated=cross_validated,
     )
 
 

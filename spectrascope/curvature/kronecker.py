@@ -52,21 +52,21 @@ class FactorSweep(ColumnSweep):
         self.generator = torch.Generator().manual_seed(0)
         self.shape: LossColumns | None = None
         self._open: dict[int, OpenUse] = {}
-        self._first = False
 
     def _project_input(self, use: WeightUse) -> Tensor:
         parameter = self.parameters[use.weight]
         key = (id(parameter), None)
         if use.kind == "conv":
-            opened = self.sums.open_conv(key, use.inputs, parameter.shape, use.conv, self._first, lambda rows: rows)
+            opened = self.sums.open_conv(key, use.inputs, parameter.shape, use.conv, lambda rows: rows)
         else:
-            opened = self.sums.open_linear(key, use.inputs[:, None, None, :], self._first)
+            opened = self.sums.open_linear(key, use.inputs[:, None, None, :])
         self._open[id(use)] = opened
         return use.inputs.new_empty(0)  # the projections are kept with the open use
 
     def run(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per target: slope (b, K), curvature (b, K), sum of M (K, K); the factors are summed on the way."""
-        self._open, self._first = {}, start == 0
+        self._open = {}
+        self.sums.begin(start)
         inputs, labels = self.workload.fetch(start, stop)
         tape = Tape(self.parameters, on_use=self._project_input)
         with tape:
@@ -158,7 +158,8 @@ def measure_with_curvature(
         UnsupportedOperationError: the network did something while measuring that it did not do when analysed.
         UnsupportedModelError: the loss's curvature has no square root.
 
-    Cost: that of the curvature alone, and one more column, the patches' Gram matrix and projections.
+    Cost: that of the curvature alone, and one more column, the patches' Gram matrix and projections. Memory: twice
+    m² + n² per weight, as the halves of the samples are summed apart.
     """
     n = workload.source.n
     state: list[tuple[FactorSweep, list[CurvatureSums]]] = []
@@ -175,7 +176,7 @@ def measure_with_curvature(
         return work
 
     with torch.no_grad():
-        run_restarting(workload, n, micro_batch, begin, progress)
+        run_restarting(workload, n, micro_batch, groups, begin, progress)
     sweep, sums = state[0]
     curvatures = [s.finish(EngineName.GAUSS_NEWTON, exact=True) for s in sums]
     return curvatures, finish_factors(sweep.sums, sweep.shape, n)
@@ -209,8 +210,8 @@ def measure_without_curvature(
         Factors per target, or why a weight has none (a look-up table, a transposed convolution, a weight transformed
         before it is used).
 
-    Cost: one forward and one backward pass per column. Memory: a micro-batch's graph and cotangents, and m² + n² per
-    weight.
+    Cost: one forward and one backward pass per column. Memory: a micro-batch's graph and cotangents, and twice
+    m² + n² per weight, as the halves of the samples are summed apart.
     """
     n = workload.source.n
     layouts = find_layouts(workload, targets)
@@ -227,13 +228,14 @@ def measure_without_curvature(
         state[:] = [(sums, shapes)]
 
         def work(start: int, stop: int) -> None:
+            sums.begin(start)
             inputs, labels = workload.fetch(start, stop)
             with torch.enable_grad():
                 uses, output = capture_uses(workload, inputs, [t.layer for t in usable])
                 scores = scores_of(output)
                 columns = make_columns(scores, labels, workload.loss_fn, options, generator)
             shapes[:] = [columns]
-            opened = [_open(sums, use, by_use[use.key], stop - start, start == 0) for use in uses]
+            opened = [_open(sums, use, by_use[use.key], stop - start) for use in uses]
             s: dict[int, Tensor] = {}
             for number, column in enumerate(columns.columns):
                 keep = number + 1 < len(columns.columns)
@@ -257,18 +259,18 @@ def measure_without_curvature(
 
         return work
 
-    run_restarting(workload, n, micro_batch, begin, progress)
+    run_restarting(workload, n, micro_batch, groups, begin, progress)
     sums, shapes = state[0]
     found = iter(finish_factors(sums, shapes[0], n))
     return [layout if isinstance(layout, Missing) else next(found) for layout in layouts]
 
 
-def _open(sums: FactorSlice, use: CapturedUse, layout: Layout, batch: int, first: bool) -> OpenUse:
+def _open(sums: FactorSlice, use: CapturedUse, layout: Layout, batch: int) -> OpenUse:
     if use.kind == "linear":
-        return sums.open_linear(use.key, layout.split(use.inputs, batch)[:, :, None, :], first)
+        return sums.open_linear(use.key, layout.split(use.inputs, batch)[:, :, None, :])
 
     def split(rows: Tensor) -> Tensor:
         by_sample: Tensor = layout.split(rows, batch).flatten(1, 2)
         return by_sample
 
-    return sums.open_conv(use.key, use.inputs, use.weight_shape, use.conv, first, split)
+    return sums.open_conv(use.key, use.inputs, use.weight_shape, use.conv, split)

@@ -11,11 +11,20 @@ from spectrascope.curvature.engine import Target, UnsupportedOperationError
 from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.run import measure_by
-from spectrascope.measure.stages import Measured, find_targets, forced_micro_batch, measure_curvature, measure_targets
+from spectrascope.measure.stages import (
+    FoundTargets,
+    Measured,
+    find_targets,
+    forced_micro_batch,
+    join_curvatures,
+    measure_curvature,
+)
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.alignment import align
+from spectrascope.numerics.rank_models import count_rank_wins
 from spectrascope.records.decomposition import DecomposeOptions, Decomposition, Factors
 from spectrascope.records.report import LayerReport, LayerRow, Report
+from spectrascope.records.signal import GradientSource
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import Run, Workload
 
@@ -36,16 +45,18 @@ def run_decompose(run: Run, decompose: DecomposeOptions) -> Report:
     if decompose.draws < 1:
         raise OptionError(f"--draws {decompose.draws}: must be at least 1")
     report, found = measure_by(run, functools.partial(_measure_with_factors, decompose=decompose))
-    return replace(report, layers=tuple(_decomposed(row, found.factors) for row in report.layers))
+    return replace(report, layers=tuple(_decomposed(row, found) for row in report.layers))
 
 
-def _decomposed(row: LayerRow, factors: dict[str, Factors | Missing]) -> LayerRow:
+def _decomposed(row: LayerRow, measured: Measured) -> LayerRow:
     if not isinstance(row, LayerReport):
         return row
-    found = factors.get(row.info.name, Missing("its factors were not measured"))
-    if isinstance(found, Missing):
-        return replace(row, decomposition=found)
-    return replace(row, decomposition=Decomposition(found, align(row.measurement, found, row.analysis.window)))
+    name, window = row.info.name, row.analysis.window
+    row = replace(row, rank_resamples=count_rank_wins(measured.resamples[name], window))
+    factors = measured.factors.get(name, Missing("its factors were not measured"))
+    if isinstance(factors, Missing):
+        return replace(row, decomposition=factors)
+    return replace(row, decomposition=Decomposition(factors, align(row.measurement, factors, window)))
 
 
 def _measure_with_factors(
@@ -58,97 +69,104 @@ def _measure_with_factors(
 ) -> Measured:
     """Measure gradient, directions, curvature and factors.
 
-    Where Gauss–Newton measures the curvature, its sweep sums the factors too; other weights get backward passes of
-    their own after their curvature is known.
+    Samples are dealt, and gradients measured, once for all weights, as for a probe. Where Gauss–Newton measures the
+    curvature, its sweep sums the factors too, and what is held out is measured after it; other weights get backward
+    passes of their own after their curvature is known.
     """
-    pairs = list(zip(layers, choices, strict=True))
-    swept = [pair for pair in pairs if pair[1].engine is EngineName.GAUSS_NEWTON]
-    found = _sweep(workload, swept, run, decompose) if swept else None
-    # Where the sweep could not follow, or the loss has no root, everything is measured the usual way.
-    others = pairs if found is None else [pair for pair in pairs if pair[1].engine is not EngineName.GAUSS_NEWTON]
-    if found is not None and not others:
-        return found
-    rest = measure_targets(workload, [layer for layer, _ in others], [choice for _, choice in others], run)
-    with run.clock.stage("factors"):
-        rest.factors = _pass(workload, rest.targets, run, decompose)
-    return rest if found is None else _join(layers, found, rest)
+    found = find_targets(workload, layers, choices, run, resample=True)
+    choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
+    swept = {name for name, choice in choice_of.items() if choice.engine is EngineName.GAUSS_NEWTON}
+    parts: list[Measured] = []
+    if any(target.layer.name in swept for target in found.targets):
+        # Where the sweep could not follow, or the loss has no root, everything is measured the usual way.
+        first = _sweep(found.only(swept), choice_of, run, decompose)
+        parts, swept = ([], set()) if first is None else ([first], swept)
+    rest = found.only(choice_of.keys() - swept)
+    if rest.targets or not parts:
+        second = measure_curvature(rest, [choice_of[t.layer.name] for t in rest.targets], run, published=True)
+        with run.clock.stage("factors"):
+            second.factors = _pass(rest, second.targets, run, decompose)
+        parts.append(second)
+    return _join(layers, parts)
+
+
+def _for_curvature(found: FoundTargets) -> Workload:
+    """The samples on which curvature and factors are measured."""
+    return replace(found.workload, source=found.deal.source.pick(found.deal.places))
 
 
 def _sweep(
-    workload: Workload,
-    items: Sequence[tuple[WeightLayer, EngineChoice]],
-    run: Run,
-    decompose: DecomposeOptions,
+    found: FoundTargets, choice_of: dict[str, EngineChoice], run: Run, decompose: DecomposeOptions
 ) -> Measured | None:
     """Measure curvature and factors in one sweep; ``None`` where it cannot follow the network."""
-    found = find_targets(workload, [layer for layer, _ in items], [choice for _, choice in items], run)
     published = [Target(target.layer, target.directions) for target in found.targets]
     with run.clock.stage("curvature"):
         try:
-            curvatures, factors = (
-                measure_with_curvature(
-                    replace(found.workload, source=found.deal.source.pick(found.deal.places)),
-                    published,
-                    decompose,
-                    groups=found.deal.curvature_sizes,
-                    micro_batch=forced_micro_batch(run.options),
-                    progress=lambda done, total: run.on_progress("curvature", done, total),
-                )
-                if published
-                else ([], [])
+            curvatures, factors = measure_with_curvature(
+                _for_curvature(found),
+                published,
+                decompose,
+                groups=found.deal.curvature_sizes,
+                micro_batch=forced_micro_batch(run.options),
+                progress=lambda done, total: run.on_progress("curvature", done, total),
             )
         except (UnsupportedOperationError, UnsupportedModelError):
             return None
-    choice_of = {layer.name: choice for layer, choice in items}
-    measured = measure_curvature(found, [choice_of[t.layer.name] for t in found.targets], run, published=False)
-    along = {t.layer.name: c for t, c in zip(published, curvatures, strict=True)}
-    # Slopes of the gradient pass are those of all samples; the sweep's are of the samples for curvature.
-    measured.curvatures = [
-        replace(c, matrix=own.matrix, group_h=own.group_h, engine=own.engine, exact=own.exact)
-        for t, c in zip(measured.targets, measured.curvatures, strict=True)
-        for own in [along[t.layer.name]]
-    ]
+    choices = [choice_of[target.layer.name] for target in found.targets]
+    if run.options.gradient is GradientSource.MOMENTUM:  # nothing chose the directions: this is all there is
+        reasons = {t.layer.name: choice.reason for t, choice in zip(published, choices, strict=True)}
+        measured = join_curvatures(found, [[c] for c in curvatures], reasons, dict(found.failed), published=True)
+    else:
+        measured = measure_curvature(found, choices, run, published=False)
+        along = {t.layer.name: c for t, c in zip(published, curvatures, strict=True)}
+        # Slopes of the gradient pass are those of all samples; the sweep's are of the samples for curvature.
+        measured.curvatures = [
+            replace(c, matrix=own.matrix, group_h=own.group_h, engine=own.engine, exact=own.exact)
+            for t, c in zip(measured.targets, measured.curvatures, strict=True)
+            for own in [along[t.layer.name]]
+        ]
     measured.factors = _by_name(published, factors)
     return measured
 
 
 def _pass(
-    workload: Workload, targets: Sequence[Target], run: Run, decompose: DecomposeOptions
+    found: FoundTargets, targets: Sequence[Target], run: Run, decompose: DecomposeOptions
 ) -> dict[str, Factors | Missing]:
-    """Measure factors by backward passes of their own."""
+    """Measure factors by backward passes of their own, on the samples and in the groups of the curvature."""
+    factors: Sequence[Factors | Missing]
     try:
-        found = measure_without_curvature(
-            workload,
+        factors = measure_without_curvature(
+            _for_curvature(found),
             targets,
             decompose,
-            groups=run.options.groups,
+            groups=found.deal.curvature_sizes,
             micro_batch=forced_micro_batch(run.options),
             seed=run.options.seed,
             progress=lambda done, total: run.on_progress("factors", done, total),
         )
     except UnsupportedModelError as error:
-        found = [Missing(str(error)) for _ in targets]
-    return _by_name(targets, found)
+        factors = [Missing(str(error)) for _ in targets]
+    return _by_name(targets, factors)
 
 
 def _by_name(targets: Sequence[Target], factors: Sequence[Factors | Missing]) -> dict[str, Factors | Missing]:
     return {target.layer.name: found for target, found in zip(targets, factors, strict=True)}
 
 
-def _join(layers: Sequence[WeightLayer], first: Measured, second: Measured) -> Measured:
+def _join(layers: Sequence[WeightLayer], parts: Sequence[Measured]) -> Measured:
     """Put both parts together, in network order."""
-    pairs = {
-        t.layer.name: (t, c) for part in (first, second) for t, c in zip(part.targets, part.curvatures, strict=True)
-    }
+    if len(parts) == 1:
+        return parts[0]
+    first, second = parts
+    pairs = {t.layer.name: (t, c) for part in parts for t, c in zip(part.targets, part.curvatures, strict=True)}
     ordered = [pairs[layer.name] for layer in layers if layer.name in pairs]
-    return Measured(
-        first.gradient,
-        [t for t, _ in ordered],
-        [c for _, c in ordered],
-        first.reasons | second.reasons,
-        first.failed | second.failed,
-        first.noise | second.noise,
-        first.held_out | second.held_out,
-        first.null | second.null,
-        first.factors | second.factors,
+    return replace(
+        first,
+        targets=[t for t, _ in ordered],
+        curvatures=[c for _, c in ordered],
+        reasons=first.reasons | second.reasons,
+        failed=first.failed | second.failed,
+        held_out=first.held_out | second.held_out,
+        null=first.null | second.null,
+        factors=first.factors | second.factors,
     )

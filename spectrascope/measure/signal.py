@@ -17,9 +17,16 @@ from torch import Tensor
 from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.microbatches import group_borders
 from spectrascope.network.layers import WeightLayer
-from spectrascope.numerics.directions import Directions, join_directions, largest_singular_value, top_directions
+from spectrascope.numerics.directions import (
+    Directions,
+    join_directions,
+    largest_singular_value,
+    singular_values,
+    top_directions,
+)
+from spectrascope.numerics.rank_models import RESAMPLES, draw_group_counts
 from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values, widen_groups
-from spectrascope.records.signal import HeldOut, NullDraws
+from spectrascope.records.signal import HeldOut, NullDraws, RankResamples
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import PickedSamples, SampleSource
 
@@ -33,10 +40,14 @@ __all__ = [
     "find_signal_target",
     "join_folds",
     "no_curvature",
+    "resample_ranks",
 ]
 
 NULL_SIGMA_DRAWS = 20
 """Null draws whose largest singular value sets the threshold of signal."""
+
+RESAMPLED_UP_TO = 1024
+"""Largest smaller side of a matrix whose gradient is resampled: its singular values take a second each time."""
 
 
 @dataclass(frozen=True)
@@ -197,6 +208,31 @@ def find_momentum_target(
     directions = top_directions(layer.matrix(momentum), top_k, dtype)
     slopes = _slopes(by_group, directions, range(deal.n_groups))
     return SignalTarget(layer, directions, (), (), slopes, slopes, ())
+
+
+def resample_ranks(by_group: Tensor, deal: Deal, *, top_k: int, seed: int) -> RankResamples | Missing:
+    """Leading singular values of a weight's mean gradient over sample groups drawn again, with replacement.
+
+    Args:
+        by_group: mean gradients of the sample groups (groups, m, n).
+        deal: how large each group is.
+        top_k: singular values wanted.
+        seed: of the resamples.
+
+    Returns:
+        The resamples, with no wins counted yet; or why there are none.
+
+    Cost: all singular values of 20 matrices.
+    """
+    if min(by_group.shape[1:]) > RESAMPLED_UP_TO:
+        return Missing(f"the gradient is not resampled where both sides of the matrix are above {RESAMPLED_UP_TO}")
+    if deal.n_groups < 4:
+        return Missing("resampling the gradient needs at least 4 sample groups")
+    rows = []
+    for counts in draw_group_counts(deal.n_groups, RESAMPLES, seed):
+        weights = counts * np.array(deal.sizes)
+        rows.append(singular_values(_combine(by_group, (weights / weights.sum()).tolist()), top_k))
+    return RankResamples(tuple(rows), {})
 
 
 def _combine(by_group: Tensor, weights: Sequence[float]) -> Tensor:

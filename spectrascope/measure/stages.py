@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,12 +20,13 @@ from spectrascope.measure.signal import (
     find_signal_target,
     join_folds,
     no_curvature,
+    resample_ranks,
 )
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import spectral_norm
 from spectrascope.records.decomposition import Factors
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.signal import Estimate, GradientSource, HeldOut, NullDraws
+from spectrascope.records.signal import Estimate, GradientSource, HeldOut, NullDraws, RankResamples
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
 
@@ -43,6 +44,7 @@ class Measured:
     held_out: dict[str, HeldOut | Missing] = field(default_factory=dict)
     null: dict[str, NullDraws | Missing] = field(default_factory=dict)
     factors: dict[str, Factors | Missing] = field(default_factory=dict)
+    resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
 
     def drop(self, name: str, reason: str) -> None:
         """Take back the measurement of a weight: its row says ``reason`` instead."""
@@ -56,7 +58,8 @@ class Measured:
 class FoundTargets:
     """Directions of every weight that has any, why the others have none, and the noise of each gradient.
 
-    ``workload`` holds the samples as they were dealt to the groups of ``deal``.
+    ``workload`` holds the samples as they were dealt to the groups of ``deal``; ``resamples`` what was drawn of each
+    gradient by sample group, where that was asked for.
     """
 
     workload: Workload
@@ -65,6 +68,11 @@ class FoundTargets:
     targets: list[SignalTarget]
     failed: dict[str, str]
     noise: dict[str, float]
+    resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
+
+    def only(self, names: Container[str]) -> FoundTargets:
+        """The same, with these targets alone."""
+        return replace(self, targets=[target for target in self.targets if target.layer.name in names])
 
 
 def forced_micro_batch(options: ProbeOptions) -> int | None:
@@ -73,12 +81,17 @@ def forced_micro_batch(options: ProbeOptions) -> int | None:
 
 
 def find_targets(
-    workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    choices: Sequence[EngineChoice],
+    run: Run,
+    *,
+    resample: bool = False,
 ) -> FoundTargets:
     """Measure the gradients of all weights, and find the directions along which each is to be measured.
 
     Where the gradients of all sample groups would not fit in memory, weights are taken in blocks, each with a gradient
-    pass of its own.
+    pass of its own. With ``resample`` the gradients are drawn again from the sample groups, for the rank models.
     """
     options = run.options
     deal = _deal(workload, choices, options)
@@ -88,6 +101,7 @@ def find_targets(
     failed: dict[str, str] = {}
     targets: list[SignalTarget] = []
     noise: dict[str, float] = {}
+    resamples: dict[str, RankResamples | Missing] = {}
     blocks = blocks_within(layers, deal.n_groups, gradient_memory(workload.device))
     for number, block in enumerate(blocks):
         with run.clock.stage("gradient"):
@@ -112,10 +126,15 @@ def find_targets(
                     continue
                 if found.half_difference is not None and not target.is_momentum:
                     noise[layer.name] = spectral_norm(found.half_difference[layer.name])
+                if resample and target.is_momentum:
+                    resamples[layer.name] = Missing("the directions are the momentum's, which has no sample groups")
+                elif resample:
+                    by_group = found.by_group[layer.name]
+                    resamples[layer.name] = resample_ranks(by_group, deal, top_k=options.top_k, seed=options.seed)
                 targets.append(target)
             run.on_progress("directions", len(block), len(block))
     assert gradient is not None  # there is at least one weight
-    return FoundTargets(workload, deal, gradient, targets, failed, noise)
+    return FoundTargets(workload, deal, gradient, targets, failed, noise, resamples)
 
 
 def _target(
@@ -240,8 +259,20 @@ def measure_curvature(found: FoundTargets, choices: Sequence[EngineChoice], run:
                 if curvature is not None:
                     parts[i].append(curvature)
                     engines[i] = replace(engines[i], engine=curvature.engine)  # what gave up once is not tried again
+    return join_curvatures(found, parts, reasons, failed, published=published)
+
+
+def join_curvatures(
+    found: FoundTargets,
+    parts: Sequence[Sequence[Curvature]],
+    reasons: dict[str, str],
+    failed: dict[str, str],
+    *,
+    published: bool,
+) -> Measured:
+    """Put every weight's numbers together from the curvature on each fold."""
     kept = [i for i, target in enumerate(found.targets) if target.layer.name not in failed]
-    whole = [join_folds(found.targets[i], deal, parts[i], published=published) for i in kept]
+    whole = [join_folds(found.targets[i], found.deal, parts[i], published=published) for i in kept]
     names = [found.targets[i].layer.name for i in kept]
     return Measured(
         found.gradient,
@@ -252,6 +283,7 @@ def measure_curvature(found: FoundTargets, choices: Sequence[EngineChoice], run:
         found.noise,
         held_out=dict(zip(names, [w.held_out for w in whole], strict=True)),
         null=dict(zip(names, [w.null for w in whole], strict=True)),
+        resamples=found.resamples,
     )
 
 

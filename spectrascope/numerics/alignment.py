@@ -83,15 +83,28 @@ def align(measurement: Measurement, factors: Factors, window: tuple[int, int]) -
         r2_h_h_gn=gn_missing if h_gn is None else _square(correlate_logs(h, h_gn)),
         r_h_kron_sigma2=correlate_logs(h_kron, sigma**2),
         concentration_ratio=_median(factors.concentration.ratio[chosen]),
-        reading=read_factors(factors.delta.eigenvalues, factors.a.eigenvalues, sigma, factors),
+        reading=read_factors(
+            factors.delta.eigenvalues[chosen], factors.a.eigenvalues[chosen], sigma, factors, first_rank=first
+        ),
         profile_distance=_NOTHING,
         profile_scale=_NOTHING,
         mechanisms=(),
         kronecker=suits_kronecker(beta_chi, chi, _median(factors.concentration.ratio[chosen])),
+        beta_lambda_cv=_cross_validated(sigma, factors, chosen, usable),
     )
     distance, scale = _profile(factors, sigma, chosen)
     alignment = replace(alignment, profile_distance=distance, profile_scale=scale)
     return replace(alignment, mechanisms=read_mechanisms(alignment, positions=factors.positions))
+
+
+def _cross_validated(sigma: Vector, factors: Factors, chosen: slice, usable: NDArray[np.bool_]) -> PowerFit | Missing:
+    """Slope of the product of cross-validated eigenvalues, over the points of all other slopes."""
+    found = (factors.delta.cross_validated, factors.a.cross_validated)
+    for values in found:
+        if isinstance(values, Missing):
+            return values
+    delta, a = (_vector(values[chosen]) for values in found if not isinstance(values, Missing))
+    return fit_log_log(sigma[usable], (delta * a)[usable], n_dropped=int((~usable).sum()))
 
 
 def _vector(values: Sequence[float]) -> Vector:
@@ -186,7 +199,12 @@ def correlate_logs(x: ArrayLike, y: ArrayLike) -> float | Missing:
 
 
 def read_factors(
-    lambda_delta: ArrayLike, lambda_a: ArrayLike, sigma: ArrayLike, factors: Factors | None = None
+    lambda_delta: ArrayLike,
+    lambda_a: ArrayLike,
+    sigma: ArrayLike,
+    factors: Factors | None = None,
+    *,
+    first_rank: int = 1,
 ) -> FactorReading:
     """Compare the rank models of the factors' leading eigenvalues with that of the gradient.
 
@@ -195,6 +213,7 @@ def read_factors(
         lambda_a: leading eigenvalues of C_A, decreasing.
         sigma: singular values of the gradient over the same ranks.
         factors: where the effective ranks come from; without it they are missing.
+        first_rank: the rank of the first of each, 1-based.
 
     Returns:
         Rank models by BIC, whether a factor's winner is the gradient's, and which factor that is. Where both are, the
@@ -207,8 +226,10 @@ def read_factors(
     >>> reading.matches, reading.driver
     (True, 'delta')
     """
-    gradient = compare_rank_models(sigma)
-    models = {"delta": compare_rank_models(lambda_delta), "a": compare_rank_models(lambda_a)}
+    gradient = compare_rank_models(sigma, first_rank)
+    models = {
+        "delta": compare_rank_models(lambda_delta, first_rank), "a": compare_rank_models(lambda_a, first_rank)
+    }  # fmt: skip
     ranks = () if factors is None else (factors.delta.effective_rank, factors.a.effective_rank)
     numbers = [rank for rank in ranks if not isinstance(rank, Missing)]
     least = min(numbers) if len(numbers) == 2 else Missing("the effective rank of a factor is not known")

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from spectrascope.numerics.fits import MIN_POINTS, compute_r2
 from spectrascope.numerics.vectors import Vector, as_vector, find_nonfinite, too_few
+from spectrascope.records.signal import RankResamples
 from spectrascope.records.values import Missing, RankComparison, RankModel, RankModelFit
 
-__all__ = ["TIE_BELOW", "compare_rank_models"]
+__all__ = ["RESAMPLES", "TIE_BELOW", "compare_rank_models", "count_rank_wins", "draw_group_counts"]
 
 TIE_BELOW = 2.0
 """A difference in BIC below this is a tie ("not worth more than a bare mention", Kass and Raftery 1995)."""
+
+RESAMPLES = 20
+"""Resamples of the sample groups on which the rank models compete."""
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -75,6 +81,40 @@ def compare_rank_models(sigma: ArrayLike, first_rank: int = 1) -> RankComparison
         n=n,
         fits=fits,
     )
+
+
+def draw_group_counts(groups: int, draws: int, seed: int) -> NDArray[np.int64]:
+    """Draw sample groups with replacement: how often each is in each resample, shape (draws, groups).
+
+    >>> draw_group_counts(4, 2, seed=0).sum(axis=1).tolist()
+    [4, 4]
+    """
+    generator = np.random.default_rng([seed, groups, 1])  # other numbers than the signs of null draws
+    return generator.multinomial(groups, np.full(groups, 1 / groups), size=draws)
+
+
+def count_rank_wins(found: RankResamples | Missing, window: tuple[int, int]) -> RankResamples | Missing:
+    """Count on how many resamples of the sample groups each rank model has the lowest BIC.
+
+    Args:
+        found: singular values of the resampled gradients.
+        window: first and last rank, 1-based, both included.
+
+    Returns:
+        The same resamples with ``wins`` over this window; a resample with too few singular values counts for none.
+
+    Reference: SIGNAL section 6.
+
+    >>> steep = tuple(0.5**k for k in range(8))
+    >>> count_rank_wins(RankResamples((steep, steep), {}), (1, 8)).wins
+    {'power_law': 0, 'exponential': 2, 'lognormal': 0}
+    """
+    if isinstance(found, Missing):
+        return found
+    first, last = window
+    models = [compare_rank_models(row[first - 1 : last], first) for row in found.sigma]
+    best = [model.best for model in models if isinstance(model, RankComparison)]
+    return replace(found, wins={model.value: best.count(model) for model in RankModel})
 
 
 def _fit_model(model: RankModel, x: Vector, y: Vector) -> RankModelFit:

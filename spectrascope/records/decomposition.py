@@ -8,12 +8,13 @@ h_kron = Lambda · Phi, chi = h / h_kron (MEASUREMENT section 6).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
-from spectrascope.records.values import Missing, PowerFit, RankComparison, RankModel
+from spectrascope.records.values import ADDED_LATER, Missing, PowerFit, RankComparison, RankModel
 
 __all__ = [
+    "NOT_CROSS_VALIDATED",
     "Alignment",
     "Concentration",
     "DecomposeOptions",
@@ -27,6 +28,10 @@ __all__ = [
     "PredictedProfile",
     "Sharing",
 ]
+
+
+NOT_CROSS_VALIDATED = Missing("the report was written before eigenvalues were cross-validated: measure again")
+"""What older reports say of cross-validated eigenvalues and the slope made of them."""
 
 
 class FisherType(str, Enum):
@@ -67,6 +72,10 @@ class Factor:
 
     ``dimension`` is its size, ``trace`` its trace. ``exact`` is false where only a sketch was held because the factor
     is large: then leading eigenvalues are estimates (from below) and the rest is missing.
+
+    Sampling spreads the spectrum of d dimensions over N rows by (1 ± sqrt(d/N))², so the leading ``eigenvalues`` are
+    too large. ``cross_validated`` are q_kᵀ C q_k with eigenvectors q_k of one half of the samples and C of the other,
+    the mean of both ways round: without bias the second moment along the directions found. They need not decrease.
     """
 
     dimension: int
@@ -75,6 +84,7 @@ class Factor:
     effective_rank: float | Missing
     participation_ratio: float | Missing
     exact: bool
+    cross_validated: tuple[float, ...] | Missing = field(default=NOT_CROSS_VALIDATED, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +179,8 @@ class Alignment:
 
     Slopes are of logarithms on log sigma over the same points (all of h, lambda and rayleigh positive), so that
     beta = beta_lambda + beta_phi + beta_chi and beta_phi = beta_rho_delta + beta_rho_a up to rounding;
-    ``identity_residual`` is by how much they differ. R² and r are of logarithms.
+    ``identity_residual`` is by how much they differ. R² and r are of logarithms. ``beta_lambda_cv`` is beta_lambda from
+    cross-validated eigenvalues, which sampling does not spread; it enters no sum.
     """
 
     window: tuple[int, int]
@@ -196,6 +207,7 @@ class Alignment:
     profile_scale: float | Missing
     mechanisms: tuple[Mechanism, ...]
     kronecker: Mechanism
+    beta_lambda_cv: PowerFit | Missing = field(default=NOT_CROSS_VALIDATED, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,11 +17,13 @@ from typing import Any, TypeAlias
 from spectrascope.records.decomposition import Decomposition
 from spectrascope.records.signal import (
     NOT_HELD_OUT,
+    NOT_RESAMPLED,
     Estimate,
     GradientSource,
     HeldOut,
     LabelSource,
     NullDraws,
+    RankResamples,
     SamplesNeeded,
     SignalSummary,
 )
@@ -172,6 +174,7 @@ class LayerReport:
     decomposition: Decomposition | Missing = field(default=NOT_DECOMPOSED, metadata=ADDED_LATER)
     held_out: HeldOut | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
     null: NullDraws | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
+    rank_resamples: RankResamples | Missing = field(default=NOT_RESAMPLED, metadata=ADDED_LATER)
 
     @property
     def status(self) -> LayerStatus:

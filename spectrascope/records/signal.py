@@ -13,12 +13,14 @@ from spectrascope.records.values import Interval, Missing, PowerFit
 
 __all__ = [
     "NOT_HELD_OUT",
+    "NOT_RESAMPLED",
     "Estimate",
     "GradientSource",
     "HeldOut",
     "LabelSource",
     "NullBeta",
     "NullDraws",
+    "RankResamples",
     "SamplesNeeded",
     "SignalSummary",
     "SignalVerdict",
@@ -27,6 +29,9 @@ __all__ = [
 
 NOT_HELD_OUT = Missing("the report was written before held-out numbers were measured: measure again")
 """What reports of version 1 say of every number of this page."""
+
+NOT_RESAMPLED = Missing("not asked for: see `spectrascope decompose`")
+"""Why a layer has no resamples of its gradient."""
 
 
 class Estimate(str, Enum):
@@ -141,6 +146,19 @@ class NullDraws:
     h: tuple[tuple[float, ...], ...]
     beta: NullBeta | Missing
     contains_beta: bool | Missing
+
+
+@dataclass(frozen=True, slots=True)
+class RankResamples:
+    """How often each rank model wins when the sample groups are drawn again, with replacement.
+
+    Ordered singular values are strongly correlated, so that a difference in BIC claims more than it knows. ``sigma[r]``
+    are the leading singular values of the mean gradient of resample r, decreasing; ``wins`` counts, over the window of
+    the fits, the resamples on which each model has the lowest BIC.
+    """
+
+    sigma: tuple[tuple[float, ...], ...]
+    wins: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)

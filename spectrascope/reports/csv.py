@@ -19,7 +19,7 @@ from spectrascope.records.comparison import Comparison
 from spectrascope.records.inspection import InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, LayerReport, LayerRow, Report
 from spectrascope.records.trajectory import Trajectory
-from spectrascope.records.values import Interval, Missing
+from spectrascope.records.values import Interval, Missing, RankModel
 from spectrascope.records.verdict import Verdict
 from spectrascope.records.weights import TailRow, WeightsReport, WeightTail
 from spectrascope.reports.fields import csv_fields, fit_columns, followed, plain, rank_columns, spread
@@ -96,8 +96,8 @@ def _row_values(row: LayerRow) -> dict[str, Any]:
 _SLOPES = {
     name: fit_columns(name, "", "_stderr", "_ci_low", "_ci_high", "_r2")
     for name in (
-        "beta", "beta_lambda", "beta_lambda_delta", "beta_lambda_a", "beta_phi", "beta_rho_delta", "beta_rho_a",
-        "beta_chi",
+        "beta", "beta_lambda", "beta_lambda_cv", "beta_lambda_delta", "beta_lambda_a", "beta_phi", "beta_rho_delta",
+        "beta_rho_a", "beta_chi",
     )
 }  # fmt: skip
 _OVER_GROUPS = {name: fit_columns(name, "_jackknife_low", "_jackknife_high") for name in ("beta", "beta_chi")}
@@ -106,6 +106,7 @@ _OF_ALIGNMENT = (
     "r_h_kron_sigma2", "profile_distance", "profile_scale",
 )  # fmt: skip
 _CONCENTRATION = ("top_1_percent", "top_10_percent", "gini_samples", "gini_positions")
+_WINS = ("rank_resamples", *(f"rank_wins_{model.value}" for model in RankModel))
 _OF_A_FACTOR = ("dimension", "trace", "effective_rank", "participation_ratio")
 
 DECOMPOSITION_COLUMNS: tuple[str, ...] = (
@@ -114,7 +115,7 @@ DECOMPOSITION_COLUMNS: tuple[str, ...] = (
     *(column for columns in (*_SLOPES.values(), *_OVER_GROUPS.values()) for column, _ in columns),
     *_OF_ALIGNMENT, "chi_min", "chi_max", *_CONCENTRATION,
     *(f"{factor}_{name}" for factor in ("delta", "a") for name in (*_OF_A_FACTOR, "model")),
-    "gradient_model", "driver", "s_weight", "alpha_h", "kronecker", "mechanisms",
+    "gradient_model", *_WINS, "driver", "s_weight", "alpha_h", "kronecker", "mechanisms",
 )  # fmt: skip
 """Columns of the decomposition, in order."""
 
@@ -128,7 +129,12 @@ def _decomposed_values(row: LayerRow) -> dict[str, Any]:
     values = {**_describe(row.info), "status": row.status.value}
     if not isinstance(row, LayerReport):
         return {**values, "reason": row.reason}
-    decomposition = row.decomposition
+    decomposition, resamples = row.decomposition, row.rank_resamples
+    if isinstance(resamples, Missing):
+        values["rank_resamples"] = resamples
+    else:
+        values["rank_resamples"] = len(resamples.sigma)
+        values |= {f"rank_wins_{model}": wins for model, wins in resamples.wins.items()}
     if isinstance(decomposition, Missing):
         return {**values, "decomposition": decomposition}
     alignment, factors = decomposition.alignment, decomposition.factors

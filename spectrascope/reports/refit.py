@@ -44,6 +44,7 @@ def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = No
 
     from spectrascope.numerics.alignment import align
     from spectrascope.numerics.analysis import analyse  # scipy: only when something is fitted
+    from spectrascope.numerics.rank_models import count_rank_wins
     from spectrascope.numerics.signal import read_signal
     from spectrascope.numerics.summary import summarise
 
@@ -56,7 +57,10 @@ def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = No
                 new = replace(old, alignment=align(row.measurement, old.factors, analysis.window))
                 row = replace(row, decomposition=new)  # noqa: PLW2901
             held_out, null, analysis = read_signal(row.measurement, row.held_out, row.null, analysis)
-            row = replace(row, analysis=analysis, held_out=held_out, null=null)  # noqa: PLW2901
+            resamples = count_rank_wins(row.rank_resamples, analysis.window)
+            row = replace(  # noqa: PLW2901
+                row, analysis=analysis, held_out=held_out, null=null, rank_resamples=resamples
+            )
         layers.append(row)
     note = (
         f"fitted again over ranks {min_rank} to {top_k}; before that, over ranks {options.min_rank} to {options.top_k}"

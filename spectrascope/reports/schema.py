@@ -52,6 +52,7 @@ _ABOUT_LAYER = {
     "curvature_matrix": "M_kj = <D_k, H D_j>",
     "beta_quartiles": "beta on quarters of the window, from 40 directions on",
     "decomposition": "Kronecker factors and their alignment; only in reports of `spectrascope decompose`",
+    "rank_resamples": "singular values of resampled gradients; only in reports of `spectrascope decompose`",
     "groups": "the same sigma and h by group of samples",
     "exact": "whether the engine is exact for this layer",
     "h_stderr": "standard error of each h, where the engine only estimates it",

@@ -261,6 +261,10 @@ def _require_one_per_direction(layer: LayerReport) -> None:
         "delta.eigenvalues": (factors.delta.eigenvalues,),
         "a.eigenvalues": (factors.a.eigenvalues,),
         "concentration.ratio": (factors.concentration.ratio,),
+        **{
+            f"{name}.cross_validated": () if isinstance(found.cross_validated, Missing) else (found.cross_validated,)
+            for name, found in (("delta", factors.delta), ("a", factors.a))
+        },
         "h_gn": () if isinstance(factors.h_gn, Missing) else (factors.h_gn,),
         "group_rayleigh_delta": factors.group_rayleigh_delta,
         "group_rayleigh_a": factors.group_rayleigh_a,

@@ -250,3 +250,27 @@ def test_profile_distance_forgives_a_factor() -> None:
     found = align(measurement_of(sigma, sigma**2), factors, (1, K))
     assert found.profile_distance == pytest.approx(0, abs=1e-12)
     assert found.profile_scale == pytest.approx(3)
+
+
+def test_the_slope_of_cross_validated_eigenvalues_stands_beside_the_raw_one() -> None:
+    sigma = np.arange(1, K + 1) ** -0.8
+    factors = factors_of(sigma**1.5, sigma**0.9, sigma, sigma)
+    delta = replace(factors.delta, cross_validated=tuple((2 * sigma**1.1).tolist()))
+    without = align(measurement_of(sigma, sigma**2), factors, (1, K))
+    assert isinstance(without.beta_lambda_cv, Missing)
+    crossed = (*(3 * sigma**0.4).tolist()[:-1], 0.0)
+    factors = replace(factors, delta=delta, a=replace(factors.a, cross_validated=crossed))
+    found = align(measurement_of(sigma, sigma**2), factors, (1, K))
+    assert value(found.beta_lambda_cv) == pytest.approx(1.5, abs=1e-10)
+    assert value(found.beta_lambda) == pytest.approx(2.4, abs=1e-10)
+    assert isinstance(found.beta_lambda_cv, PowerFit)
+    assert found.beta_lambda_cv.n_dropped == 1  # the last one is zero
+
+
+def test_rank_models_of_a_window_begin_at_its_first_rank() -> None:
+    sigma = np.arange(1, K + 1) ** -1.3
+    factors = factors_of(sigma, sigma**0.5, sigma, sigma)
+    reading = align(measurement_of(sigma, sigma**2), factors, (4, K)).reading
+    assert reading.gradient_model is not None
+    assert getattr(reading.gradient_model, "value", None) == "power_law"
+    assert reading.matches is True

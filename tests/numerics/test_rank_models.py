@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spectrascope.numerics.rank_models import compare_rank_models
+from spectrascope.numerics.rank_models import compare_rank_models, count_rank_wins, draw_group_counts
+from spectrascope.records.signal import RankResamples
 from spectrascope.records.values import Missing, RankComparison, RankModel, RankModelFit
 from tests.support.numerics_cases import power_law, walk_floats
 
@@ -172,3 +173,41 @@ def test_wrong_calls_are_refused() -> None:
         compare_rank_models([4.0, 3.0, 2.0, 1.0], 0)
     with pytest.raises(ValueError, match="sigma must be one-dimensional"):
         compare_rank_models([[4.0, 3.0], [2.0, 1.0]])
+
+
+def resampled(scatter: float, seed: int = 0) -> RankResamples:
+    rng = np.random.default_rng(seed)
+    rows = [np.sort(np.exp(-0.3 * K20 + scatter * rng.normal(size=20)))[::-1] for _ in range(20)]
+    return RankResamples(tuple(tuple(row.tolist()) for row in rows), {})
+
+
+def test_a_clear_law_wins_every_resample_and_a_blurred_one_does_not() -> None:
+    clear = count_rank_wins(resampled(0.01), (1, 20))
+    assert isinstance(clear, RankResamples)
+    assert clear.wins == {"power_law": 0, "exponential": 20, "lognormal": 0}
+    blurred = count_rank_wins(resampled(1.5), (1, 20))
+    assert isinstance(blurred, RankResamples)
+    assert 0 < blurred.wins["exponential"] < 20
+    assert sum(blurred.wins.values()) == 20
+
+
+def test_wins_are_of_the_window_and_a_short_one_has_none() -> None:
+    found = resampled(0.01)
+    narrow = count_rank_wins(found, (5, 12))
+    assert isinstance(narrow, RankResamples)
+    assert narrow.sigma == found.sigma
+    bests = [compare(np.array(row[4:12]), 5).best for row in found.sigma]
+    assert narrow.wins == {model.value: bests.count(model) for model in RankModel}
+    short = count_rank_wins(found, (1, 3))
+    assert isinstance(short, RankResamples)
+    assert set(short.wins.values()) == {0}
+    assert count_rank_wins(Missing("no"), (1, 20)) == Missing("no")
+
+
+def test_groups_are_drawn_with_replacement_and_by_seed() -> None:
+    counts = draw_group_counts(16, 200, seed=3)
+    assert (counts.sum(1) == 16).all()
+    assert counts.mean() == 1
+    assert (counts == 0).mean() == pytest.approx((15 / 16) ** 16, abs=0.02)
+    assert (counts == draw_group_counts(16, 200, seed=3)).all()
+    assert (counts != draw_group_counts(16, 200, seed=4)).any()

@@ -32,7 +32,7 @@ from spectrascope.records.report import (
     SelfCheck,
     SkippedLayer,
 )
-from spectrascope.records.signal import NOT_HELD_OUT, HeldOut, NullDraws
+from spectrascope.records.signal import NOT_HELD_OUT, HeldOut, NullDraws, RankResamples
 from spectrascope.records.values import EngineName, LayerKind, LayerRole, LayerStatus, Missing
 
 LONG_NAME = "backbone." + "very_deep_stage." * 6 + "bottleneck_1.w"
@@ -237,7 +237,9 @@ def decomposed(layer: LayerReport, *, shape: tuple[int, int] = (64, 576), positi
         profile=PredictedProfile(tuple(k**-0.5 for k in ranks), 3),
         s_weight=Missing("the weight has rank 1"),
     )
-    return replace(layer, decomposition=Decomposition(factors, align(measured, factors, layer.analysis.window)))
+    drawn = RankResamples((measured.sigma,) * 20, {"power_law": 5, "exponential": 1, "lognormal": 14})
+    found = Decomposition(factors, align(measured, factors, layer.analysis.window))
+    return replace(layer, decomposition=found, rank_resamples=drawn)
 
 
 def _factor(eigenvalues: tuple[float, ...]) -> Factor:
@@ -249,6 +251,7 @@ def _factor(eigenvalues: tuple[float, ...]) -> Factor:
         effective_rank=trace / eigenvalues[0],
         participation_ratio=trace**2 / sum(value**2 for value in eigenvalues),
         exact=True,
+        cross_validated=tuple(value * (1 + 0.01 * k) / 1.3 for k, value in enumerate(eigenvalues)),
     )
 
 

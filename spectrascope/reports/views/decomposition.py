@@ -13,7 +13,8 @@ from spectrascope.records.decomposition import (
     Sharing,
 )
 from spectrascope.records.report import NOT_SELECTED, LayerReport, LayerRow, Report
-from spectrascope.records.values import Missing, PowerFit
+from spectrascope.records.signal import RankResamples
+from spectrascope.records.values import Missing, PowerFit, RankComparison, RankModel
 from spectrascope.reports.fields import RANK_MODEL_NAMES, write
 from spectrascope.reports.figures import format_count
 from spectrascope.reports.order import ORDER, Sort, sort_layers
@@ -86,6 +87,7 @@ def _slope_and_interval(name: str) -> Cell:
 _SLOPES: tuple[tuple[Column, Cell], ...] = (
     (Column("β", strong=True), _slope_and_interval("beta")),
     (Column("β_Λ"), _slope_and_interval("beta_lambda")),
+    (Column("β_Λ c.v."), _slope("beta_lambda_cv")),
     (Column("β_Φ"), _slope_and_interval("beta_phi")),
     (Column("β_χ"), _slope_and_interval("beta_chi")),
     (Column("Λ^δ", drop_order=3), _slope("beta_lambda_delta")),
@@ -146,7 +148,7 @@ def _words_sheet(rows: Sequence[LayerRow]) -> Sheet:
         Column("rank models δ, A → gradient", right=False, drop_order=1),
         Column("evidence", right=False, drop_order=2),
     )
-    lines = [Row((row.info.name, _mechanism(d), _suits(d), _models(d), _evidence(d))) for row, d in _pairs(rows)]
+    lines = [Row((row.info.name, _mechanism(d), _suits(d), _models(row, d), _evidence(d))) for row, d in _pairs(rows)]
     return Sheet("Read-out", columns, tuple(lines))
 
 
@@ -164,13 +166,17 @@ def _suits(d: Decomposition) -> str:
     ]
 
 
-def _models(d: Decomposition) -> str:
+def _models(row: LayerReport, d: Decomposition) -> str:
     reading = d.alignment.reading
     names = [
         DASH if isinstance(model, Missing) else RANK_MODEL_NAMES[model.best]
         for model in (reading.delta_model, reading.a_model)
     ]
-    gradient = DASH if isinstance(reading.gradient_model, Missing) else RANK_MODEL_NAMES[reading.gradient_model]
+    gradient = DASH
+    if isinstance(reading.gradient_model, RankModel):
+        gradient = RANK_MODEL_NAMES[reading.gradient_model]
+        if isinstance(row.rank_resamples, RankResamples):
+            gradient += f" {row.rank_resamples.wins[reading.gradient_model.value]} of {len(row.rank_resamples.sigma)}"
     driver = "" if isinstance(reading.driver, Missing) else f" (by {'A' if reading.driver == 'a' else 'δ'})"
     return f"{names[0]}, {names[1]} → {gradient}{driver}"
 
@@ -193,6 +199,10 @@ def _closing(report: Report, found: list[Decomposition]) -> list[str]:
     ]
     if not found:
         return lines
+    lines.append(
+        "Sampling spreads a factor of d dimensions by (1 ± √(d/N))² and biases β_Λ upwards; β_Λ c.v. is fitted to "
+        "eigenvalues cross-validated: eigenvectors of one half of the sample groups, factor of the other."
+    )
     suits = Counter(d.alignment.kronecker.verdict for d in found)
     lines.append(
         f"A Kronecker preconditioner suits {suits[Determination.YES]} of {format_count(len(found), 'layer')}, "
@@ -206,6 +216,7 @@ def _closing(report: Report, found: list[Decomposition]) -> list[str]:
             f"{format_count(len(matching), 'layer')}, driven by δ on {sum(r.driver == 'delta' for r in matching)} and "
             f"by A on {sum(r.driver == 'a' for r in matching)}."
         )
+    lines += _about_rank_models([row for row, _ in _pairs(report.layers)])
     pairs = [
         (d.factors.s_weight.value, row.analysis.alpha_h.value)
         for row, d in _pairs(report.layers)
@@ -215,4 +226,31 @@ def _closing(report: Report, found: list[Decomposition]) -> list[str]:
         below = sum(s < alpha for s, alpha in pairs)
         of = format_count(len(pairs), "layer")
         lines.append(f"s_weight (rank decay of the weight itself) is below α_H on {below} of {of}.")
+    return lines
+
+
+def _about_rank_models(rows: Sequence[LayerReport]) -> list[str]:
+    """What the counts behind a rank model say, and what its name means."""
+    lines = []
+    resampled = [(row.analysis.rank_models, row.rank_resamples) for row in rows]
+    counted = [
+        (found.best, drawn)
+        for found, drawn in resampled
+        if isinstance(found, RankComparison) and isinstance(drawn, RankResamples)
+    ]
+    if counted:
+        firm = sum(drawn.wins[best.value] >= 0.95 * len(drawn.sigma) for best, drawn in counted)
+        draws = len(counted[0][1].sigma)
+        lines.append(
+            f"Ordered values are correlated, which ΔBIC does not know: “14 of {draws}” counts on how many bootstrap "
+            f"resamples of the sample groups the gradient's model wins too; on {firm} of "
+            f"{format_count(len(counted), 'layer')} it does on 95 % of them."
+        )
+    named = [found for found, _ in resampled if isinstance(found, RankComparison) and found.best is RankModel.LOGNORMAL]
+    if named:
+        convex = sum(found.fits[2].params[2] > 0 for found in named)
+        lines.append(
+            "“Log-normal” is the formula log σ quadratic in log rank, not the distribution, whose curve is concave: on "
+            f"{convex} of the {format_count(len(named), 'layer')} where it wins the curve is convex."
+        )
     return lines
