@@ -47,7 +47,7 @@ def emit_torch(advice: Advice) -> str:
         f'    {{"params": [parameters.pop(name)], "beta": beta, "damping": damping{extra}}}',
         "    for name, (beta, damping) in exponents.items()",
         "]",
-        'groups.append({"params": list(parameters.values()), "beta": None})  # AdamW: embeddings, heads, vectors, what is undetermined',
+        'groups.append({"params": list(parameters.values()), "beta": None})  # the rest: AdamW',
         "optimizer = SpectralNewton(groups, lr=0.02, scale_free=True, adamw_lr=1e-3)",
     ]
     return "\n".join(lines)
