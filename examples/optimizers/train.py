@@ -92,7 +92,7 @@ def measure(task: tasks.Task, device: str) -> Measured:
     n = task.probe_samples
     samples = (task.train[0][:n], task.train[1][:n])
     report = spectrascope.probe(model, samples, tasks.loss_of, top_k=task.top_k, device=device)
-    advice = advise(report, train_batch=task.batch)
+    advice = advise(report, train_batch=task.batch, momentum=0.95)
     alpha_h = {
         row.info.name: row.analysis.alpha_h.value
         for row in report.layers

@@ -1,100 +1,107 @@
-"""From a report to an optimizer: which exponent fits each weight, how sure that is, and how much damping.
+"""From a report to an optimizer: which exponent each weight's held-out samples bear out, and how much damping.
 
 Reads records only, so a saved report is advised on without torch.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 from spectrascope.advice.evidence import (
-    USUAL_DAMPING,
+    apply_spectral_rule,
     describe_exponent,
     find_damping,
     find_doubts,
-    measure_scatter,
+    has_enough_directions,
     rate_exponents,
-    selection_allowance,
+    schatten4,
+    training_sigma,
 )
 from spectrascope.errors import OptionError
+from spectrascope.numerics.signal import pool_step_exponents
 from spectrascope.records.advice import (
-    USUAL_EXPONENTS,
     Advice,
     BetaGroup,
     BetaSource,
     LayerAdvice,
     ParameterExponent,
-    StepEfficiency,
     Treatment,
 )
 from spectrascope.records.report import LayerInfo, LayerReport, LayerRow, Report, SkippedLayer
-from spectrascope.records.values import Interval, LayerKind, LayerRole, Missing, PowerFit, Task
+from spectrascope.records.signal import Estimate, NullDraws, SamplesNeeded, StepExponent
+from spectrascope.records.values import LayerKind, LayerRole, Missing, Task
+from spectrascope.reports.figures import format_count
+from spectrascope.reports.views.signal import say_signal
 
 __all__ = ["LARGEST_EXPONENT", "advise"]
 
 LARGEST_EXPONENT = 3.0
 """No more is recommended: beyond it a step is made of the smallest resolved directions."""
 
-MOMENTUM = 0.95
-"""Of the optimizer the damping is for: SpectralNewton's default."""
-
 _BLOCK = re.compile(r"\[[^\]]*\]$")
 _NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+(?![A-Za-z0-9_])|(?<=layer)\d+(?=\.)")
 _DEPTHS = ("early", "middle", "late")
 
 
-def advise(report: Report, *, train_batch: int | None = None) -> Advice:
-    """Recommend an exponent and a damping for every weight of a report.
+def advise(report: Report, *, train_batch: int | None = None, momentum: float = 0.0) -> Advice:
+    """Recommend an exponent and a damping for every weight of a report whose held-out samples determine one.
 
-    A layer's own beta is recommended where :func:`spectrascope.advice.evidence.find_doubts` has none. Else the
-    median over the confident members of its family (the same name apart from block numbers), of its role, of its
-    kind, of the network; if there are none, the paper's usual value. Embeddings, heads and what is no matrix go to
-    AdamW, whatever was measured, as users of Muon do.
+    A weight's own step exponent is recommended where it is determined. Else the one exponent for all weights of its
+    family together (the same name apart from block numbers), of its role, of its kind, of the network: the first that
+    is determined. Else it is undetermined; no exponent is ever taken from the samples that chose the directions, nor
+    from another network. Embeddings, heads and what is no matrix go to AdamW, whatever was measured, as users of Muon
+    do.
 
-    The damping is the gradient's noise floor to the power beta: directions whose sigma is sampling noise are damped,
-    those above are not.
+    The damping is the one whose step lowers the held-out loss most at that exponent, for a gradient as noisy as
+    training's: the report's averages n samples, training's ``train_batch`` · (1 + momentum) / (1 - momentum).
 
     Args:
         report: measured, or read from a file.
-        train_batch: samples per training step. Its gradient is noisier than the report's by √(n / train_batch), and
-            momentum 0.95 averages that down by √((1 + 0.95) / (1 - 0.95)). The report's own batch if ``None``.
+        train_batch: samples per training step. The report's own number, and no momentum, if ``None``.
+        momentum: of the optimizer, 0 or more and below 1; goes with ``train_batch``.
 
     Returns:
         The advice, one row per row of the report.
 
     Raises:
-        OptionError: ``train_batch`` below 1.
+        OptionError: ``train_batch`` below 1, or ``momentum`` not in [0, 1) or without ``train_batch``.
 
-    Cost: a few milliseconds per layer.
-    Reference: MEASUREMENT section 8.
+    Cost: some ten milliseconds per layer.
+    Reference: SIGNAL sections 2 and 6, MEASUREMENT section 8.
     """
     if train_batch is not None and train_batch < 1:
         raise OptionError(f"--train-batch {train_batch}: must be at least 1")
+    if not 0 <= momentum < 1:
+        raise OptionError(f"--momentum {momentum:g}: must be at least 0 and below 1")
+    if momentum and train_batch is None:
+        raise OptionError("--momentum goes with --train-batch: it says how many samples a step averages")
+    run = report.provenance
     candidates = [_consider(row, report) for row in report.layers]
-    spectral = [c for c in candidates if c.treatment is Treatment.SPECTRAL]
+    spectral = [c for c in candidates if not c.reason]
     for position, candidate in enumerate(spectral):
         candidate.depth = _DEPTHS[min(2, 3 * position // len(spectral))]
-    noise_scale = 1.0
-    if train_batch is not None:
-        averaged = train_batch * (1 + MOMENTUM) / (1 - MOMENTUM)
-        noise_scale = math.sqrt(report.provenance.data.n / averaged)
-    run = report.provenance
-    n_terms = _count_terms(report)
-    layers = tuple(_advise_layer(candidate, spectral, noise_scale, n_terms) for candidate in candidates)
+    noise = 1.0 if train_batch is None else run.data.n * (1 - momentum) / (train_batch * (1 + momentum))
+    pools = _Pools(spectral)
+    layers = tuple(_advise_layer(candidate, pools, noise, report) for candidate in candidates)
+    parameters = _parameters(layers)
+    named = {parameter.name for parameter in parameters}
+    left = [_BLOCK.sub("", layer.info.name) for layer in layers if layer.treatment is Treatment.UNDETERMINED]
     return Advice(
         model=run.model,
         data=run.data,
         versions=run.versions,
         command=run.command,
+        known=say_signal(report),
         top_k=report.options.top_k,
-        train_batch=Missing("the measured batch itself") if train_batch is None else train_batch,
+        train_batch=Missing("steps on as many samples as were measured") if train_batch is None else train_batch,
+        momentum=momentum,
         layers=layers,
-        groups=_groups(spectral, n_terms),
-        parameters=_parameters(layers),
+        groups=_groups(spectral, pools),
+        parameters=parameters,
+        undetermined=tuple(name for name in dict.fromkeys(left) if name not in named),
         adamw=tuple(
             layer.info.name for layer in layers if layer.treatment is Treatment.ADAMW and not layer.info.parametrized
         ),
@@ -104,10 +111,9 @@ def advise(report: Report, *, train_batch: int | None = None) -> Advice:
 
 @dataclass
 class _Candidate:
-    """A row on its way to an advice."""
+    """A row on its way to an advice; ``reason`` says why it is AdamW's, if it is."""
 
     row: LayerRow
-    treatment: Treatment
     reason: str
     doubts: tuple[str, ...]
     depth: str = ""
@@ -117,20 +123,22 @@ class _Candidate:
         return self.row.info
 
     @property
-    def fit(self) -> PowerFit | Missing:
-        return self.row.analysis.beta if isinstance(self.row, LayerReport) else Missing(self.row.reason)
+    def own(self) -> StepExponent | Missing:
+        """The weight's own step exponent, determined or not."""
+        if not isinstance(self.row, LayerReport):
+            return Missing(self.row.reason)
+        return self.row.held_out if isinstance(self.row.held_out, Missing) else self.row.held_out.step_exponent
 
     @property
     def is_confident(self) -> bool:
-        return isinstance(self.fit, PowerFit) and not self.doubts
+        return isinstance(self.own, StepExponent) and not self.doubts
 
 
 def _consider(row: LayerRow, report: Report) -> _Candidate:
     reason = _adamw_reason(row, report)
     if reason:
-        return _Candidate(row, Treatment.ADAMW, reason, ())
-    doubts = find_doubts(row) if isinstance(row, LayerReport) else (row.reason,)
-    return _Candidate(row, Treatment.SPECTRAL, "", doubts)
+        return _Candidate(row, reason, ())
+    return _Candidate(row, "", find_doubts(row) if isinstance(row, LayerReport) else (row.reason,))
 
 
 def _adamw_reason(row: LayerRow, report: Report) -> str:
@@ -174,104 +182,116 @@ _SCOPES: tuple[tuple[BetaSource, _Key], ...] = (
 )
 
 
-def _own_exponent(candidate: _Candidate, n_terms: int) -> tuple[float, Interval] | None:
-    """A trusted layer's beta and its interval."""
-    if not (candidate.is_confident and isinstance(candidate.fit, PowerFit) and isinstance(candidate.row, LayerReport)):
-        return None
-    own = candidate.fit.interval
-    more = selection_allowance(candidate.row, n_terms)
-    return candidate.fit.value, Interval(own.low - more, own.high + more)
+class _Pools:
+    """Exponents of groups, each found once: of all measured members together, determined or not."""
+
+    def __init__(self, spectral: Sequence[_Candidate]) -> None:
+        self.spectral = spectral
+        self.found: dict[tuple[int, ...], StepExponent | Missing] = {}
+
+    def members(self, key: _Key, name: str) -> list[_Candidate]:
+        return [c for c in self.spectral if key(c) == name]
+
+    def pool(self, members: Sequence[_Candidate]) -> StepExponent | Missing:
+        rows = _pooled_rows(members)
+        place = tuple(id(row) for row in rows)
+        if place not in self.found:
+            self.found[place] = pool_step_exponents(rows)
+        return self.found[place]
 
 
-def _summarise(members: Sequence[_Candidate], by: str, name: str, n_terms: int) -> BetaGroup:
-    """Median of the trusted, and the hull of their intervals: a group is no surer than any of its members."""
-    trusted = [own for own in (_own_exponent(c, n_terms) for c in members) if own is not None]
-    if not trusted:
-        nothing = Missing(f"none of {len(members)} is to be trusted")
-        return BetaGroup(by, name, len(members), 0, nothing, nothing, "")
-    middle = median(value for value, _ in trusted)
-    hull = Interval(min(own.low for _, own in trusted), max(own.high for _, own in trusted))
-    return BetaGroup(by, name, len(members), len(trusted), middle, hull, describe_exponent(middle))
+def _pooled_rows(members: Sequence[_Candidate]) -> list[LayerReport]:
+    return [c.row for c in members if isinstance(c.row, LayerReport) and has_enough_directions(c.row)]
 
 
-def _groups(spectral: Sequence[_Candidate], n_terms: int) -> tuple[BetaGroup, ...]:
+def _groups(spectral: Sequence[_Candidate], pools: _Pools) -> tuple[BetaGroup, ...]:
     keys: list[tuple[str, _Key]] = [(source.value, key) for source, key in _SCOPES]
     keys.insert(3, ("depth", lambda c: c.depth))
     found = []
     for by, key in keys:
-        members: dict[str, list[_Candidate]] = {}
-        for candidate in spectral:
-            members.setdefault(key(candidate), []).append(candidate)
-        for name, group in members.items():
-            if by != BetaSource.FAMILY.value or len(group) > 1:
-                found.append(_summarise(group, by, name, n_terms))
+        for name in dict.fromkeys(map(key, spectral)):
+            members = pools.members(key, name)
+            if by != BetaSource.FAMILY.value or len(members) > 1:
+                found.append(_group(by, name, members, pools.pool(members)))
     return tuple(found)
 
 
-def _count_terms(report: Report) -> int:
-    """Terms of the mean loss: samples, and for a language model every token of each."""
-    run = report.provenance
-    language = run.model.task in (Task.CAUSAL_LM, Task.MASKED_LM)
-    return run.data.n * (run.data.input_shape[0] if language and run.data.input_shape else 1)
+def _group(by: str, name: str, members: Sequence[_Candidate], pooled: StepExponent | Missing) -> BetaGroup:
+    confident = sum(c.is_confident for c in members)
+    if isinstance(pooled, Missing) or not pooled.determined:
+        nothing = Missing(pooled.reason)
+        return BetaGroup(by, name, len(members), confident, nothing, nothing, "")
+    return BetaGroup(by, name, len(members), confident, pooled.value, pooled.interval, describe_exponent(pooled.value))
 
 
-def _recommend(
-    candidate: _Candidate, spectral: Sequence[_Candidate], n_terms: int
-) -> tuple[float, Interval | Missing, BetaSource]:
-    own = _own_exponent(candidate, n_terms)
-    if own is not None:
-        return *own, BetaSource.LAYER
+def _recommend(candidate: _Candidate, pools: _Pools) -> tuple[StepExponent, BetaSource, list[LayerReport]] | None:
+    """The exponent, where it is from, and the weights that determine it."""
+    own = candidate.own
+    if candidate.is_confident and isinstance(own, StepExponent) and isinstance(candidate.row, LayerReport):
+        return own, BetaSource.LAYER, [candidate.row]
     for source, key in _SCOPES:
-        group = _summarise([c for c in spectral if key(c) == key(candidate)], source.value, "", n_terms)
-        if not isinstance(group.beta, Missing):
-            return group.beta, group.interval, source
-    convolution = candidate.info.kind in (LayerKind.CONV, LayerKind.CONV_TRANSPOSE)
-    usual = USUAL_EXPONENTS["convolution" if convolution else "matrix"]
-    return usual, Missing("no layer of the network is to be trusted: the paper's usual value"), BetaSource.USUAL
+        members = pools.members(key, key(candidate))
+        pooled = pools.pool(members)
+        if isinstance(pooled, StepExponent) and pooled.determined:
+            return pooled, source, _pooled_rows(members)
+    return None
 
 
-def _advise_layer(
-    candidate: _Candidate, spectral: Sequence[_Candidate], noise_scale: float, n_terms: int
-) -> LayerAdvice:
+def _advise_layer(candidate: _Candidate, pools: _Pools, noise: float, report: Report) -> LayerAdvice:
     row = candidate.row
-    nothing = Missing(candidate.reason or "stepped by AdamW")
+    measured: Missing | LayerReport = row if isinstance(row, LayerReport) else Missing(row.reason)
+    needed = measured if isinstance(measured, Missing) else measured.analysis.samples_needed
+    found = None if candidate.reason else _recommend(candidate, pools)
+    treatment = Treatment.ADAMW if candidate.reason else Treatment.SPECTRAL if found else Treatment.UNDETERMINED
+    nothing = Missing(candidate.reason or _undetermined(candidate, report, needed))
     beta: float | Missing = nothing
-    interval: Interval | Missing = nothing
-    source: BetaSource | Missing = nothing
     damping: float | Missing = nothing
     relative: float | Missing = nothing
-    damping_reason = meaning = ""
-    if candidate.treatment is Treatment.SPECTRAL:
-        found, interval, source = _recommend(candidate, spectral, n_terms)
-        beta = min(max(found, 0.0), LARGEST_EXPONENT)
-        meaning = describe_exponent(beta)
-        damping, relative, damping_reason = find_damping(row, beta, noise_scale)
-    measured: Missing | LayerReport = row if isinstance(row, LayerReport) else Missing(row.reason)
-    efficiencies: tuple[StepEfficiency, ...] | Missing
-    best: float | Missing
-    if isinstance(measured, Missing):
-        efficiencies = best = measured
-    else:
-        efficiencies, best = rate_exponents(measured, beta, damping)
+    damping_reason = ""
+    if found:
+        beta = min(max(found[0].value, 0.0), LARGEST_EXPONENT)
+        relative, damping_reason = find_damping(found[2], beta, noise)
+        damping = measured
+        if isinstance(measured, LayerReport):
+            damping = relative * schatten4(training_sigma(measured, noise)) ** beta
+    null = measured if isinstance(measured, Missing) else measured.null
     return LayerAdvice(
         info=row.info,
-        treatment=candidate.treatment,
-        reason=candidate.reason,
+        treatment=treatment,
+        reason=candidate.reason or ("" if found else nothing.reason),
         beta=beta,
-        interval=interval,
-        source=source,
+        interval=found[0].interval if found else nothing,
+        source=found[1] if found else nothing,
         doubts=candidate.doubts,
-        meaning=meaning,
+        meaning="" if isinstance(beta, Missing) else describe_exponent(beta),
         damping=damping,
         relative_damping=relative,
         damping_reason=damping_reason,
-        measured=candidate.fit,
-        scatter=measured if isinstance(measured, Missing) else measure_scatter(measured),
+        own=candidate.own,
+        measured=measured if isinstance(measured, Missing) else measured.analysis.beta,
+        null=null.beta if isinstance(null, NullDraws) else null,
         window=measured if isinstance(measured, Missing) else measured.analysis.window,
-        n_above_noise=measured if isinstance(measured, Missing) else measured.analysis.n_above_noise,
-        efficiencies=efficiencies,
-        best_exponent=best,
+        n_signal=measured if isinstance(measured, Missing) else measured.analysis.n_signal,
+        n_resolved=needed.n_resolved if isinstance(needed, SamplesNeeded) else needed,
+        samples_needed=needed.for_4 if isinstance(needed, SamplesNeeded) else needed,
+        efficiencies=measured if isinstance(measured, Missing) else rate_exponents(measured, beta, damping),
+        spectral_rule=measured if isinstance(measured, Missing) else apply_spectral_rule(measured),
     )
+
+
+def _undetermined(candidate: _Candidate, report: Report, needed: SamplesNeeded | Missing) -> str:
+    """Why a weight gets no exponent, and what would help."""
+    row = candidate.row
+    if isinstance(row, SkippedLayer):
+        return f"undetermined: not measured ({row.reason})"
+    if isinstance(row.held_out, Missing):
+        if report.options.estimate is Estimate.PUBLISHED:
+            return "undetermined: --estimate published holds no samples out; measure again without it"
+        return f"undetermined: {row.held_out.reason}"
+    words = f"undetermined at {format_count(report.provenance.data.n, 'sample')}"
+    if isinstance(needed, SamplesNeeded) and not isinstance(needed.for_4, Missing) and needed.n_resolved < 4:
+        return f"{words}; about {float(f'{needed.for_4:.2g}'):,.0f} needed"
+    return f"{words}; how many are needed is not known"
 
 
 def _parameters(layers: Sequence[LayerAdvice]) -> tuple[ParameterExponent, ...]:
@@ -288,7 +308,7 @@ def _parameters(layers: Sequence[LayerAdvice]) -> tuple[ParameterExponent, ...]:
         beta = median(m.beta for m in members if not isinstance(m.beta, Missing))
         relative = median(m.relative_damping for m in members if not isinstance(m.relative_damping, Missing))
         absolute = [m.damping for m in members if not isinstance(m.damping, Missing)]
-        damping = median(absolute) if absolute else USUAL_DAMPING
+        damping = median(absolute) if absolute else relative  # never measured: as if its gradient were of norm 1
         found.append(ParameterExponent(name, round(beta, 3), damping, relative, layout))
     return tuple(found)
 

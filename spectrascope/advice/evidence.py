@@ -1,100 +1,72 @@
-"""What a layer's measurement says for and against an exponent: doubts, damping, efficiencies. Records in, no torch."""
+"""What a weight's held-out measurement says for and against an exponent: doubts, damping, decreases. No torch."""
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 
-from spectrascope.numerics.transfer import find_most_efficient, make_quadratic_model, transfer
-from spectrascope.records.advice import StepEfficiency
-from spectrascope.records.report import LayerReport, LayerRow, Measurement
-from spectrascope.records.values import Missing, PowerFit
+import numpy as np
+from numpy.typing import NDArray
+
+from spectrascope.numerics.transfer import transfer
+from spectrascope.records.advice import SpectralRule, StepEfficiency
+from spectrascope.records.report import LayerReport
+from spectrascope.records.signal import HeldOut, NullDraws
+from spectrascope.records.values import Missing
 
 __all__ = [
-    "USUAL_DAMPING",
+    "LEAST_DAMPING",
+    "apply_spectral_rule",
     "describe_exponent",
     "find_damping",
     "find_doubts",
-    "measure_scatter",
+    "has_enough_directions",
     "rate_exponents",
-    "selection_allowance",
+    "schatten4",
+    "training_sigma",
 ]
 
-USUAL_DAMPING = 0.1
-"""The paper's damping, where no noise floor was measured; taken relative to the gradient's Schatten 4-norm."""
+Vector = NDArray[np.float64]
 
-MAX_HALF_WIDTH = 0.5
-"""Widest half-interval of a beta to be trusted: with more it does not tell Muon from Newton."""
+LEAST_DAMPING = 0.01
+"""Relative to the gradient's Schatten 4-norm to the power b: less is numerically no damping."""
 
-MAX_SCATTER = 0.5
-"""Largest rms of log h about the line (a factor of 1.6) of a beta to be trusted, unless R² is high all the same."""
+_DAMPINGS = np.geomspace(LEAST_DAMPING, 1.0, 81)
 
-MIN_R2 = 0.8
-MIN_POINTS = 6
-MAX_NEGATIVE_SHARE = 0.25
+MIN_DIRECTIONS = 4
+"""Along one direction all exponents are the same step; along two or three they hardly differ."""
 
 
 def find_doubts(row: LayerReport) -> tuple[str, ...]:
-    """Say why a layer's own beta is not to be trusted; nothing if it is.
+    """Say why a weight's own exponent is not used; nothing if it is.
 
-    Singular values below the gradient's noise floor are no reason: near a minimum all of them are, the curvature along
-    those directions is measured all the same, and the jackknife says how well.
-
-    R² alone would condemn every beta near 0, where a straight line explains nothing because there is nothing to
-    explain; so a high scatter of log h about the line counts only together with a low R².
+    Only samples that did not choose the directions count. R² and the triangle are no evidence: noise alone closes both.
     """
-    fit, window = row.analysis.beta, row.analysis.window
-    if isinstance(fit, Missing):
-        return (f"no beta: {fit.reason}",)
-    doubts = []
-    half = fit.interval.half_width
-    if half > MAX_HALF_WIDTH:
-        doubts.append(f"its interval is ±{half:.2f}, wider than ±{MAX_HALF_WIDTH:g}")
-    scatter = measure_scatter(row)
-    if fit.r2 < MIN_R2 and not isinstance(scatter, Missing) and scatter > MAX_SCATTER:
-        doubts.append(f"h is scattered about the line (R² {fit.r2:.2f}, a factor of {math.exp(scatter):.1f})")
-    if fit.n < MIN_POINTS:
-        doubts.append(f"fitted to {fit.n} directions, fewer than {MIN_POINTS}")
-    size = max(1, window[1] - window[0] + 1)
-    if row.analysis.n_negative > MAX_NEGATIVE_SHARE * size:
-        doubts.append(f"{row.analysis.n_negative} of {size} directions have no positive curvature")
+    held = row.held_out
+    if isinstance(held, Missing):
+        return (f"no held-out slopes: {held.reason}",)
+    step, doubts = held.step_exponent, []
+    if isinstance(step, Missing):
+        doubts.append(f"no step exponent: {step.reason}")
+    elif not step.determined:
+        doubts.append(f"step exponent undetermined: {step.reason}")
+    if not has_enough_directions(row):
+        doubts.append(f"{_window(row)[1] - _window(row)[0]} held-out directions, fewer than {MIN_DIRECTIONS}")
+    if doubts and isinstance(row.null, NullDraws) and row.null.contains_beta is True:
+        doubts.append("its published β is within the range of noise alone")
     return tuple(doubts)
 
 
-def selection_allowance(row: LayerReport, n_terms: int) -> float:
-    """Return how far beta may be off because its directions were chosen on the samples that measured it.
+def has_enough_directions(row: LayerReport) -> bool:
+    """Whether a weight's window holds enough held-out directions to tell exponents apart."""
+    first, last = _window(row)
+    return last - first >= MIN_DIRECTIONS
 
-    Such directions mix, which pulls beta toward 1, and neither interval of the fit sees it: the jackknife holds the
-    directions fixed. In quadratic models with planted beta 0 and 2, k = 8 … 20 directions, n = 128 … 2048 samples and
-    alpha_g = 0.5 … 1.5 the pull is 1 to 10 times k / n, growing as the singular values draw together; 2 k / (n ·
-    alpha_g^1.5) added to the interval brings the planted value into it in at least 90 % of the seeds.
 
-    Args:
-        row: a measured layer.
-        n_terms: terms of the mean loss: samples, or tokens of a language model.
-    """
-    alpha = row.analysis.alpha_g
-    decay = 1.0 if isinstance(alpha, Missing) else max(alpha.value, 0.1)
+def _window(row: LayerReport) -> tuple[int, int]:
+    """The window's held-out directions as a slice, first and one past the last."""
+    n = 0 if isinstance(row.held_out, Missing) else len(row.held_out.slopes)
     first, last = row.analysis.window
-    return float(2 * (last - first + 1) / (n_terms * decay**1.5))
-
-
-def _window_arrays(row: LayerReport) -> tuple[tuple[float, ...], tuple[float, ...], list[tuple[float, ...]]]:
-    first, last = row.analysis.window
-    window = slice(first - 1, last)
-    m = row.measurement
-    return m.sigma[window], m.h[window], [line[window] for line in m.curvature_matrix[window]]
-
-
-def measure_scatter(row: LayerReport) -> float | Missing:
-    """Return the root mean square of log h about the fitted line."""
-    fit = row.analysis.beta
-    if isinstance(fit, Missing):
-        return fit
-    sigma, h, _ = _window_arrays(row)
-    gaps = [
-        math.log(y) - fit.intercept - fit.value * math.log(x) for x, y in zip(sigma, h, strict=True) if x > 0 and y > 0
-    ]
-    return math.sqrt(sum(gap**2 for gap in gaps) / len(gaps))
+    return first - 1, max(first - 1, min(last, n))
 
 
 def describe_exponent(beta: float) -> str:
@@ -112,62 +84,107 @@ def describe_exponent(beta: float) -> str:
     return "between gradient descent and Muon" if beta < 1 else "between Muon and Newton"
 
 
-def find_damping(row: LayerRow, beta: float, noise_scale: float) -> tuple[float | Missing, float, str]:
-    """Return the damping that belongs to an exponent: noise floor^beta.
+def training_sigma(row: LayerReport, noise: float) -> Vector:
+    """Return the singular values that a training step's gradient has, (K,).
+
+    What of sigma² is the held-out slope's stays; the rest is sampling noise, and grows as the batch shrinks.
 
     Args:
-        row: a row of a report.
-        beta: the exponent it is for, 0 or more.
-        noise_scale: the noise floor's multiple at the batch size of training.
+        row: a weight with held-out slopes.
+        noise: samples of the report over samples that a training step averages; 1 gives sigma itself, exactly.
+    """
+    sigma = np.asarray(row.measurement.sigma)
+    if noise == 1 or isinstance(row.held_out, Missing):
+        return sigma
+    slopes = np.zeros_like(sigma)
+    known = min(len(row.held_out.slopes), sigma.size)
+    slopes[:known] = np.clip(row.held_out.slopes[:known], 0.0, sigma[:known])
+    return np.asarray(np.sqrt(slopes**2 + (sigma**2 - slopes**2) * noise))
+
+
+def schatten4(sigma: Vector) -> float:
+    """(Σ sigma⁴)^(1/4) over the measured directions, which hold nearly all of it."""
+    largest = float(sigma.max(initial=0.0))
+    return largest * float(np.sum((sigma / largest) ** 4)) ** 0.25 if largest > 0 else 0.0
+
+
+def find_damping(rows: Sequence[LayerReport], beta: float, noise: float) -> tuple[float, str]:
+    """Return the relative damping whose step lowers the held-out loss most, for one weight or several together.
+
+    The exponent was chosen on held-out samples and has seen the noise already, so damping by the noise floor as well
+    would damp twice. Here the same criterion, (Tᵀs)² / (2 TᵀMT) at the exponent recommended, decides: where the
+    exponent did it all, what comes out is the floor.
+
+    Args:
+        rows: weights that determine the exponent together.
+        beta: the exponent, 0 or more.
+        noise: see :func:`training_sigma`.
 
     Returns:
-        The damping in units of sigma^beta, the same in units of the Schatten 4-norm, and where it comes from. Relative
-        damping is at most 1: then every direction is damped.
+        Damping in units of the Schatten 4-norm to the power beta, from 0.01 to 1, and words on where it comes from.
     """
-    if not isinstance(row, LayerReport):
-        return Missing(f"not measured: {row.reason}"), USUAL_DAMPING, f"the paper's {USUAL_DAMPING:g}, nothing measured"
-    norm = _schatten4(row.measurement)
-    floor = row.measurement.noise_floor
-    if isinstance(floor, Missing) or norm == 0:
-        reason = floor.reason if isinstance(floor, Missing) else "the gradient is zero"
-        return USUAL_DAMPING * norm**beta, USUAL_DAMPING, f"the paper's {USUAL_DAMPING:g}, no noise floor: {reason}"
-    noise = floor * noise_scale
-    relative = min(1.0, (noise / norm) ** beta)
-    words = "noise floor^beta" if noise < norm else "the gradient is all noise at this batch size: 1"
-    return float(relative * norm**beta), float(relative), words
+    total, known = np.zeros(_DAMPINGS.size), False
+    for row in rows:
+        sigma = training_sigma(row, noise)
+        norm = schatten4(sigma)
+        if isinstance(row.held_out, Missing) or norm == 0:
+            continue
+        found = [_decrease(row, row.held_out, transfer(sigma / norm, beta, float(d))) for d in _DAMPINGS]
+        total += np.array(found)
+        known = known or max(found) > 0
+    if not known:
+        return LEAST_DAMPING, "no damping predicts a decrease on held-out samples: the least"
+    # Of equal decreases the least damping: rounding must not choose.
+    place = int(np.argmax(total >= total.max() * (1 - 1e-9)))
+    if place == 0:
+        return LEAST_DAMPING, "more only costs on held-out samples: the least"
+    return float(_DAMPINGS[place]), "lowers the held-out loss most"
 
 
-def _schatten4(measurement: Measurement) -> float:
-    """(Σ sigma⁴)^(1/4) over the measured directions, which hold nearly all of it."""
-    largest = measurement.sigma[0] if measurement.sigma else 0.0
-    if largest == 0:
-        return 0.0
-    return float(largest * sum((s / largest) ** 4 for s in measurement.sigma) ** 0.25)
+def _decrease(row: LayerReport, held: HeldOut, weights: Vector) -> float:
+    """By how much the held-out loss falls along Σ T_k D_k at its best length; 0 where it does not. T over all k."""
+    window = slice(*_window(row))
+    t = weights[window]
+    matrix = np.asarray(held.curvature_matrix)[window, window]
+    slope, curvature = float(t @ np.asarray(held.slopes)[window]), float(t @ matrix @ t)
+    return slope**2 / (2 * curvature) if slope > 0 and curvature > 0 else 0.0
 
 
 def rate_exponents(
     row: LayerReport, beta: float | Missing, damping: float | Missing
-) -> tuple[tuple[StepEfficiency, ...] | Missing, float | Missing]:
-    """Return the efficiency of the steps with b = 0, 1, the measured beta, 2 and the recommended one; and the best b.
-
-    All are undamped but the recommended one, which has its damping.
-    """
-    sigma, _, matrix = _window_arrays(row)
-    model = make_quadratic_model(sigma, matrix)
-    if isinstance(model, Missing):
-        return model, model
-    asked: list[tuple[str, float, float]] = [("0", 0.0, 0.0), ("1", 1.0, 0.0)]
-    if isinstance(row.analysis.beta, PowerFit):
-        asked.append(("beta", row.analysis.beta.value, 0.0))
-    asked.append(("2", 2.0, 0.0))
+) -> tuple[StepEfficiency, ...] | Missing:
+    """Return the held-out decrease of the steps with b = 0, 1, 2 and, with its damping, of the recommended one."""
+    held = row.held_out
+    if isinstance(held, Missing):
+        return held
+    first, last = _window(row)
+    if last == first:
+        return Missing("the window holds no held-out direction")
+    step = held.step_exponent
+    best = step if isinstance(step, Missing) else step.decrease_best
+    asked = [(f"{b:g}", b, 0.0) for b in (0.0, 1.0, 2.0)]
     if not isinstance(beta, Missing) and not isinstance(damping, Missing):
         asked.append(("recommended", beta, damping))
-    found = []
+    sigma, found = np.asarray(row.measurement.sigma), []
     for name, exponent, d in asked:
-        step = model.step(transfer(model.sigma, exponent, d))
-        if isinstance(step, Missing):  # T is positive and so are slopes: only rounding can bring one here
-            continue
-        found.append(
-            StepEfficiency(name, exponent, d, step.efficiency, step.decrease, step.length, int(model.sigma.size))
-        )
-    return tuple(found), find_most_efficient(model)
+        decrease = _decrease(row, held, transfer(sigma, exponent, d))
+        share: float | Missing = Missing("no best combination of directions to compare with")
+        if isinstance(best, Missing):
+            share = best
+        elif best > 0:
+            share = min(1.0, decrease / best)
+        found.append(StepEfficiency(name, exponent, d, share, decrease, last - first))
+    return tuple(found)
+
+
+def apply_spectral_rule(row: LayerReport) -> SpectralRule | Missing:
+    """Compare the gradient's nuclear rank with the stable rank of the layer's input (SIGNAL section 6)."""
+    nuclear = row.measurement.pr_g
+    if isinstance(nuclear, Missing):
+        return nuclear
+    if isinstance(row.decomposition, Missing):
+        return Missing(f"the layer's input is not known ({row.decomposition.reason}): see spectrascope decompose")
+    factor = row.decomposition.factors.a
+    if not factor.exact or not factor.eigenvalues or factor.eigenvalues[0] <= 0:
+        return Missing("the input's largest eigenvalue is not known exactly")
+    return SpectralRule(nuclear, factor.trace / factor.eigenvalues[0])

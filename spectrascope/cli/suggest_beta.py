@@ -20,7 +20,18 @@ from spectrascope.reports.render import render
 if TYPE_CHECKING:
     from spectrascope.records.advice import Advice
 
-_OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "output", "quiet", "emit_groups", "train_batch"}
+_OF_A_SAVED_REPORT = {
+    "model",
+    "top_k",
+    "min_rank",
+    "format",
+    "json",
+    "output",
+    "quiet",
+    "emit_groups",
+    "train_batch",
+    "momentum",
+}
 
 _Emit = Annotated[
     Emission | None,
@@ -48,6 +59,13 @@ _TrainBatch = Annotated[
         min=1, metavar="N", help="Samples per training step, for the damping; the measured batch if not given."
     ),
 ]
+_Momentum = Annotated[
+    float,
+    o.measurement_option(
+        metavar="MU",
+        help="Momentum of training: with --train-batch, a step averages (1 + MU) / (1 - MU) batches. 0 if not given.",
+    ),
+]
 
 
 def suggest_beta(
@@ -57,6 +75,7 @@ def suggest_beta(
     target: o.Request,
     options: o.FitOptions,
     train_batch: _TrainBatch = None,
+    momentum: _Momentum = 0.0,
     validate: _Validate = False,
     validate_on: _ValidateOn = ValidateOn.HELD_OUT,
     emit_groups: _Emit = None,
@@ -64,14 +83,14 @@ def suggest_beta(
 ) -> None:
     """Suggest an exponent for each weight: gradient descent (0), Muon-like (1), Newton-like (2) or between.
 
-    With its interval, a damping from the gradient's noise, and how good a step each exponent makes.
+    From samples that did not choose the directions, with its interval and a damping; or "undetermined".
     """
     if validate_on is not ValidateOn.HELD_OUT and not validate:
         raise OptionError("--validate-on goes with --validate")
     if emit_groups is not None and (result.json or result.format is not None):
         raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")
     on = validate_on if validate else None
-    advice = _advise(context, model, target, options.asked, train_batch, on, result.quiet)
+    advice = _advise(context, model, target, options.asked, train_batch, momentum, on, result.quiet)
     if emit_groups is not None:
         emit(lambda _: emit_advice(advice, emit_groups), result.output)
     else:
@@ -84,6 +103,7 @@ def _advise(
     target: o.Request,
     options: ProbeOptions,
     train_batch: int | None,
+    momentum: float,
     validate_on: ValidateOn | None,
     quiet: bool,
 ) -> Advice:
@@ -95,9 +115,9 @@ def _advise(
         with loaded(target, options, context, quiet=quiet) as run:
             from spectrascope.measure.validate import advise_and_validate
 
-            return advise_and_validate(run, train_batch=train_batch, on=validate_on)
+            return advise_and_validate(run, train_batch=train_batch, momentum=momentum, on=validate_on)
     else:
         report = measure(target, options, context, quiet=quiet)
     from spectrascope.advice.advise import advise
 
-    return advise(report, train_batch=train_batch)
+    return advise(report, train_batch=train_batch, momentum=momentum)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from spectrascope.advice.advise import advise
@@ -20,29 +22,32 @@ from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.directions import Directions, top_directions
 from spectrascope.numerics.transfer import QuadraticModel, StepOutcome, make_quadratic_model, transfer
 from spectrascope.numerics.vectors import too_few
-from spectrascope.records.advice import Advice, ValidatedStep, ValidateOn, Validation
+from spectrascope.records.advice import Advice, LayerAdvice, ValidatedStep, ValidateOn, Validation
 from spectrascope.records.report import LayerReport, Report
-from spectrascope.records.values import Missing, PowerFit
+from spectrascope.records.values import Missing
 from spectrascope.workload import Inputs, Run, SampleSource, Workload
 
 MAX_HELD_OUT = 512
 """Samples of the other half whose loss is followed: line searches take some 25 forward passes over them per weight."""
 
 _MICRO_BATCH = 128
-_EXPONENTS = ("0", "1", "beta", "2")
+_EXPONENTS = ("0", "1", "2", "recommended")
 _AGREEMENT = 0.95
 
 
-def advise_and_validate(run: Run, *, train_batch: int | None = None, on: ValidateOn = ValidateOn.HELD_OUT) -> Advice:
+def advise_and_validate(
+    run: Run, *, train_batch: int | None = None, momentum: float = 0.0, on: ValidateOn = ValidateOn.HELD_OUT
+) -> Advice:
     """Measure on the first half of the samples, advise, and take every step, by default on the other half.
 
-    Each measured weight is moved along -U diag(T) Vᵀ for b = 0, 1, the measured beta, 2, and along the model's best
-    combination M⁻¹ sigma, everything else left as it was; a line search finds the length that lowers the loss most.
+    Each measured weight is moved along -U diag(T) Vᵀ for b = 0, 1, 2, the recommended exponent where there is one, and
+    along the published model's best combination M⁻¹ sigma, everything else left as it was; a line search finds the length that lowers the loss most.
     Weights are put back bit by bit.
 
     Args:
         run: what to measure; its samples are halved as they come, so they should be in random order.
         train_batch: see :func:`spectrascope.advice.advise.advise`.
+        momentum: likewise.
         on: whose loss is followed: of the other half, or of the measured half itself.
 
     Returns:
@@ -64,9 +69,9 @@ def advise_and_validate(run: Run, *, train_batch: int | None = None, on: Validat
     about = f"{run.data_info.id}, first half of {source.n:,} samples"
     measured = replace(run, source=first, data_info=replace(run.data_info, id=about, n=half, digest=first.digest()))
     report = run_probe(measured)
-    advice = advise(report, train_batch=train_batch)
+    advice = advise(report, train_batch=train_batch, momentum=momentum)
     checked = _Part(source, half, min(half, MAX_HELD_OUT)) if on is ValidateOn.HELD_OUT else first
-    found = _validate(measured, checked, report)
+    found = _validate(measured, checked, report, advice)
     return replace(advice, validation=replace(found, on=on) if isinstance(found, Validation) else found)
 
 
@@ -86,11 +91,12 @@ class _Part(SampleSource):
         return self.source.fetch(self.first + start, self.first + stop)
 
 
-def _validate(run: Run, checked: SampleSource, report: Report) -> Validation | Missing:
+def _validate(run: Run, checked: SampleSource, report: Report, advice: Advice) -> Validation | Missing:
     workload, options = prepare_workload(run), run.options
     rows = {row.info.name: row for row in report.layers if isinstance(row, LayerReport)}
     candidates = find_layers(workload.model, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [layer for layer in candidates if isinstance(layer, WeightLayer) and layer.name in rows]
+    advised = {layer.info.name: layer for layer in advice.layers}
     steps: list[ValidatedStep] = []
     with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
         workload = with_fastest_format(workload)
@@ -105,7 +111,7 @@ def _validate(run: Run, checked: SampleSource, report: Report) -> Validation | M
             if isinstance(quadratic, Missing):
                 continue
             directions = top_directions(gradients[layer.name], options.top_k, workload.dtype)
-            steps += _take_steps(layer, row, quadratic, directions, loss, before)
+            steps += _take_steps(layer, row, advised[layer.name], quadratic, directions, loss, before)
         run.on_progress("validate", len(layers), len(layers))
     if not steps:
         return Missing("no weight has positive curvature along its first direction")
@@ -136,6 +142,7 @@ class _Loss:
 def _take_steps(
     layer: WeightLayer,
     row: LayerReport,
+    advice: LayerAdvice,
     quadratic: QuadraticModel,
     directions: Directions,
     loss: _Loss,
@@ -145,9 +152,11 @@ def _take_steps(
     span = slice(first, first + quadratic.sigma.size)
     left, right = directions.left[:, span], directions.right[:, span]
     parameter, original = layer.parameter, layer.parameter.detach().clone()
-    beta = row.analysis.beta
-    exponents = {"0": 0.0, "1": 1.0, "2": 2.0} | ({"beta": beta.value} if isinstance(beta, PowerFit) else {})
-    weights = {name: transfer(quadratic.sigma, exponents[name]) for name in _EXPONENTS if name in exponents}
+    exponents, damping = {"0": 0.0, "1": 1.0, "2": 2.0}, advice.damping
+    weights = {name: transfer(quadratic.sigma, b) for name, b in exponents.items()}
+    if not isinstance(advice.beta, Missing) and not isinstance(damping, Missing):
+        exponents["recommended"] = advice.beta
+        weights["recommended"] = transfer(quadratic.sigma, advice.beta, damping)
     weights["best"] = quadratic.best
     found = []
     for name, values in weights.items():
@@ -167,18 +176,49 @@ def _take_steps(
         finally:
             with torch.no_grad():
                 parameter.copy_(original)
-        found.append(_step(layer.name, name, exponents.get(name, 0.0), predicted, before - lowest, length))
+        found.append(
+            _step(
+                layer.name,
+                name,
+                exponents.get(name, 0.0),
+                predicted,
+                _predict(row, span, values),
+                before - lowest,
+                length,
+            )
+        )
     return [replace(step, measured_efficiency=step.measured / quadratic.best_decrease) for step in found]
 
 
+def _predict(row: LayerReport, span: slice, weights: NDArray[np.float64]) -> float | Missing:
+    """By how much the loss falls along Σ T_k D_k, from slopes and curvature that are held out."""
+    held = row.held_out
+    if isinstance(held, Missing):
+        return held
+    if len(held.slopes) < span.stop:
+        return Missing("fewer held-out directions than the step has")
+    slope = float(weights @ np.asarray(held.slopes)[span])
+    curvature = float(weights @ np.asarray(held.curvature_matrix)[span, span] @ weights)
+    if not (slope > 0 and curvature > 0):
+        return Missing("on samples held out the loss does not fall along this step")
+    return slope**2 / (2 * curvature)
+
+
 def _step(
-    layer: str, name: str, exponent: float, predicted: StepOutcome, measured: float, length: float
+    layer: str,
+    name: str,
+    exponent: float,
+    predicted: StepOutcome,
+    held_out: float | Missing,
+    measured: float,
+    length: float,
 ) -> ValidatedStep:
     return ValidatedStep(
         layer=layer,
         name=name,
         exponent=exponent,
         predicted=predicted.decrease,
+        predicted_held_out=held_out,
         measured=measured,
         predicted_efficiency=predicted.efficiency,
         measured_efficiency=0.0,
@@ -241,31 +281,54 @@ def _vertex(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 def _summarise(steps: Sequence[ValidatedStep], n_measured: int, n_checked: int, before: float) -> Validation:
     ranked = [step for step in steps if step.name in _EXPONENTS]
-    by_step: dict[str, float | Missing] = {}
-    for name in _EXPONENTS:
-        own = [step for step in ranked if step.name == name]
-        by_step[name] = correlate([s.predicted_efficiency for s in own], [s.measured_efficiency for s in own])
-    downhill = [step for step in ranked if step.measured > 0]
     layers = list(dict.fromkeys(step.layer for step in ranked))
     agrees = 0
     for layer in layers:
         own = [step for step in ranked if step.layer == layer]
-        chosen = max(own, key=lambda step: step.predicted_efficiency)
-        agrees += chosen.measured >= _AGREEMENT * max(step.measured for step in own)
+        chosen = max(own, key=lambda step: 0.0 if isinstance(p := step.predicted_held_out, Missing) else p)
+        agrees += not isinstance(chosen.predicted_held_out, Missing) and chosen.measured >= _AGREEMENT * max(
+            step.measured for step in own
+        )
+    names = [name for name in _EXPONENTS if any(step.name == name for step in ranked)]
     return Validation(
         on=ValidateOn.HELD_OUT,
         n_measured=n_measured,
         n_checked=n_checked,
         loss=before,
         n_layers=len(layers),
-        correlation=correlate([s.predicted_efficiency for s in ranked], [s.measured_efficiency for s in ranked]),
-        correlation_by_step=by_step,
-        correlation_decrease=correlate(
-            [math.log(s.predicted) for s in downhill], [math.log(s.measured) for s in downhill]
-        ),
+        correlation=_correlate_gains(ranked, lambda step: step.predicted),
+        correlation_held_out=_correlate_gains(ranked, lambda step: step.predicted_held_out),
+        ratio={name: _ratio([s for s in ranked if s.name == name], lambda step: step.predicted) for name in names},
+        ratio_held_out={
+            name: _ratio([s for s in ranked if s.name == name], lambda step: step.predicted_held_out) for name in names
+        },
         best_agrees=agrees,
         steps=tuple(steps),
     )
+
+
+_Prediction: TypeAlias = "Callable[[ValidatedStep], float | Missing]"
+
+
+def _correlate_gains(steps: Sequence[ValidatedStep], prediction: _Prediction) -> float | Missing:
+    """Correlate log(predicted gain over b = 0) with the measured one, over weights and steps that lower the loss."""
+    plain = {step.layer: step for step in steps if step.name == "0"}
+    x, y = [], []
+    for step in steps:
+        first = plain.get(step.layer)
+        if first is None or step is first:
+            continue
+        told, base = prediction(step), prediction(first)
+        if not isinstance(told, Missing) and not isinstance(base, Missing) and step.measured > 0 < first.measured:
+            x.append(math.log(told / base))
+            y.append(math.log(step.measured / first.measured))
+    return correlate(x, y)
+
+
+def _ratio(steps: Sequence[ValidatedStep], prediction: _Prediction) -> float | Missing:
+    told = [(prediction(step), step.measured) for step in steps if step.measured > 0]
+    found = [value / measured for value, measured in told if not isinstance(value, Missing)]
+    return float(np.median(found)) if found else Missing("no such step lowered the loss as predicted")
 
 
 def correlate(x: Sequence[float], y: Sequence[float]) -> float | Missing:

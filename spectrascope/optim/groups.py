@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -22,6 +22,7 @@ def parameter_groups(
     *,
     adamw: Sequence[str] = (),
     scale_free: bool = True,
+    default_beta: float | None = None,
 ) -> Groups:
     """Make the groups of a :class:`spectrascope.optim.SpectralNewton`.
 
@@ -34,6 +35,9 @@ def parameter_groups(
         adamw: shell-style globs on parameter names that go to AdamW whatever else is said, heads above all.
         scale_free: which damping to take: relative to the gradient's size, or in its own units. Groups made from
             exponents carry the option, so that the two cannot be mixed up.
+        default_beta: exponent of matrices that the exponents do not name, because no sample determined one: 1 is
+            Muon's. They are parameters of two or more dimensions but for embedding tables, what is tied to one, what
+            ``adamw`` matches and what the file gives to AdamW. ``None``: they go to AdamW, like all that is not named.
 
     Returns:
         Groups with ``params``, ``beta`` and, where exponents are given, ``damping``, ``layout`` and ``scale_free``;
@@ -49,18 +53,27 @@ def parameter_groups(
     """
     parameters = dict(model.named_parameters())
     left_out = _matching(parameters, adamw)
+    tables = {id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()}
     if exponents is None:
-        tables = {
-            id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()
-        }
-        chosen = [
-            name for name, p in parameters.items() if p.dim() >= 2 and id(p) not in tables and name not in left_out
-        ]
-        groups: Groups = [{"params": [parameters.pop(name) for name in chosen]}]
+        groups: Groups = [{"params": _take_matrices(parameters, tables, left_out)}]
     else:
-        groups = _from_exponents(parameters, _read(exponents), left_out, scale_free)
+        document = _load(exponents)
+        groups = _from_exponents(parameters, _read(document), left_out, scale_free)
+        if default_beta is not None:
+            if isinstance(document, Mapping):
+                left_out |= {str(name) for name in document.get("adamw") or ()}
+            group: dict[str, Any] = {"params": _take_matrices(parameters, tables, left_out), "beta": default_beta}
+            groups.append({**group, "damping": _LEAST_DAMPING, "scale_free": True} if scale_free else group)
     groups.append({"params": list(parameters.values()), "beta": None})
     return [group for group in groups if group["params"]]
+
+
+_LEAST_DAMPING = 0.01  # relative: numerically none, as suggest-beta's least
+
+
+def _take_matrices(parameters: dict[str, nn.Parameter], tables: set[int], left_out: set[str]) -> list[nn.Parameter]:
+    chosen = [name for name, p in parameters.items() if p.dim() >= 2 and id(p) not in tables and name not in left_out]
+    return [parameters.pop(name) for name in chosen]
 
 
 def _matching(names: Iterable[str], globs: Sequence[str]) -> set[str]:
@@ -94,21 +107,27 @@ def _from_exponents(
     ]
 
 
-def _read(
-    exponents: str | Path | Mapping[str, Any] | Iterable[ParameterExponent],
-) -> list[ParameterExponent]:
-    if isinstance(exponents, (str, Path)):
-        import yaml
+_Given: TypeAlias = "Mapping[str, Any] | Iterable[ParameterExponent]"
 
-        path = Path(exponents)
-        try:
-            document = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
-        return _from_document(document, str(path))
-    if isinstance(exponents, Mapping):
-        return _from_document(exponents, "exponents")
-    return list(exponents)
+
+def _load(exponents: str | Path | _Given) -> _Given:
+    """Read a file if it is one."""
+    if not isinstance(exponents, (str, Path)):
+        return exponents
+    import yaml
+
+    path = Path(exponents)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML ({' '.join(str(error).split())})") from error
+    _from_document(document, str(path))  # so that a complaint names the file
+    found: Mapping[str, Any] = document
+    return found
+
+
+def _read(exponents: _Given) -> list[ParameterExponent]:
+    return _from_document(exponents, "exponents") if isinstance(exponents, Mapping) else list(exponents)
 
 
 def _from_document(document: object, place: str) -> list[ParameterExponent]:

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from spectrascope.optim.matrix_transfer import Precision, apply_transfer, choose_route
-from spectrascope.records.advice import USUAL_EXPONENTS
 
 __all__ = ["SpectralNewton"]
 
@@ -22,6 +21,9 @@ Group = dict[str, Any]
 _LAYOUTS = ("flat", "stacked", "conv_transpose")
 _ADJUSTMENTS = (None, "original", "match_rms_adamw")
 _STACK_ELEMENTS = 2**25  # of one batched call: bounds the memory of its copies
+
+_AUTO_EXPONENTS = {"convolution": 2.0, "matrix": 1.0}
+"""What ``beta="auto"`` means: medians of the paper's table, rounded. Nothing measured stands behind them."""
 
 
 class SpectralNewton(Optimizer):
@@ -299,7 +301,7 @@ def _split(group: Group, defaults: Group) -> list[Group]:
         _require_view(tensor, layout)
         beta = group.get("beta", defaults["beta"])
         if beta == "auto":
-            beta = USUAL_EXPONENTS["matrix" if tensor.dim() == 2 or layout == "stacked" else "convolution"]
+            beta = _AUTO_EXPONENTS["matrix" if tensor.dim() == 2 or layout == "stacked" else "convolution"]
         spectral.setdefault(beta, []).append(entry)
     groups = [{**group, "beta": beta, "params": found} for beta, found in spectral.items()]
     if vectors:

@@ -6,15 +6,16 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from spectrascope.records.report import DataInfo, LayerInfo, ModelInfo
+from spectrascope.records.signal import NullBeta, StepExponent
 from spectrascope.records.values import SCHEMA_VERSION, Interval, Missing, PowerFit
 
 __all__ = [
-    "USUAL_EXPONENTS",
     "Advice",
     "BetaGroup",
     "BetaSource",
     "LayerAdvice",
     "ParameterExponent",
+    "SpectralRule",
     "StepEfficiency",
     "Treatment",
     "ValidateOn",
@@ -22,15 +23,13 @@ __all__ = [
     "Validation",
 ]
 
-USUAL_EXPONENTS = {"convolution": 2.0, "matrix": 1.0}
-"""Medians of the paper's table, rounded: what is left to say of a weight of which nothing could be measured."""
-
 
 class Treatment(str, Enum):
-    """How an optimizer should step a parameter."""
+    """How an optimizer should step a parameter; undetermined where samples do not tell one exponent from another."""
 
     SPECTRAL = "spectral"
     ADAMW = "adamw"
+    UNDETERMINED = "undetermined"
 
 
 class BetaSource(str, Enum):
@@ -41,37 +40,52 @@ class BetaSource(str, Enum):
     ROLE = "role"
     KIND = "kind"
     NETWORK = "network"
-    USUAL = "usual"
 
 
 @dataclass(frozen=True, slots=True)
 class StepEfficiency:
-    """The step of one exponent under the local quadratic model with the full curvature matrix.
+    """The step of one exponent on samples held out, under the local quadratic model with the full curvature matrix.
 
-    ``decrease`` is by how much the loss falls with the best step length, in units of the loss, ``efficiency`` that
-    over the best possible within the window (``k`` leading directions along which the matrix is safely positive).
+    ``decrease`` is by how much the loss falls with the best step length, in units of the loss, 0 where it does not;
+    ``efficiency`` is that over the decrease of the best combination of the window's ``k`` directions.
     """
 
-    name: str  # "0" | "1" | "beta" | "2" | "recommended"
+    name: str  # "0" | "1" | "2" | "recommended"
     exponent: float
     damping: float
-    efficiency: float
+    efficiency: float | Missing
     decrease: float
-    length: float
     k: int
+
+
+@dataclass(frozen=True, slots=True)
+class SpectralRule:
+    """Davis and Drusvyatskiy's rule: a spectral (Muon-like) step beats gradient descent where the first is the larger.
+
+    ``nuclear_rank`` is ‖G‖_*² / ‖G‖_F² of the gradient, ``stable_rank`` ‖A‖_F² / ‖A‖_2² of the layer's input.
+    """
+
+    nuclear_rank: float
+    stable_rank: float
+
+    @property
+    def favours(self) -> str:
+        """Which of the two the rule favours."""
+        return "spectral step" if self.nuclear_rank > self.stable_rank else "gradient descent"
 
 
 @dataclass(frozen=True, slots=True)
 class LayerAdvice:
     """What to do with one measured weight, and why.
 
-    ``beta`` is recommended, ``interval`` goes with it: the wider of the two 95 % intervals of a layer's own fit, with
-    an allowance for directions chosen on the same samples, or the hull of these intervals over the confident members
-    of the group it was taken from. ``doubts`` says why the layer's own fit was not used, and is empty where it was.
-    ``damping`` belongs to T(sigma; beta) as measured (units of sigma^beta);
+    ``beta`` is recommended, with ``interval`` about it: the exponent that lowers the loss most on samples held out, of
+    the weight itself or of its group taken together. ``doubts`` says why the weight's own was not used, and is empty
+    where it was. ``damping`` belongs to T(sigma; beta) of a training step's gradient (units of sigma^beta);
     ``relative_damping`` is the same in units of the gradient's Schatten 4-norm, for ``scale_free`` steps.
-    ``scatter`` is the root mean square of log h about the fitted line. ``best_exponent`` is the one whose undamped
-    step is the most efficient.
+
+    Beside it stand what the samples that chose the directions say (``measured``, the published beta), the beta of
+    noise alone (``null``), how many directions are signal, and ``own``, the weight's own held-out exponent,
+    undetermined or not.
     """
 
     info: LayerInfo
@@ -85,23 +99,26 @@ class LayerAdvice:
     damping: float | Missing
     relative_damping: float | Missing
     damping_reason: str
+    own: StepExponent | Missing
     measured: PowerFit | Missing
-    scatter: float | Missing
+    null: NullBeta | Missing
     window: tuple[int, int] | Missing
-    n_above_noise: int | Missing
+    n_signal: int | Missing
+    n_resolved: int | Missing
+    samples_needed: float | Missing
     efficiencies: tuple[StepEfficiency, ...] | Missing
-    best_exponent: float | Missing
+    spectral_rule: SpectralRule | Missing
 
     def __post_init__(self) -> None:
         if (self.treatment is Treatment.SPECTRAL) == isinstance(self.beta, Missing):
-            raise ValueError("a spectral step needs an exponent, an AdamW step has none")
+            raise ValueError("a spectral step needs an exponent, any other has none")
 
 
 @dataclass(frozen=True, slots=True)
 class BetaGroup:
-    """Exponents over the weights of one group: median over the ``n_confident`` of ``n`` to be trusted.
+    """The one exponent for all weights of a group together, with its own interval.
 
-    ``interval`` is the hull of their intervals.
+    ``n_confident`` of the ``n`` weights determine an exponent of their own.
     """
 
     by: str  # "family" | "role" | "kind" | "depth" | "network"
@@ -124,16 +141,18 @@ class ValidateOn(str, Enum):
 class ValidatedStep:
     """One step taken for real: a layer moved along one exponent's direction, everything else left as it was.
 
-    ``predicted`` and ``measured`` are decreases of the loss, best over step lengths: under the quadratic model of
-    the half that was measured, and of the loss itself along a line search (see :class:`Validation`). Each
-    ``*_efficiency`` is that over the best possible decrease in the window under the model, ½ sigmaᵀ M⁻¹ sigma. Step
-    ``best`` is the model's own, T = M⁻¹ sigma.
+    ``predicted_held_out``, ``predicted`` and ``measured`` are decreases of the loss, best over step lengths: under the
+    quadratic model of slopes and curvature held out within the half that was measured, under that of the same samples
+    (as published), and of the loss itself along a line search (see :class:`Validation`). Each ``*_efficiency`` is that
+    over the best possible decrease in the window under the published model, ½ sigmaᵀ M⁻¹ sigma. Step ``best`` is that
+    model's own, T = M⁻¹ sigma.
     """
 
     layer: str
     name: str
     exponent: float
     predicted: float
+    predicted_held_out: float | Missing
     measured: float
     predicted_efficiency: float
     measured_efficiency: float
@@ -147,11 +166,11 @@ class Validation:
 
     ``on`` says whose loss was followed: that of ``n_checked`` samples of the other half, which shows what is left of
     a prediction on new data, or of the measured half itself, which shows how far the quadratic model holds. ``loss``
-    is theirs before any step. ``correlation`` is Pearson's r of predicted and measured efficiency over the steps of
-    exponents 0, 1, 2 and the measured one of all layers (not the model's own), ``correlation_by_step`` over layers for
-    one exponent at a time, ``correlation_decrease`` that of the
-    logarithms of the decreases. ``best_agrees`` counts layers on which the exponent predicted to be the most efficient
-    (of 0, 1, 2 and the measured one) is the one that lowered the loss most, to within 5 %.
+    is theirs before any step. ``correlation`` is Pearson's r, over weights and steps, of the logarithms of predicted
+    and measured gain over gradient descent on the same weight, ``correlation_held_out`` the same for the held-out
+    prediction; the model's own step does not enter. ``ratio`` and ``ratio_held_out`` are the median predicted over
+    measured decrease by step, of the steps that lowered the loss. ``best_agrees`` counts weights on which the exponent
+    that held-out numbers predict to be the best is the one that lowered the loss most, to within 5 %.
     """
 
     on: ValidateOn
@@ -160,8 +179,9 @@ class Validation:
     loss: float
     n_layers: int
     correlation: float | Missing
-    correlation_by_step: dict[str, float | Missing]
-    correlation_decrease: float | Missing
+    correlation_held_out: float | Missing
+    ratio: dict[str, float | Missing]
+    ratio_held_out: dict[str, float | Missing]
     best_agrees: int
     steps: tuple[ValidatedStep, ...]
 
@@ -179,20 +199,25 @@ class ParameterExponent:
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """A recommended exponent for every weight of a report, group by group, with its evidence.
+    """A recommended exponent for every weight of a report that determines one, group by group, with its evidence.
 
-    ``train_batch`` is the batch size the damping is meant for; Missing means the measured batch itself.
+    ``known`` says in a line what can be known at all. ``train_batch`` and ``momentum`` are of the training that the
+    damping is meant for; a Missing batch is the measured one. ``undetermined`` names parameters that are matrices to
+    step spectrally, but without an exponent.
     """
 
     model: ModelInfo
     data: DataInfo
     versions: dict[str, str]
     command: str
+    known: str
     top_k: int
     train_batch: int | Missing
+    momentum: float
     layers: tuple[LayerAdvice, ...]
     groups: tuple[BetaGroup, ...]
     parameters: tuple[ParameterExponent, ...]
+    undetermined: tuple[str, ...]
     adamw: tuple[str, ...]
     notes: tuple[str, ...] = ()
     validation: Validation | Missing = field(default=Missing("not asked for: see --validate"))

@@ -217,11 +217,13 @@ def trajectory_to_csv(trajectory: Trajectory) -> str:
 
 # -- advice ---------------------------------------------------------------------------------------------------------
 
-_STEPS = ("0", "1", "beta", "2", "recommended")
+_STEPS = ("0", "1", "2", "recommended")
 ADVICE_COLUMNS = (
     "name", "kind", "role", "M", "N", "treatment", "reason", "beta", "beta_low", "beta_high", "source", "doubts",
-    "meaning", "damping", "relative_damping", "damping_reason", "measured_beta", "measured_r2", "scatter", "k1", "k2",
-    "n_above_noise", *(f"efficiency_{name}" for name in _STEPS), "best_exponent", "missing",
+    "meaning", "damping", "relative_damping", "damping_reason", "own_exponent", "own_low", "own_high", "own_determined",
+    "measured_beta", "null_beta", "k1", "k2", "n_signal", "n_resolved", "samples_needed",
+    *(f"decrease_{name}" for name in _STEPS), *(f"efficiency_{name}" for name in _STEPS), "nuclear_rank",
+    "stable_rank", "spectral_rule", "missing",
 )  # fmt: skip
 """Columns of an advice, in order."""
 
@@ -232,7 +234,7 @@ def advice_to_csv(advice: Advice) -> str:
 
 
 def _advised_values(layer: LayerAdvice) -> dict[str, Any]:
-    own, window, steps = layer.measured, layer.window, layer.efficiencies
+    own, window, steps, rule = layer.own, layer.window, layer.efficiencies, layer.spectral_rule
     values = {
         **_describe(layer.info),
         "treatment": layer.treatment.value,
@@ -244,18 +246,24 @@ def _advised_values(layer: LayerAdvice) -> dict[str, Any]:
         "damping": layer.damping,
         "relative_damping": layer.relative_damping,
         "damping_reason": layer.damping_reason,
-        "measured_beta": plain(own),
-        "scatter": layer.scatter,
-        "n_above_noise": layer.n_above_noise,
-        "best_exponent": layer.best_exponent,
+        "own_exponent": own if isinstance(own, Missing) else own.value,
+        "measured_beta": plain(layer.measured),
+        "null_beta": layer.null if isinstance(layer.null, Missing) else layer.null.value,
+        "n_signal": layer.n_signal,
+        "n_resolved": layer.n_resolved,
+        "samples_needed": layer.samples_needed,
+        "spectral_rule": rule if isinstance(rule, Missing) else rule.favours,
     }
     if isinstance(layer.interval, Interval):
         values |= {"beta_low": layer.interval.low, "beta_high": layer.interval.high}
     if not isinstance(own, Missing):
-        values["measured_r2"] = own.r2
+        values |= {"own_low": own.interval.low, "own_high": own.interval.high, "own_determined": own.determined}
+    if not isinstance(rule, Missing):
+        values |= {"nuclear_rank": rule.nuclear_rank, "stable_rank": rule.stable_rank}
     if not isinstance(window, Missing):
         values |= {"k1": window[0], "k2": window[1]}
     if not isinstance(steps, Missing):
+        values |= {f"decrease_{step.name}": step.decrease for step in steps}
         values |= {f"efficiency_{step.name}": step.efficiency for step in steps}
     return values
 

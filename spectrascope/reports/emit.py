@@ -47,7 +47,7 @@ def emit_torch(advice: Advice) -> str:
         f'    {{"params": [parameters.pop(name)], "beta": beta, "damping": damping{extra}}}',
         "    for name, (beta, damping) in exponents.items()",
         "]",
-        'groups.append({"params": list(parameters.values()), "beta": None})  # embeddings, heads, vectors: AdamW',
+        'groups.append({"params": list(parameters.values()), "beta": None})  # the rest: AdamW',
         "optimizer = SpectralNewton(groups, lr=0.02, scale_free=True, adamw_lr=1e-3)",
     ]
     return "\n".join(lines)
@@ -80,10 +80,13 @@ def _digits(parameter: ParameterExponent) -> float:
 
 def _comments(advice: Advice) -> list[str]:
     batch = advice.train_batch
-    steps = f"steps on {batch} samples with momentum 0.95" if isinstance(batch, int) else batch.reason
+    steps = f"steps on {batch} samples with momentum {advice.momentum:g}" if isinstance(batch, int) else batch.reason
+    left = [f"undetermined, without an exponent, so AdamW's unless you decide: {name}" for name in advice.undetermined]
     about = [
         f"exponents for spectrascope.optim.SpectralNewton, measured on {advice.model.id} and {advice.data.id}",
+        advice.known,
         f"damping for {steps}",
+        *left,
         *advice.notes,
     ]
     return [f"# {line}" for line in _single_lines(about)]

@@ -11,8 +11,8 @@ from spectrascope.reports.views.facts import describe_data, describe_model
 
 __all__ = ["build_advice"]
 
-_STEPS = ("0", "1", "beta", "2")
-_TITLES = {"0": "b = 0", "1": "b = 1", "beta": "b = β", "2": "b = 2", "best": "M⁻¹σ"}
+_STEPS = ("0", "1", "2", "recommended")
+_TITLES = {"0": "b = 0", "1": "b = 1", "2": "b = 2", "recommended": "use β", "best": "M⁻¹σ"}
 
 Line = tuple[str, Tone]
 
@@ -25,6 +25,7 @@ def build_advice(advice: Advice) -> Document:
     return Document(
         title="spectrascope: suggested exponents",
         facts=(
+            ("known", advice.known),
             *describe_model(advice.model),
             *describe_data(advice.data),
             ("damping", f"for {_batch(advice)}"),
@@ -37,7 +38,7 @@ def build_advice(advice: Advice) -> Document:
 
 def _batch(advice: Advice) -> str:
     batch = advice.train_batch
-    return f"steps on {batch:,} samples with momentum 0.95" if isinstance(batch, int) else batch.reason
+    return f"steps on {batch:,} samples with momentum {advice.momentum:g}" if isinstance(batch, int) else batch.reason
 
 
 def _layer_sheet(advice: Advice) -> Sheet:
@@ -51,12 +52,13 @@ def _layer_sheet(advice: Advice) -> Sheet:
         Column("from", right=False, drop_order=1),
         Column("meaning", right=False, drop_order=4),
         Column("damping", drop_order=3),
-        Column("measured β", drop_order=6),
-        Column("R²", drop_order=8),
+        Column("own b", drop_order=6),
+        Column("signal", drop_order=9),
+        *(Column(_TITLES[name], drop_order=5) for name in _STEPS[:3]),
+        Column("published β", drop_order=8),
+        Column("noise's β", drop_order=8),
+        Column("rule", right=False, drop_order=11),
         Column("window", drop_order=10),
-        Column("above noise", drop_order=11),
-        *(Column(_TITLES[name], drop_order=5) for name in _STEPS),
-        Column("best b", drop_order=7),
     )
     rows = tuple(_layer_row(layer, notes) for layer in advice.layers)
     return Sheet("Layers", columns, rows, notes.lines())
@@ -67,6 +69,8 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
     head = (layer.info.name, layer.info.role.value, f"{m}×{n}")
     if layer.treatment is Treatment.ADAMW:
         use = (notes.mark("AdamW", layer.reason), DASH, DASH, "stepped by AdamW", DASH)
+    elif layer.treatment is Treatment.UNDETERMINED:
+        use = (notes.mark("?", "; ".join((layer.reason, *layer.doubts))), DASH, DASH, "undetermined", DASH)
     else:
         use = (
             _or_dash(write(layer.beta)),
@@ -75,21 +79,22 @@ def _layer_row(layer: LayerAdvice, notes: Footnotes) -> Row:
             layer.meaning,
             _damping(layer, notes),
         )
-    own = layer.measured
-    measured = (
-        (notes.missing(own), DASH)
-        if isinstance(own, Missing)
-        else (f"{own.value:.2f} ±{own.interval.half_width:.2f}", f"{own.r2:.3f}")
-    )
-    window, above = layer.window, layer.n_above_noise
-    where = (
+    own, fit, null, rule, window = layer.own, layer.measured, layer.null, layer.spectral_rule, layer.window
+    exponent = notes.missing(own) if isinstance(own, Missing) else f"{own.value:.2f}" if own.determined else "?"
+    published = notes.missing(fit) if isinstance(fit, Missing) else f"{fit.value:.2f} ±{fit.interval.half_width:.2f}"
+    noise = notes.missing(null) if isinstance(null, Missing) else f"{null.low:.2f} to {null.high:.2f}"
+    cells = (
+        *head,
+        *use,
+        exponent,
+        _or_dash(layer.n_signal if isinstance(layer.n_signal, Missing) else str(layer.n_signal)),
+        *_efficiencies(layer, notes),
+        published,
+        noise,
+        DASH if isinstance(rule, Missing) else rule.favours,
         DASH if isinstance(window, Missing) else f"{window[0]}-{window[1]}",
-        DASH if isinstance(above, Missing) else str(above),
     )
-    best = layer.best_exponent
-    cells = (*head, *use, *measured, *where, *_efficiencies(layer, notes))
-    tone = Tone.QUIET if layer.treatment is Treatment.ADAMW else Tone.PLAIN
-    return Row((*cells, notes.show(write(best))), tone)
+    return Row(cells, Tone.PLAIN if layer.treatment is Treatment.SPECTRAL else Tone.QUIET)
 
 
 def _or_dash(text: str | Missing) -> str:
@@ -102,8 +107,6 @@ def _source(layer: LayerAdvice, notes: Footnotes) -> str:
     words = "the layer" if layer.source is BetaSource.LAYER else f"its {layer.source.value}"
     if layer.source is BetaSource.NETWORK:
         words = "the network"
-    if layer.source is BetaSource.USUAL:
-        words = "the paper"
     return notes.mark(words, "; ".join(layer.doubts)) if layer.doubts else words
 
 
@@ -112,14 +115,18 @@ def _damping(layer: LayerAdvice, notes: Footnotes) -> str:
     if isinstance(value, Missing):
         return DASH
     text = f"{value:.2g}"
-    return text if layer.damping_reason == "noise floor^beta" else notes.mark(text, layer.damping_reason)
+    return text if layer.damping_reason == "lowers the held-out loss most" else notes.mark(text, layer.damping_reason)
 
 
 def _efficiencies(layer: LayerAdvice, notes: Footnotes) -> tuple[str, ...]:
+    """Share of the best possible held-out decrease; the decrease itself where that is not known."""
     if isinstance(layer.efficiencies, Missing):
-        return tuple(notes.missing(layer.efficiencies) for _ in _STEPS)
-    found = {step.name: step.efficiency for step in layer.efficiencies}
-    return tuple(f"{100 * found[name]:.0f} %" if name in found else DASH for name in _STEPS)
+        return tuple(notes.missing(layer.efficiencies) for _ in _STEPS[:3])
+    found = {step.name: step for step in layer.efficiencies}
+    return tuple(
+        f"{step.decrease:.1e}" if isinstance(step.efficiency, Missing) else format_percent(step.efficiency)
+        for step in (found[name] for name in _STEPS[:3])
+    )
 
 
 def _group_sheet(advice: Advice) -> Sheet:
@@ -127,8 +134,8 @@ def _group_sheet(advice: Advice) -> Sheet:
         Column("group", right=False),
         Column("by", right=False),
         Column("layers"),
-        Column("trusted"),
-        Column("median β", strong=True),
+        Column("determined"),
+        Column("pooled b", strong=True),
         Column("interval", drop_order=1),
         Column("meaning", right=False, drop_order=2),
     )
@@ -144,11 +151,10 @@ def _validation_sheet(found: Validation) -> Sheet:
     columns = (
         Column("layer", right=False),
         Column("step", right=False),
-        Column("predicted decrease"),
+        Column("predicted, held out"),
         Column("measured decrease", strong=True),
-        Column("predicted efficiency", drop_order=2),
-        Column("measured efficiency", drop_order=2),
-        Column("length ÷ predicted", drop_order=1),
+        Column("predicted, same samples", drop_order=1),
+        Column("length ÷ predicted", drop_order=2),
     )
     rows = []
     for step in found.steps:
@@ -157,10 +163,9 @@ def _validation_sheet(found: Validation) -> Sheet:
                 (
                     step.layer,
                     _TITLES.get(step.name, step.name),
-                    f"{step.predicted:.2e}",
+                    DASH if isinstance(step.predicted_held_out, Missing) else f"{step.predicted_held_out:.2e}",
                     f"{step.measured:.2e}",
-                    format_percent(step.predicted_efficiency),
-                    format_percent(step.measured_efficiency),
+                    f"{step.predicted:.2e}",
                     f"{step.measured_length / step.predicted_length:.2f}",
                 )
             )
@@ -174,63 +179,58 @@ def _validation_sheet(found: Validation) -> Sheet:
 
 
 def _closing(advice: Advice) -> tuple[Line, ...]:
-    spectral = [layer for layer in advice.layers if layer.treatment is Treatment.SPECTRAL]
-    own = sum(layer.source is BetaSource.LAYER for layer in spectral)
     lines: list[Line] = [
         (
-            "T(σ; β) = σ / (σ^β + damping): β ≈ 0 is gradient descent, β ≈ 1 a Muon-like step of equal sizes, β ≈ 2 a "
-            "Newton-like one. The interval is the wider of the two 95 % intervals of the fit, widened because "
-            "directions and curvature come from the same samples, or the hull of these over the group it was taken "
-            "from.",
+            "T(σ; b) = σ / (σ^b + damping): b ≈ 0 is gradient descent, b ≈ 1 a Muon-like step of equal sizes, b ≈ 2 a "
+            "Newton-like one. Recommended is the b that lowers the loss most on samples that did not choose the "
+            "directions, of the weight itself or of its group together, with its jackknife interval. Published β and "
+            "noise's β stand beside it and decide nothing.",
             Tone.PLAIN,
         ),
         (
-            "b = … : how much of the best possible decrease in the window one step of that exponent gets, at its best "
-            "length, under the local quadratic model with the full curvature matrix. best b: the exponent that gets "
-            "most.",
+            "b = … : predicted decrease of the held-out loss of one step of that exponent at its best length, as a "
+            "share of the best combination of directions; in units of the loss where that is not known.",
             Tone.PLAIN,
         ),
         (
-            "Damping is relative to the gradient's Schatten 4-norm (about σ_1), as scale_free steps take it: the noise "
-            "floor to the power β.",
+            "Damping is relative to the gradient's Schatten 4-norm (about σ_1), as scale_free steps take it, chosen on "
+            "the same held-out numbers: 0.01 is none.",
             Tone.PLAIN,
         ),
-        (
-            "above noise: directions of the window whose σ is above the sampling noise of the gradient. The others are "
-            "damped, not left out: curvature along them is measured all the same.",
-            Tone.PLAIN,
-        ),
-        (f"{own} of {format_count(len(spectral), 'layer')} by their own measurement.", Tone.PLAIN),
     ]
-    if spectral and own * 2 < len(spectral):
+    if any(not isinstance(layer.spectral_rule, Missing) for layer in advice.layers):
         lines.append(
-            (
-                "Most layers could not be trusted on their own: more samples (--num-samples) narrow the intervals.",
-                Tone.WARNING,
-            )
+            ("rule: a spectral step where the gradient's nuclear rank exceeds its input's stable rank.", Tone.PLAIN)
         )
     if isinstance(advice.validation, Validation):
         lines += [(line, Tone.PLAIN) for line in _describe_validation(advice.validation)]
-    return tuple(lines)
+    return (*lines, _bottom_line(advice))
+
+
+def _bottom_line(advice: Advice) -> Line:
+    own = sum(layer.source is BetaSource.LAYER for layer in advice.layers)
+    pooled = sum(layer.treatment is Treatment.SPECTRAL for layer in advice.layers) - own
+    left = sum(layer.treatment is Treatment.UNDETERMINED for layer in advice.layers)
+    text = (
+        f"Of {format_count(own + pooled + left, 'weight')}, {own} get an exponent of their own, {pooled} one pooled "
+        f"over their group, {left} are undetermined."
+    )
+    return (text, Tone.WARNING if left else Tone.PLAIN)
 
 
 def _describe_validation(found: Validation) -> list[str]:
     def words(value: float | Missing) -> str:
         return f"not computed ({value.reason})" if isinstance(value, Missing) else f"{value:.2f}"
 
-    ranked = [step for step in found.steps if step.name in _STEPS]  # M⁻¹σ is the yardstick, not a prediction of rank
-    n_downhill = sum(step.measured > 0 for step in ranked)
-    by_step = ", ".join(f"{_TITLES.get(k, k)}: {words(v)}" for k, v in found.correlation_by_step.items())
-    lines = [
-        f"Predicted and measured efficiency correlate with r = {words(found.correlation)} over "
-        f"{format_count(len(ranked), 'step')} (over layers, {by_step}); the logarithms of the decreases with r = "
-        f"{words(found.correlation_decrease)} over the {n_downhill} that lowered the loss.",
+    def by_step(ratio: dict[str, float | Missing]) -> str:
+        return ", ".join(f"{_TITLES.get(name, name)}: {words(value)}" for name, value in ratio.items())
+
+    return [
+        f"The gain over gradient descent, predicted and measured, correlates in logarithms with r = "
+        f"{words(found.correlation_held_out)} where predicted on samples held out, r = {words(found.correlation)} on "
+        f"the same samples.",
+        f"Predicted over measured decrease (median): held out {by_step(found.ratio_held_out)}; same samples "
+        f"{by_step(found.ratio)}.",
         f"The exponent predicted to be best lowered the loss most, to within 5 %, on {found.best_agrees} of "
-        f"{format_count(found.n_layers, 'layer')}.",
+        f"{format_count(found.n_layers, 'weight')}.",
     ]
-    if found.on is ValidateOn.HELD_OUT:
-        lines.append(
-            "Where a step of larger b falls short on samples it was not measured on, its gain lay along directions "
-            "whose σ is sampling noise: more samples, or --validate-on measured for the quadratic model alone."
-        )
-    return lines
