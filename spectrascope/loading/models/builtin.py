@@ -17,9 +17,12 @@ from spectrascope.loading.models.named import NamedSource
 from spectrascope.loading.models.source import Architecture, Build, ModelRequest
 from spectrascope.loading.zoo import ZOO, ZooEntry, find_entry
 
-__all__ = ["BUILTIN", "EMBEDDED"]
+__all__ = ["BUILTIN", "EMBEDDED", "FIRST"]
 
 EMBEDDED = "digits-cnn"
+_STAGES = {"early": "digits_cnn_early.safetensors", "final": "digits_cnn.safetensors"}  # of its training
+FIRST = f"{EMBEDDED}@early"
+"""What is measured where nothing is named: at this stage most directions of its gradient are signal."""
 
 
 class _BuiltIn(NamedSource):
@@ -45,8 +48,13 @@ class _BuiltIn(NamedSource):
         return None if entry is None else _architecture(entry)
 
     def published(self, request: ModelRequest, architecture: Architecture, which: str | None) -> LoadedModel:
-        """The embedded network; the others have no weights."""
-        if request.spec != EMBEDDED:
+        """The embedded network, after half of its training or all of it; the others have no weights."""
+        if architecture.name == EMBEDDED and which is not None and which not in _STAGES:
+            raise LoadError(
+                f"{request.spec}: the embedded weights are {EMBEDDED}@early and {EMBEDDED}@final; {EMBEDDED}@none has "
+                "random ones"
+            )
+        if architecture.name != EMBEDDED:
             raise LoadError(
                 f"{request.spec}: built-in networks other than {EMBEDDED} have no weights of their own; pass a "
                 f"checkpoint with --arch {architecture.name}, or {architecture.name}@none for random weights"
@@ -55,10 +63,10 @@ class _BuiltIn(NamedSource):
             raise LoadError(
                 f"{EMBEDDED} has 10 outputs, not {request.num_classes}; use {EMBEDDED}@none or drop --num-classes"
             )
-        with resources.as_file(resources.files("spectrascope.data").joinpath("digits_cnn.safetensors")) as path:
+        with resources.as_file(resources.files("spectrascope.data").joinpath(_STAGES[which or "final"])) as path:
             checkpoint = read_checkpoint(path, headers_only=request.headers_only)
         network = fill(lambda: architecture.build(10), checkpoint.state_dict)
-        return finish(EMBEDDED, architecture, network, 10, weights="embedded", checkpoint=checkpoint)
+        return finish(request.spec, architecture, network, 10, weights="embedded", checkpoint=checkpoint)
 
 
 def _architecture(entry: ZooEntry) -> Architecture:

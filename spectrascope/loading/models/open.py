@@ -11,7 +11,7 @@ from spectrascope.errors import LoadError
 from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint
 from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.models.builtin import BUILTIN, EMBEDDED
+from spectrascope.loading.models.builtin import BUILTIN, FIRST
 from spectrascope.loading.models.factories import (
     FACTORIES,
     fill_factory,
@@ -53,7 +53,8 @@ def load_model(
     weights exist anywhere (``mini-gpt2``); both say so.
 
     Args:
-        spec: ``None`` or ``digits-cnn`` for the embedded network; a checkpoint file, or ``FILE::dotted.key`` for a
+        spec: ``None`` for the embedded network in mid-training, ``digits-cnn`` (``@early``, ``@final``) for it at the
+            stage named, the end if none; a checkpoint file, or ``FILE::dotted.key`` for a
             place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter; ``hf:org/name``;
             ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``;
             ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a
@@ -72,7 +73,7 @@ def load_model(
         NonFiniteError: a weight is NaN or infinite.
     """
     request = ModelRequest(
-        EMBEDDED if spec is None else spec, arch=arch, base=base, num_classes=num_classes, seed=seed,
+        FIRST if spec is None else spec, arch=arch, base=base, num_classes=num_classes, seed=seed,
         allow_download=allow_download, trust_remote_code=trust_remote_code, headers_only=headers_only,
     )  # fmt: skip
     source = _find_source(request.spec, SOURCES)
