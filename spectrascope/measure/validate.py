@@ -41,7 +41,8 @@ def advise_and_validate(
     """Measure on the first half of the samples, advise, and take every step, by default on the other half.
 
     Each measured weight is moved along -U diag(T) Vᵀ for b = 0, 1, 2, the recommended exponent where there is one, and
-    along the published model's best combination M⁻¹ sigma, everything else left as it was; a line search finds the length that lowers the loss most.
+    along the published model's best combination M⁻¹ sigma, everything else left as it was;
+    a line search finds the length that lowers the loss most.
     Weights are put back bit by bit.
 
     Args:

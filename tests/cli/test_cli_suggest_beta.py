@@ -36,7 +36,9 @@ def test_a_saved_report_needs_no_torch(saved: Path) -> None:
         capture_output=True, text=True, check=False, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "conv1.weight" in yaml.safe_load(done.stdout)["parameters"]
+    assert yaml.safe_load(done.stdout)["parameters"] == {}
+    assert "undetermined" in done.stdout
+    assert "conv1.weight" in done.stdout
 
 
 def test_numbers_are_those_of_the_library(saved: Path, report: Report, capsys) -> None:
@@ -73,7 +75,7 @@ def test_steps_taken_for_real(capsys) -> None:
 def test_output_goes_to_a_file(saved: Path, tmp_path: Path, capsys) -> None:
     target = tmp_path / "betas.yaml"
     assert _suggest(capsys, str(saved), "--emit", "yaml", "-o", str(target)) == ""
-    assert "conv1.weight" in yaml.safe_load(target.read_text(encoding="utf-8"))["parameters"]
+    assert "conv1.weight" in target.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
