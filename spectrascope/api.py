@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
@@ -15,6 +16,7 @@ from typing_extensions import Unpack
 from spectrascope.errors import OptionError
 from spectrascope.loading.checkpoints.momentum import momentum_of
 from spectrascope.losses import make_loss, task_of
+from spectrascope.measure.prepare import prepare, require_sensible
 from spectrascope.measure.run import run_probe
 from spectrascope.network.effective import unwrapped
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
@@ -33,7 +35,7 @@ from spectrascope.workload import (
     source_from_batches,
 )
 
-__all__ = ["decompose", "describe_source", "probe", "weights"]
+__all__ = ["decompose", "describe_source", "list_engines", "probe", "require_options", "weights"]
 
 
 class ProbeKeywords(TypedDict, total=False):
@@ -195,18 +197,7 @@ def _run(
     """Settle what the caller left open: number of samples, dtype, loss, provenance."""
     for unknown in given.keys() - _DEFAULTS.keys():
         raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
-    chosen: dict[str, Any] = {**_DEFAULTS, **given}
-    for option, kind in (
-        ("engine", EngineName),
-        ("estimate", Estimate),
-        ("labels", LabelSource),
-        ("gradient", GradientSource),
-    ):
-        try:
-            chosen[option] = kind(chosen[option])
-        except ValueError as error:
-            names = ", ".join(e.value for e in kind)
-            raise OptionError(f"{option} {chosen[option]!r}: expected one of {names}") from error
+    chosen = _with_kinds({**_DEFAULTS, **given})
     most = chosen["num_samples"]
     source = source_from_batches(batches, most)
     data_info = describe_source(source)
@@ -239,6 +230,68 @@ def _run(
         on_progress=on_progress or silent,
         momentum=momentum,
     )
+
+
+def _with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Turn words into members of their fixed lists."""
+    for option, kind in (
+        ("engine", EngineName),
+        ("estimate", Estimate),
+        ("labels", LabelSource),
+        ("gradient", GradientSource),
+    ):
+        try:
+            chosen[option] = kind(chosen[option])
+        except ValueError as error:
+            names = ", ".join(e.value for e in kind)
+            raise OptionError(f"{option} {chosen[option]!r}: expected one of {names}") from error
+    return chosen
+
+
+def require_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of :func:`probe` that are misspelt or out of range, before there is anything to measure.
+
+    Args:
+        options: keywords of :func:`probe`.
+
+    Raises:
+        OptionError: the first of them.
+
+    >>> require_options({"topk": 3})
+    Traceback (most recent call last):
+    spectrascope.errors.OptionError: no option 'topk': did you mean top_k?
+    """
+    for unknown in options.keys() - _DEFAULTS.keys():
+        close = difflib.get_close_matches(unknown, _DEFAULTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(_DEFAULTS)}"
+        raise OptionError(f"no option {unknown!r}: {hint}")
+    chosen = _with_kinds({**_DEFAULTS, **options})
+    momentum, dtype = chosen.pop("momentum"), chosen.pop("dtype")
+    if chosen["gradient"] is GradientSource.MOMENTUM and momentum is None:
+        raise OptionError("gradient 'momentum': pass momentum=, the optimizer or its buffers by parameter name")
+    try:
+        require_sensible(ProbeOptions(**chosen, dtype=dtype or "float32"))
+    except TypeError as error:
+        raise OptionError(f"an option has a value of the wrong type: {error}") from error
+
+
+def list_engines(
+    model: nn.Module, source: SampleSource, loss_fn: LossFunction | str | None, **options: Unpack[ProbeKeywords]
+) -> set[EngineName]:
+    """Say which engines :func:`probe` would use, from a forward pass of a few samples.
+
+    Args:
+        model: as for :func:`probe`, and so are the others.
+        source: the samples; the first of them are looked at.
+        loss_fn: the mean loss, or its name.
+        options: any of :func:`probe`.
+
+    Raises:
+        SpectrascopeError: it cannot be measured.
+    """
+    few = FirstSamples(source, min(4, source.n))
+    with prepare(_run("probe", model, few, loss_fn, None, {**options, "num_samples": None})) as ready:
+        return {choice.engine for choice in ready.choices}
 
 
 def weights(

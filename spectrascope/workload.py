@@ -92,7 +92,8 @@ class SampleSource(ABC):
             inputs, targets = self.fetch(start, min(start + chunk, self.n))
             for tensor in (*_tensors_of(inputs), targets):
                 sha.update(str((tensor.dtype, tuple(tensor.shape[1:]))).encode())
-                sha.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+                # by bytes: NumPy has no bfloat16
+                sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return sha.hexdigest()
 
 

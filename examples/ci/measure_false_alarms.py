@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +83,11 @@ def upper_bound(failures: int, trials: int) -> float:
     return 1.0 if failures == trials else float(special.betaincinv(failures + 1, trials - failures, 0.95))
 
 
+def of(numbers: Counter[str]) -> str:
+    """Say which numbers failed, and in how many comparisons."""
+    return "".join(f"; {number} {n}" for number, n in numbers.most_common())
+
+
 def main() -> None:
     """Measure, and print two small tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,26 +105,32 @@ def main() -> None:
     policy = default_policy()
 
     pairs = alarms = 0
+    numbers: Counter[str] = Counter()
     for one, other in disjoint_pairs(bench, range(given.first, given.first + given.partitions)):
         verdict = judge(other, one, policy, force=True)
         pairs += 1
         alarms += verdict.outcome is Outcome.FAIL
+        numbers.update({finding.number for finding in verdict.findings if finding.mark is Mark.FAILED})
     bound = f"at most {100 * upper_bound(alarms, pairs):.1f} % with 95 % confidence, were pairs independent"
-    print(f"false alarms: {alarms} of {pairs} pairs of disjoint batches of {given.batch} samples ({bound})")
+    print(
+        f"false alarms: {alarms} of {pairs} pairs of disjoint batches of {given.batch} samples ({bound}){of(numbers)}"
+    )
 
     for layer, noise in itertools.product(given.layer, given.noise):
         caught, named, accuracy = 0, 0, []
+        numbers = Counter()
         clean, noisy = bench.measure(1), bench.measure(1, layer, noise)
         for before, after in zip(clean, noisy, strict=True):
             verdict = judge(after, before, policy)
             failed = [finding for finding in verdict.findings if finding.mark is Mark.FAILED]
             caught += verdict.outcome is Outcome.FAIL
+            numbers.update({finding.number for finding in failed})
             named += any(finding.layer == layer for finding in failed)
             accuracy.append((before.provenance.accuracy, after.provenance.accuracy))
         means = [sum(column) / len(accuracy) for column in zip(*accuracy, strict=True)]
         print(
             f"noise {noise:g} in {layer}: caught on {caught} of {len(clean)} batches, that layer named on {named}; "
-            f"accuracy {means[0]:.3f} to {means[1]:.3f}"
+            f"accuracy {means[0]:.3f} to {means[1]:.3f}{of(numbers)}"
         )
 
 

@@ -9,6 +9,7 @@ from spectrascope.gating.conditions import is_number
 from spectrascope.gating.layers import pair_layers
 from spectrascope.gating.noise import NoiseMeter, StandardError
 from spectrascope.gating.numbers import (
+    BOTTOM_LINE,
     SUMMARY_HEADLINES,
     headlines,
     layer_value,
@@ -23,7 +24,7 @@ from spectrascope.records.values import Missing
 from spectrascope.reports.select import keep_layers
 from spectrascope.text import matches
 
-__all__ = ["compare"]
+__all__ = ["compare", "headline_changes"]
 
 STATUS = "status"
 """The number that stands for a layer's being there at all."""
@@ -82,6 +83,28 @@ def compare(
         n_compared=len(found),
         n_unchanged=len(found) - len(changed),
         paired=paired,
+        headlines=headline_changes(before, after, meter),
+    )
+
+
+def headline_changes(before: Report, after: Report, meter: NoiseMeter | None = None) -> tuple[Change, ...]:
+    """Put the numbers side by side that a bottom line speaks of: beta, step exponent, what is signal.
+
+    Args:
+        before: the older report.
+        after: the newer one.
+        meter: works out the sampling error of each change; none does without.
+    """
+    unasked = Missing("its sampling error was not asked for")
+    return tuple(
+        _change(
+            WHOLE_REPORT,
+            number,
+            report_value(before, number),
+            report_value(after, number),
+            unasked if meter is None else meter.of_report(number),
+        )
+        for number in BOTTOM_LINE
     )
 
 

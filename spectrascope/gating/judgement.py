@@ -7,13 +7,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from spectrascope.gating.changes import headline_changes
 from spectrascope.gating.conditions import Evidence, Judged, judge_rule, needs_baseline
 from spectrascope.gating.layers import LayerPair, check_layers, pair_layers
 from spectrascope.gating.noise import NoiseMeter
-from spectrascope.gating.numbers import is_of_report, layer_value, report_value
+from spectrascope.gating.numbers import Undetermined, is_of_report, layer_value, report_value
+from spectrascope.gating.policy import DEFAULT_RULES
 from spectrascope.gating.provenance import find_differences, is_same_batch, name_report
 from spectrascope.records.comparison import WHOLE_REPORT, Difference, Value
 from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.signal import NOT_HELD_OUT
 from spectrascope.records.values import Missing, RankComparison
 from spectrascope.records.verdict import Action, Finding, GatePolicy, Limit, Mark, Outcome, Rule, Verdict
 from spectrascope.reports.select import keep_layers
@@ -30,7 +33,9 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
 
     Reports that were made differently (other samples, precision, window, loss, or an estimate against an exact
     engine) are not compared unless forced: the verdict is then inconclusive. So is one whose checks could not be
-    made, or a gate without any check: only a check that was made can pass.
+    made, or a gate without any check: only a check that was made can pass. A step exponent that one side leaves
+    undetermined cannot be checked. The default policy's rules on what is signal are skipped, with a note, where the
+    baseline holds none of it: it is older, or was measured without.
 
     ``noise`` conditions share the policy's ``false_alarms`` equally (Bonferroni), which holds however the layers of
     one network depend on each other.
@@ -153,8 +158,18 @@ def _find_missing(check: _Check, policy: GatePolicy) -> Finding:
     """A number that is there on one side only, or on neither."""
     before, after, rule = check.before, check.after, check.rule
     nothing = Missing("not measured in both reports")
-    if isinstance(before, Missing) and isinstance(after, Missing):
+    if isinstance(before, Missing) and _of_signal(rule) and rule.text in DEFAULT_RULES:
+        mark, why, message = Mark.INFORMATIONAL, rule.text, f"skipped, the baseline has no value: {before.reason}"
+    elif NOT_HELD_OUT in (before, after):
+        mark = Mark.INFORMATIONAL if rule.text in DEFAULT_RULES else Mark.INCONCLUSIVE
+        which = "baseline" if before == NOT_HELD_OUT else "report"
+        why, message = rule.text, f"cannot be judged by this {which}: {NOT_HELD_OUT.reason}"
+    elif isinstance(before, Missing) and isinstance(after, Missing):
         mark, why, message = Mark.INFORMATIONAL, rule.text, f"measured in neither report: {after.reason}"
+    elif isinstance(before, Undetermined) or isinstance(after, Undetermined):
+        which, found = ("report", after) if isinstance(after, Undetermined) else ("baseline", before)
+        assert isinstance(found, Undetermined)
+        mark, why, message = Mark.INCONCLUSIVE, rule.text, f"cannot be judged, in the {which} it is {found.reason}"
     elif isinstance(after, Missing):
         mark, why = _MARK_OF[policy.failed], f"failed = {policy.failed.value}"
         message = f"not measured any more: {after.reason}"
@@ -165,6 +180,10 @@ def _find_missing(check: _Check, policy: GatePolicy) -> Finding:
     if rule.informational and mark is not Mark.PASSED:
         mark = Mark.INFORMATIONAL
     return Finding(mark, check.layer, rule.number, why, message, before, after, nothing, nothing, nothing)
+
+
+def _of_signal(rule: Rule) -> bool:
+    return rule.number.startswith("summary.signal.")
 
 
 def _describe(check: _Check, judged: Judged, change: float | Missing) -> str:
@@ -243,4 +262,5 @@ def _verdict(
         forced=forced,
         paired=paired,
         n_noise_checks=n_noise,
+        headlines=headline_changes(baseline, report),
     )

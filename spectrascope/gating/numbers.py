@@ -1,7 +1,11 @@
 """Reported numbers by name, as JSON spells them: ``beta``, ``beta.r2``, ``sigma[1]``, ``summary.beta_median``.
 
 Names are worked out from the records themselves, so whatever a later release reports can be named here at once; the
-headlines are those of :mod:`spectrascope.reports.fields`, which also reads what no record holds as one number.
+headlines are those of :mod:`spectrascope.reports.fields`, which also reads what no record holds as one number, and
+those that say what is signal.
+
+A step exponent that the samples do not determine is no number: it is :class:`Undetermined`, so that no rule can pass on
+it. Its predicted decrease stays one, as a fall to nothing is what a gate must see.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import cache
 from typing import Any, get_args, get_origin
@@ -17,26 +21,51 @@ from typing import Any, get_args, get_origin
 from spectrascope.errors import PolicyError
 from spectrascope.records.comparison import Value
 from spectrascope.records.report import Analysis, LayerReport, Measurement, Provenance, Report, Summary, SummaryGroup
+from spectrascope.records.signal import HeldOut, NullBeta, NullDraws, SignalSummary, StepExponent
 from spectrascope.records.values import LayerKind, Missing, PowerFit, RankComparison, RankModel, RankModelFit, Triangle
+from spectrascope.reports import fields as shown
 from spectrascope.reports.codec import RANK_TABLES, hints_of, is_union
-from spectrascope.reports.fields import headlines, named
+from spectrascope.reports.fields import named
 
 __all__ = [
-    "SUMMARY_HEADLINES", "canonical", "headlines", "is_of_report", "layer_value", "list_numbers", "report_value",
-    "require_known", "same_value",
+    "BOTTOM_LINE", "SUMMARY_HEADLINES", "Undetermined", "canonical", "headlines", "is_of_report", "layer_value",
+    "list_numbers", "report_value", "require_known", "same_value",
 ]  # fmt: skip
 
-SUMMARY_HEADLINES = ("loss", "accuracy", "summary.beta_median", "summary.triangle_error_median", "summary.n_ok",
+SUMMARY_HEADLINES = ("loss", "accuracy", "summary.signal.verdict", "summary.signal.step_exponent",
+                     "summary.signal.step_exponent.decrease", "summary.signal.n_resolved", "summary.signal.n_signal",
+                     "summary.beta_median", "summary.triangle_error_median", "summary.n_ok",
                      "summary.n_failed")  # fmt: skip
 """Numbers of a whole report that a comparison shows unless others are asked for."""
 
+BOTTOM_LINE = ("summary.signal.n_resolved", "summary.signal.step_exponent", "summary.signal.step_exponent.decrease",
+               "summary.beta_median")  # fmt: skip
+"""Numbers of a whole report that the bottom line of a gate or a comparison speaks of."""
+
+_SIGNAL_HEADLINES = ("held_out.step_exponent", "samples_needed.n_resolved", "held_out.step_exponent.decrease")
 _SHORT = {"rank_model": "rank_models.best", "r2": "beta.r2", "loss": "provenance.loss",
-          "accuracy": "provenance.accuracy"}  # fmt: skip
+          "accuracy": "provenance.accuracy", "step_exponent": "held_out.step_exponent",
+          "decrease": "held_out.step_exponent.decrease", "held_out_beta": "held_out.beta", "null_beta": "null.beta",
+          "n_resolved": "samples_needed.n_resolved", "samples_needed": "samples_needed.n_resolved"}  # fmt: skip
 _OF_REPORT = ("summary", "provenance")
 _FLATTENED = ("measurement", "analysis")  # JSON writes the fields of these parts of a layer side by side
-_STANDS_FOR = {PowerFit: "value", Triangle: "relative_error", RankComparison: "best"}  # a record named as a number
+_STANDS_FOR = {PowerFit: "value", StepExponent: "value", NullBeta: "value", Triangle: "relative_error",
+               RankComparison: "best"}  # fmt: skip  # a record named as a number
+_NEEDS_DETERMINED = ("value", "interval")  # of a step exponent
 _KEYED_BY = ("kind", "name", "model")  # fields that name the members of a list of records
 _TOKEN = re.compile(r"([^.\[\]]+)((?:\[\d+\])*)")
+
+
+@dataclass(frozen=True, slots=True)
+class Undetermined(Missing):
+    """A step exponent that was measured and that these samples do not determine."""
+
+
+def headlines() -> tuple[str, ...]:
+    """Names of the numbers of a layer that a comparison shows unless others are asked for: beta, and what is signal."""
+    first, *others = shown.headlines()
+    known = {canonical(name) for name in (first, *others)}
+    return (first, *(name for name in _SIGNAL_HEADLINES if name not in known), *others)
 
 
 def is_of_report(number: str) -> bool:
@@ -49,6 +78,8 @@ def canonical(number: str) -> str:
 
     >>> canonical("r2"), canonical("beta.value"), canonical("rank_models.best"), canonical("provenance.loss")
     ('beta.r2', 'beta', 'rank_model', 'loss')
+    >>> canonical("decrease"), canonical("null.beta.value")
+    ('held_out.step_exponent.decrease', 'null.beta')
     """
     full = _SHORT.get(number, number)
     for end in _STANDS_FOR.values():
@@ -58,7 +89,7 @@ def canonical(number: str) -> str:
 
 def layer_value(row: LayerReport, number: str) -> Value:
     """Return a number of a measured layer, or why this layer has none."""
-    if number in headlines():
+    if number in shown.headlines() and not _exists(number):  # worked out from several records
         value: Value = named(number).value(row)
         return value
     keys = _keys(number)
@@ -142,6 +173,8 @@ def _walk(value: Any, keys: list[str | int], number: str) -> Value:
     for place, key in enumerate(keys):
         if isinstance(value, Missing):
             return value
+        if isinstance(value, StepExponent) and key in _NEEDS_DETERMINED and not value.determined:
+            return _undetermined(value)
         if isinstance(value, RankComparison) and key in RANK_TABLES:  # JSON turns the three fits by ninety degrees
             model, *index = keys[place + 1 :]
             fit = next(item for item in value.fits if item.model.value == model)
@@ -168,7 +201,13 @@ def _name_of(item: Any) -> str:
     return str(name.value if isinstance(name, Enum) else name)
 
 
+def _undetermined(step: StepExponent) -> Undetermined:
+    return Undetermined(f"undetermined: {step.reason}")
+
+
 def _plain(value: Any, number: str) -> Value:
+    if isinstance(value, StepExponent) and not value.determined:
+        return _undetermined(value)
     if is_dataclass(value) and type(value) in _STANDS_FOR:
         value = getattr(value, _STANDS_FOR[type(value)])
     if isinstance(value, Enum):
@@ -234,7 +273,11 @@ def _holds_value(hint: Any, keys: list[str | int]) -> bool:
 def _all_names() -> tuple[str, ...]:
     """Names to suggest: those one or two steps deep."""
     names = [*_SHORT]
-    for owner, prefix in ((Measurement, ""), (Analysis, ""), (SummaryGroup, "summary."), (Summary, "summary.")):
+    owners = (
+        (Measurement, ""), (Analysis, ""), (HeldOut, "held_out."), (NullDraws, "null."), (SummaryGroup, "summary."),
+        (Summary, "summary."), (SignalSummary, "summary.signal."),
+    )  # fmt: skip
+    for owner, prefix in owners:
         for name, hint in hints_of(owner).items():
             if _holds_value(hint, []):
                 names.append(prefix + name)

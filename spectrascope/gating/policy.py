@@ -18,12 +18,19 @@ DEFAULT_RULES = (
     "alpha_g: +-0.1 or noise",
     "h[1]: +50% or +noise",
     "summary.beta_median: +-0.05 or noise",
+    "summary.signal.n_resolved: -20% or -noise",
+    "summary.signal.n_signal: -20% or -noise",
+    "summary.signal.step_exponent.decrease: -20% or -noise",
     "pr_h: +-20% or noise (informational)",
     "beta.r2: -0.1 (informational)",
     "rank_model: same (informational)",
     "loss: +10% (informational)",
 )
-"""A change counts if it is both larger than anyone should mind and more than the samples explain."""
+"""A change counts if it is both larger than anyone should mind and more than the samples explain.
+
+What is signal is judged by totals over all layers, and by its fall: fewer directions that noise would not give, and a
+step that promises less, are what the published beta does not show.
+"""
 
 POLICY_KEYS = ("rules", "extend-rules", "false-alarms", "missing", "failed", "new", "layers", "exclude")
 """Keys of a policy table."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from enum import Enum
 
 from spectrascope.records.comparison import Difference
 from spectrascope.records.report import LayerReport, Measurement, Report
@@ -15,9 +16,10 @@ __all__ = ["find_differences", "is_same_batch", "name_report"]
 def find_differences(before: Report, after: Report) -> tuple[Difference, ...]:
     """List how two reports were made differently, what forbids comparing them first.
 
-    Other samples, another precision, window of ranks or loss, and an estimate on one side (or another estimate on
-    the other) forbid it: the numbers would differ on the same network. Another device, release or exact engine is
-    noted only, and so are layers estimated alike on both sides, whose engine's errors add to those of the samples.
+    Other samples or labels, another precision, window of ranks or loss, directions of an optimizer's momentum on one
+    side, and an estimate on one side (or another estimate on the other) forbid it: the numbers would differ on the same
+    network. Another device, release or exact engine is noted only, and so are other folds, other samples for curvature,
+    and layers estimated alike on both sides, whose engine's errors add to those of the samples.
     Names of networks are not compared: a gate is there to compare two networks.
 
     Args:
@@ -54,6 +56,10 @@ def _forbidding(before: Report, after: Report) -> Iterator[Difference]:
         yield Difference("dtype", old.dtype, new.dtype, forbids=True, advice=f"measure with --dtype {old.dtype}")
     if old.loss_name.replace("_", "-") != new.loss_name.replace("_", "-"):  # the first release wrote cross_entropy
         yield Difference("loss", old.loss_name, new.loss_name, forbids=True, advice="measure both with the same --loss")
+    for what, words in (("labels", "--labels"), ("gradient", "--gradient")):
+        first, second = (getattr(report.options, what).value for report in (before, after))
+        if first != second:
+            yield Difference(what, first, second, forbids=True, advice=f"measure both with the same {words}")
     one, other = (f"ranks {report.options.min_rank} to {report.options.top_k}" for report in (before, after))
     if one != other:
         top_k = min(before.options.top_k, after.options.top_k)
@@ -114,6 +120,10 @@ def _worst_error(measurements: Sequence[Measurement]) -> str:
     return f"h +- up to {max(shares):.1%}" if shares else "error of h not stated"
 
 
+def _word(option: object) -> str:
+    return str(option.value if isinstance(option, Enum) else option)
+
+
 def _noted(before: Report, after: Report) -> Iterator[Difference]:
     old, new = before.provenance, after.provenance
     if before.schema_version != after.schema_version:
@@ -127,6 +137,10 @@ def _noted(before: Report, after: Report) -> Iterator[Difference]:
     if old.engines != new.engines:
         one, other = (", ".join(f"{name} on {n}" for name, n in sorted(run.engines.items())) for run in (old, new))
         yield Difference("engines", one, other, forbids=False)
+    for what in ("estimate", "folds", "curvature_samples", "null_draws"):
+        one, other = (_word(getattr(report.options, what)) for report in (before, after))
+        if one != other:
+            yield Difference(what.replace("_", " "), one, other, forbids=False)
     yield from _estimates(before, after)
     if isinstance(old.self_check, Missing) != isinstance(new.self_check, Missing):
         one, other = ("not made" if isinstance(run.self_check, Missing) else "passed" for run in (old, new))

@@ -10,7 +10,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from spectrascope.integrations.loggers import Log
-from spectrascope.integrations.monitor import CurvatureMonitor
+from spectrascope.integrations.monitor import CurvatureMonitor, make_monitor, require_monitor_options
 from spectrascope.workload import LossFunction
 
 __all__ = ["CurvatureTrainerCallback"]
@@ -27,6 +27,9 @@ class CurvatureTrainerCallback(TrainerCallback):
         logs: where metrics go.
         reports: folder for one report per probe.
         options: more of :class:`~spectrascope.integrations.monitor.CurvatureMonitor`.
+
+    Raises:
+        OptionError: one of ``options`` is misspelt or out of range.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class CurvatureTrainerCallback(TrainerCallback):
         reports: str | Path | None = None,
         **options: Any,
     ) -> None:
+        require_monitor_options(options)
         self._batches = batches
         self._loss_fn = loss_fn
         self._options = {"every": every, "budget": budget, "logs": logs, "reports": reports, **options}
@@ -55,8 +59,7 @@ class CurvatureTrainerCallback(TrainerCallback):
     ) -> None:
         """Make the monitor of the network that is about to train."""
         if model is not None and state.is_world_process_zero:
-            self.monitor = CurvatureMonitor(model, self._batches, self._loss_fn, **self._options)
-            self.monitor.start()
+            self.monitor = make_monitor(model, self._batches, self._loss_fn, **self._options)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Probe where a probe is due."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from spectrascope.integrations.loggers import Log
-from spectrascope.integrations.monitor import CurvatureMonitor
+from spectrascope.integrations.monitor import CurvatureMonitor, make_monitor, require_monitor_options
 from spectrascope.workload import LossFunction
 
 try:
@@ -34,6 +34,9 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
         logs: where metrics go besides the trainer's loggers.
         reports: folder for one report per probe.
         options: more of :class:`~spectrascope.integrations.monitor.CurvatureMonitor`.
+
+    Raises:
+        OptionError: one of ``options`` is misspelt or out of range.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
+        require_monitor_options(options)
         self._batches = batches
         self._loss_fn = loss_fn
         self._network = network
@@ -63,9 +67,8 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
             return
         model = pl_module if self._network is None else self._network(pl_module)
         logs = (*self._logs, _TrainerLog(trainer))
-        self.monitor = CurvatureMonitor(model, self._batches, self._loss_fn, logs=logs, **self._options)
         self._last = trainer.global_step
-        self.monitor.start()
+        self.monitor = make_monitor(model, self._batches, self._loss_fn, logs=logs, **self._options)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Probe where a probe is due; batches that only accumulate gradients are no steps."""

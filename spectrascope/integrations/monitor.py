@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,24 +16,32 @@ import torch
 from torch import nn
 
 from spectrascope.advice.trajectory import STEP_KEY
-from spectrascope.api import probe
-from spectrascope.errors import OptionError, SpectrascopeError
+from spectrascope.api import list_engines, probe, require_options
+from spectrascope.errors import OptionError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import Log
 from spectrascope.integrations.metrics import report_metrics
+from spectrascope.losses import make_loss, task_of
 from spectrascope.records.report import Report
+from spectrascope.records.signal import Estimate
+from spectrascope.records.values import EngineName
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.write import write_text_atomically
+from spectrascope.text import first_line
 from spectrascope.workload import LossFunction, silent, source_from_batches
 
-__all__ = ["CurvatureMonitor", "random_state_kept"]
+__all__ = ["CurvatureMonitor", "make_monitor", "random_state_kept", "require_monitor_options"]
+
+_LOG = logging.getLogger(__name__)
 
 
 class CurvatureMonitor:
     """Probe a network every so many steps of its training.
 
     Weights, gradients, buffers, optimizer, modes and the random state of torch, NumPy and Python are left as they were:
-    the training goes on bit for bit as without. Under ``torch.distributed`` only the process of rank 0 probes, the
+    the training goes on bit for bit as without, whatever fails: an error of the loss, the network, a log or this
+    package is a probe left out, with a warning through ``logging`` (logger ``spectrascope.integrations.monitor``), the first of
+    each kind. Under ``torch.distributed`` only the process of rank 0 probes, the
     others wait for it in their next collective call.
 
     Args:
@@ -50,10 +58,13 @@ class CurvatureMonitor:
         per_layer: log the numbers of each layer, not only medians and counts.
         num_samples: at most so many samples.
         clock: seconds that only increase.
-        options: more of :func:`spectrascope.probe`: ``top_k``, ``layers``, ``engine``, ….
+        options: more of :func:`spectrascope.probe`: ``top_k``, ``layers``, ``engine``, ``null_draws``,
+            ``curvature_samples``, …. ``estimate`` is ``both`` where the class-factor engine measures every weight,
+            whose sweeps take held-out directions along at little cost, and ``held-out`` elsewhere: there the published
+            beta would be a second pass, half of the probes that the budget pays for.
 
     Raises:
-        OptionError: ``every`` or ``budget`` is not positive.
+        OptionError: ``every`` or ``budget`` is not positive, or one of ``options`` is misspelt or out of range.
 
     Cost: nothing between probes but a comparison of two numbers; a probe costs what :func:`spectrascope.probe` does.
     """
@@ -75,6 +86,9 @@ class CurvatureMonitor:
     ) -> None:
         if every < 1:
             raise OptionError(f"every must be at least 1 step, got {every}")
+        require_options(options)
+        if isinstance(loss_fn, str):
+            make_loss(loss_fn, task=task_of(_bare(model)))
         self.model = model
         self.every = every
         self.budget = TimeBudget(budget, clock)
@@ -87,6 +101,7 @@ class CurvatureMonitor:
         self._options = options
         self._clock = clock
         self._steps = 0
+        self._warned: set[str] = set()
         with random_state_kept():  # a loader draws its order from the global generator
             self._source = source_from_batches(batches, num_samples)
         self._num_samples = num_samples
@@ -107,8 +122,8 @@ class CurvatureMonitor:
             step: number of steps taken so far; counted here when ``None``.
 
         Returns:
-            The report, where a probe was due, covered by the budget, and went well. A probe that fails is a warning:
-            training goes on.
+            The report, where a probe was due, covered by the budget, and went well. A probe that fails is logged as a
+            warning: training goes on.
         """
         self.budget.start()
         self._steps = self._steps + 1 if step is None else step
@@ -123,9 +138,9 @@ class CurvatureMonitor:
             return self._probe(self._steps, self.budget.left)
         except OutOfTimeError as error:
             self._skip(f"given up, as it would take some {error.expected:.2g} s, more than the time budget has left")
-        except SpectrascopeError as error:
-            warnings.warn(f"spectrascope: no probe at step {self._steps}: {error}", stacklevel=2)
-            self._skip(str(error))
+        except Exception as error:  # of the loss, the network, a log: whatever it is, the training goes on
+            self._warn(error)
+            self._skip(first_line(error))
         return None
 
     def measure(self, step: int | None = None) -> Report:
@@ -137,9 +152,12 @@ class CurvatureMonitor:
         return self._probe(self._steps if step is None else step, None)
 
     def close(self) -> None:
-        """Close the logs."""
+        """Close the logs; one that cannot be closed is a warning."""
         for log in self._logs:
-            log.close()
+            try:
+                log.close()
+            except Exception as error:
+                self._warn(error)
 
     def describe(self) -> str:
         """Say in a line how many probes were made and what they cost."""
@@ -157,6 +175,8 @@ class CurvatureMonitor:
         watch = silent if seconds is None else Deadline(seconds, self._clock)
         try:
             with random_state_kept(), torch.inference_mode(False), torch.enable_grad():
+                if "estimate" not in self._options:
+                    self._options["estimate"] = self._affordable_estimate()
                 report = probe(
                     _bare(self.model),
                     self._source,
@@ -175,6 +195,11 @@ class CurvatureMonitor:
         self.n_probes += 1
         return report
 
+    def _affordable_estimate(self) -> Estimate:
+        """Both where held-out directions ride along in the same sweeps, else those alone."""
+        engines = list_engines(_bare(self.model), self._source, self._loss_fn, **self._options)
+        return Estimate.BOTH if engines == {EngineName.GAUSS_NEWTON} else Estimate.HELD_OUT
+
     def _keep(self, step: int, report: Report) -> None:
         if self._reports is not None:
             write_text_atomically(self._reports / f"step-{step:08d}.json", report_to_json(report) + "\n")
@@ -186,7 +211,42 @@ class CurvatureMonitor:
     def _skip(self, reason: str) -> None:
         self.n_skipped += 1
         for log in self._logs:
-            log.note(self._steps, reason)
+            try:
+                log.note(self._steps, reason)
+            except Exception as error:
+                self._warn(error)
+
+    def _warn(self, error: Exception) -> None:
+        """Log the first error of each kind: a probe that fails every time must not flood the log of a training."""
+        kind = type(error).__name__
+        if kind not in self._warned:
+            self._warned.add(kind)
+            _LOG.warning("no probe at step %d: %s: %s", self._steps, kind, first_line(error))
+
+
+def require_monitor_options(options: Mapping[str, Any]) -> None:
+    """Refuse what a callback was given for its monitor, when the callback is made: long before training begins.
+
+    Args:
+        options: keywords of :class:`CurvatureMonitor` that are not the callback's own.
+
+    Raises:
+        OptionError: one of them is misspelt or out of range.
+    """
+    require_options({name: value for name, value in options.items() if name not in ("per_layer", "clock")})
+
+
+def make_monitor(
+    model: nn.Module, batches: object, loss_fn: LossFunction | str | None, **options: Any
+) -> CurvatureMonitor | None:
+    """Make a monitor of a network that is about to train, or log why there is none: the training goes on without."""
+    try:
+        monitor = CurvatureMonitor(model, batches, loss_fn, **options)
+    except Exception as error:
+        _LOG.warning("no probes in this training: %s: %s", type(error).__name__, first_line(error))
+        return None
+    monitor.start()
+    return monitor
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.network.layers import WeightLayer, find_layers
-from spectrascope.records.report import LayerInfo, SkippedLayer
+from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line
 from spectrascope.workload import Inputs, Run, Workload
 
@@ -87,6 +87,28 @@ def prepare_workload(run: Run) -> Workload:
     model, options = unwrapped(run.model), run.options
     first = next(model.parameters(), None)
     device = _device(options.device, first)
+    require_sensible(options)
+    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    if device.type == "mps" and dtype == torch.float64:
+        raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
+    if run.source.n < 1:
+        raise DataError("the dataset holds no samples")
+    loss_fn = run.loss_fn or usual_loss(model)
+    if parametrized_weights(model):
+        model = with_effective_weights(model)
+    tensors = [*model.parameters(), *model.buffers()]
+    moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
+    if moves:
+        model = copy_of(model).to(device, dtype)
+    return Workload(model, run.source, loss_fn, device, dtype)
+
+
+def require_sensible(options: ProbeOptions) -> None:
+    """Refuse options that are out of range, whatever the network.
+
+    Raises:
+        OptionError: the first of them.
+    """
     for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):
         if value < 1:
             raise OptionError(f"{name} {value}: must be at least 1")
@@ -103,19 +125,6 @@ def prepare_workload(run: Run) -> Workload:
         raise OptionError(f"folds {options.folds}: must be at least 2, so that one holds out the other")
     if options.dtype not in ("float32", "float64"):
         raise OptionError(f"--dtype {options.dtype!r}: expected float32 or float64")
-    dtype = torch.float64 if options.dtype == "float64" else torch.float32
-    if device.type == "mps" and dtype == torch.float64:
-        raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
-    if run.source.n < 1:
-        raise DataError("the dataset holds no samples")
-    loss_fn = run.loss_fn or usual_loss(model)
-    if parametrized_weights(model):
-        model = with_effective_weights(model)
-    tensors = [*model.parameters(), *model.buffers()]
-    moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
-    if moves:
-        model = copy_of(model).to(device, dtype)
-    return Workload(model, run.source, loss_fn, device, dtype)
 
 
 def _device(name: str, parameter: torch.Tensor | None) -> torch.device:

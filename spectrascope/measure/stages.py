@@ -249,6 +249,7 @@ def measure_curvature(found: FoundTargets, choices: Sequence[EngineChoice], run:
                 [found.targets[i].target(number, published=published) for i in alive],
                 options,
                 part.group_sizes,
+                options.seed + number,  # random vectors are not those of the other folds: errors must average out
                 _share_of(run.on_progress, before, len(part.places), n),
             )
             curvatures.measure([engines[i] for i in alive])
@@ -301,12 +302,14 @@ class _Curvatures:
         targets: Sequence[Target],
         options: ProbeOptions,
         groups: Groups,
+        seed: int,
         on_progress: OnProgress,
     ) -> None:
         self.workload = workload
         self.targets = targets
         self.options = options
         self.groups = groups
+        self.seed = seed
         self.on_progress = on_progress
         self.curvatures: list[Curvature | None] = [None] * len(targets)
         self.reasons: dict[str, str] = {}
@@ -321,7 +324,7 @@ class _Curvatures:
             if not indices:
                 continue
             runs = 1 + sum(bool(queues[later.name]) for later in ENGINES[place + 1 :])
-            results = make_engine(engine.name, forced_micro_batch(self.options), self.options.seed).measure_each(
+            results = make_engine(engine.name, forced_micro_batch(self.options), self.seed).measure_each(
                 self.workload,
                 [self.targets[i] for i in indices],
                 groups=self.groups,

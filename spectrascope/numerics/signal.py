@@ -50,6 +50,7 @@ __all__ = [
     "read_held_out",
     "read_null",
     "read_signal",
+    "replicate_steps",
     "samples_needed",
     "split_folds",
     "step_replicates",
@@ -320,19 +321,17 @@ def find_step_exponent(weights: Sequence[StepReplicates], n_groups: int) -> Step
         return Missing("no weight has held-out slopes")
     if n_groups < MIN_GROUPS:
         return too_few(n_groups, "sample group", "the interval of a step exponent", MIN_GROUPS)
+    found = replicate_steps(weights)
+    if isinstance(found, Missing):
+        return found
     total = np.sum([w.decrease for w in weights], axis=0)
-    without = np.sum([w.decrease_without for w in weights], axis=0)
-    allowed = np.where(_ALLOWED, total, np.nan)
-    if np.isnan(allowed).all():
-        return Missing("the curvature along the step is negative for every exponent")
-    place = int(np.nanargmax(allowed))
+    place, replicates, decreases = found
     value = float(round(_EXPONENTS[place], 2))
-    free = np.where(np.isnan(without), -np.inf, without)
-    spread = jackknife_stderr(_EXPONENTS[free.argmax(axis=1)])
+    spread = jackknife_stderr(replicates)
     assert not isinstance(spread, Missing)  # exponents on a grid are finite
     wide = interval_about(value, spread, dof=n_groups - 1)
     interval = Interval(min(max(wide.low, 0.0), value), max(min(wide.high, 3.0), value))
-    stderr = jackknife_stderr(without[:, place])
+    stderr = jackknife_stderr(decreases)
     decrease = float(total[place])
     reason = ""
     if not _falls_beyond_error(weights, n_groups):
@@ -351,6 +350,27 @@ def find_step_exponent(weights: Sequence[StepReplicates], n_groups: int) -> Step
         **{f"decrease_{b}": _at(total, b) for b in (0, 1, 2)},
         decrease_best=_sum_or_missing([w.best_of_all() for w in weights]),
     )
+
+
+def replicate_steps(weights: Sequence[StepReplicates]) -> tuple[int, Vector, Vector] | Missing:
+    """Find the best exponent of weights together, and leave out one sample group after the other.
+
+    Args:
+        weights: the predicted decreases of each weight, at least one.
+
+    Returns:
+        The place of the best exponent on its grid; without each group the exponent that is best then, free to leave
+        [0, 3], and the decrease for the one that is best on all samples, both (groups,). Missing where no step has
+        positive curvature.
+    """
+    total = np.sum([w.decrease for w in weights], axis=0)
+    without = np.sum([w.decrease_without for w in weights], axis=0)
+    allowed = np.where(_ALLOWED, total, np.nan)
+    if np.isnan(allowed).all():
+        return Missing("the curvature along the step is negative for every exponent")
+    place = int(np.nanargmax(allowed))
+    free = np.where(np.isnan(without), -np.inf, without)
+    return place, _EXPONENTS[free.argmax(axis=1)], without[:, place]
 
 
 def _falls_beyond_error(weights: Sequence[StepReplicates], n_groups: int) -> bool:

@@ -55,7 +55,8 @@ class Comparison:
     """Two reports side by side.
 
     ``changes`` come in the network's order, those of the whole report first. ``n_unchanged`` of the ``n_compared``
-    numbers are equal; they are in ``changes`` only if asked for.
+    numbers are equal; they are in ``changes`` only if asked for. ``headlines`` are the numbers of the whole reports
+    that the bottom line speaks of, changed or not.
     """
 
     before: str
@@ -65,6 +66,7 @@ class Comparison:
     n_compared: int
     n_unchanged: int
     paired: bool
+    headlines: tuple[Change, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from spectrascope.records.comparison import Difference, Value
+from spectrascope.records.comparison import Change, Difference, Value
 from spectrascope.records.values import SCHEMA_VERSION, Missing
 
 __all__ = [
@@ -148,7 +148,7 @@ class Verdict:
     ``findings`` holds every check, the worst first: failed, inconclusive, informational, passed, each by
     severity. ``differences`` is how the two reports were made differently; ``forced`` says that some of these
     would have refused the comparison. ``paired`` says that both saw the same samples, so that noise is judged on
-    the differences of sample groups.
+    the differences of sample groups. ``headlines`` are the numbers of the whole reports that the bottom line speaks of.
     """
 
     outcome: Outcome
@@ -161,6 +161,7 @@ class Verdict:
     forced: bool
     paired: bool
     n_noise_checks: int
+    headlines: tuple[Change, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def count(self, mark: Mark) -> int:

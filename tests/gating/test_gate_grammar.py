@@ -67,6 +67,10 @@ def test_one_number_has_one_name(name: str) -> None:
         ("summary.foo.beta_median: +-1", "no report holds"),
         ("rank_models.bic.cubic: +-1", "no report holds"),
         ("loss @ fc*: +-1", "loss belongs to the whole report"),
+        ("held_out.bta: +-1", "did you mean held_out.beta"),
+        ("step_exponnt: +-1", "did you mean step_exponent"),
+        ("summary.signal.n_resolvd: -1", "did you mean summary.signal.n_resolved"),
+        ("summary.signal.n_resolved @ fc*: -1", "belongs to the whole report"),
     ],
 )
 def test_malformed_rules(text: str, match: str) -> None:

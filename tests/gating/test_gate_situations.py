@@ -11,6 +11,7 @@ import pytest
 from spectrascope.cli import main
 from spectrascope.numerics.analysis import analyse
 from spectrascope.records.report import Report, SkippedLayer
+from spectrascope.records.signal import GradientSource, LabelSource
 from spectrascope.records.values import EngineName, LayerKind, LayerStatus, Missing
 from spectrascope.reports.json import report_to_json
 from tests.support.gate_reports import (
@@ -19,8 +20,10 @@ from tests.support.gate_reports import (
     measured,
     network,
     with_measurement,
+    with_options,
     with_rows,
     with_run,
+    with_signal,
     with_status,
     without,
 )
@@ -58,6 +61,14 @@ def _other_window(report: Report, top_k: int) -> Report:
     return replace(rows, options=replace(report.options, top_k=top_k))
 
 
+def _published(report: Report) -> Report:
+    """Nothing held out, by choice."""
+    why = Missing("only the published numbers were asked for")
+    rows = [replace(row, held_out=why, null=why) for row in report.layers]
+    rows = [replace(r, analysis=replace(r.analysis, n_signal=why, signal_share=why, samples_needed=why)) for r in rows]
+    return with_rows(report, lambda _: tuple(rows))
+
+
 def _estimated(report: Report, engine: EngineName = EngineName.GAUSS_NEWTON) -> Report:
     return with_measurement(report, LAYER, exact=False, engine=engine)
 
@@ -93,6 +104,11 @@ def _curved(report: Report, by: float) -> Report:
     return with_measurement(report, LAYER, sigma=tuple(s * exp(-by * k * k) for k, s in enumerate(m.sigma)))
 
 
+SIGNAL = with_signal(BASE)
+LESS_SIGNAL = with_signal(BASE, 1, resolved=2)
+NO_SIGNAL = with_signal(BASE, 2, resolved=0)
+PUBLISHED = _published(BASE)
+STEP_RULE = 'rules = ["summary.signal.step_exponent: +-0.5 or noise"]'
 DRIFTED = network(layer2_conv_weight={"beta": 2.3})
 FLAT_HEAD = with_measurement(BASE, "fc.weight", rank=3)
 FAILED = with_status(BASE, LAYER, LayerStatus.FAILED)
@@ -223,6 +239,77 @@ SITUATIONS = {
     ),
     "no rules": Situation(BASE, "inconclusive", policy="rules = []", says="nothing was compared"),
     "no layers": Situation(NOTHING, "inconclusive", baseline=NOTHING, says="nothing was compared"),
+    "the same signal": Situation(SIGNAL, "pass", baseline=SIGNAL, says="summary.signal.n_resolved"),
+    "as much signal on other samples, forced": Situation(
+        with_signal(network(1, "cd" * 32), 1), "pass", ("--force",), baseline=SIGNAL
+    ),
+    "fewer directions are resolved": Situation(LESS_SIGNAL, "fail", baseline=SIGNAL, says="summary.signal.n_resolved"),
+    "fewer directions than noise gives": Situation(
+        LESS_SIGNAL, "fail", baseline=SIGNAL, policy='rules = ["summary.signal.n_signal: -20% or -noise"]'
+    ),
+    "the step promises less": Situation(
+        LESS_SIGNAL,
+        "fail",
+        baseline=SIGNAL,
+        policy='rules = ["summary.signal.step_exponent.decrease: -20% or -noise"]',
+    ),
+    "nothing is signal any more": Situation(NO_SIGNAL, "fail", baseline=SIGNAL, says="undetermined: no exponent"),
+    "more signal is no regression": Situation(SIGNAL, "pass", baseline=LESS_SIGNAL),
+    "no signal in either": Situation(NO_SIGNAL, "pass", baseline=NO_SIGNAL, says="undetermined: no exponent"),
+    "an exponent that is undetermined now": Situation(
+        NO_SIGNAL, "inconclusive", baseline=SIGNAL, policy=STEP_RULE, says="in the report it is undetermined"
+    ),
+    "an exponent that was undetermined": Situation(
+        SIGNAL, "inconclusive", baseline=NO_SIGNAL, policy=STEP_RULE, says="in the baseline it is undetermined"
+    ),
+    "an exponent undetermined in both": Situation(
+        NO_SIGNAL, "inconclusive", baseline=NO_SIGNAL, policy=STEP_RULE, says="measured in neither report: undetermined"
+    ),
+    "an undetermined exponent against a bound": Situation(
+        NO_SIGNAL, "inconclusive", baseline=SIGNAL, policy='rules = ["step_exponent: min 0"]',
+        says="judged: undetermined",
+    ),
+    "an undetermined exponent is not the same": Situation(
+        NO_SIGNAL, "inconclusive", baseline=SIGNAL, policy='rules = ["step_exponent: same"]'
+    ),
+    "another exponent": Situation(
+        with_signal(BASE, exponent=2.0), "fail", baseline=SIGNAL, policy='rules = ["step_exponent: +-0.3 or noise"]'
+    ),
+    "an exponent of a layer": Situation(
+        with_signal(BASE, exponent=2.0), "fail", baseline=SIGNAL,
+        policy='rules = ["step_exponent @ fc*: +-0.3 or noise"]',
+    ),
+    "too few directions, bounded": Situation(
+        LESS_SIGNAL, "fail", baseline=SIGNAL, policy='rules = ["n_resolved: min 4"]', says="beyond the bound"
+    ),
+    "a baseline of version 1": Situation(
+        SIGNAL, "pass", says="skipped, the baseline has no value: the report was written before held-out numbers"
+    ),
+    "a baseline of version 1, a rule of one's own": Situation(
+        SIGNAL, "inconclusive", policy='rules = ["n_resolved: -1"]', says="cannot be judged by this baseline"
+    ),
+    "a report of version 1": Situation(BASE, "pass", baseline=SIGNAL, says="cannot be judged by this report"),
+    "a report of version 1, a rule of one's own": Situation(
+        BASE, "inconclusive", ("--rule", "summary.signal.n_signal: -1"), baseline=SIGNAL
+    ),
+    "a baseline without held-out numbers": Situation(
+        SIGNAL, "pass", baseline=PUBLISHED, says="skipped, the baseline has no value: only the published"
+    ),
+    "held out no more": Situation(PUBLISHED, "fail", baseline=SIGNAL, says="not measured any more"),
+    "shuffled labels": Situation(
+        with_options(SIGNAL, labels=LabelSource.SHUFFLED), "inconclusive", baseline=SIGNAL, says="labels"
+    ),
+    "momentum against the batch": Situation(
+        with_options(SIGNAL, gradient=GradientSource.MOMENTUM), "inconclusive", baseline=SIGNAL, says="gradient"
+    ),
+    "other folds": Situation(with_options(SIGNAL, folds=2), "pass", baseline=SIGNAL, says="folds"),
+    "noise of the signal without sample groups": Situation(
+        BASE, "inconclusive", baseline=SIGNAL, policy='rules = ["null.beta: noise"]', says="cannot be judged"
+    ),
+    "no known error of the null": Situation(
+        SIGNAL, "inconclusive", baseline=SIGNAL, policy='rules = ["null.beta: noise"]',
+        says="no sampling error is known for null.beta",
+    ),
     "only informational rules": Situation(BASE, "inconclusive", policy='rules = ["beta: +-1 (informational)"]'),
 }  # fmt: skip
 

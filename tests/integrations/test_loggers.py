@@ -10,6 +10,7 @@ import pytest
 from spectrascope.errors import OptionError
 from spectrascope.integrations.loggers import JsonLinesLog, TensorBoardLog, WandbLog
 from spectrascope.integrations.metrics import report_metrics
+from tests.support.gate_reports import network, with_signal
 from tests.support.made_up_reports import mixed_report
 
 METRICS = report_metrics(mixed_report())
@@ -24,6 +25,28 @@ def test_metrics_are_those_of_the_report() -> None:
     assert "curvature/beta/head.weight" not in METRICS  # not measured: no entry, no NaN
     assert "curvature/beta/dead.weight" not in METRICS
     assert not any("conv1" in name for name in report_metrics(report, per_layer=False))
+
+
+def test_what_is_signal_is_followed() -> None:
+    report = with_signal(network())
+    metrics, signal = report_metrics(report), report.summary.signal
+    assert metrics["curvature/step_exponent"] == signal.step_exponent.value
+    assert metrics["curvature/decrease"] == signal.step_exponent.decrease
+    assert metrics["curvature/n_resolved"] == signal.n_resolved == 40
+    assert metrics["curvature/n_signal"] == signal.n_signal
+    assert metrics["curvature/null_beta_median"] == signal.null_beta_median
+    row = report.layers[4]
+    assert metrics["curvature/step_exponent/fc.weight"] == row.held_out.step_exponent.value
+    assert metrics["curvature/decrease/fc.weight"] == row.held_out.step_exponent.decrease
+    assert metrics["curvature/n_resolved/fc.weight"] == 8
+    assert metrics["curvature/null_beta/fc.weight"] == row.null.beta.value
+
+
+def test_an_undetermined_exponent_has_no_entry() -> None:
+    metrics = report_metrics(with_signal(network(), resolved=0))
+    assert metrics["curvature/n_resolved"] == 0
+    assert not any("step_exponent" in name for name in metrics)
+    assert "curvature/step_exponent" not in METRICS  # of a report of version 1
 
 
 def test_json_lines_are_whole_and_appended(tmp_path: Path) -> None:

@@ -101,7 +101,9 @@ def test_mini_gpt2_trains_the_same_through_the_trainer(tmp_path: Path) -> None:
     assert callback.monitor.n_probes == 3
     lines = [json.loads(line) for line in log.path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [60, 120, 180]
-    assert all("curvature/beta/transformer.h.0.mlp.c_fc.weight" in line for line in lines)
+    # Smooth all along: the published beta would be a second pass, so that only held-out numbers are measured.
+    assert all("curvature/n_resolved/transformer.h.0.mlp.c_fc.weight" in line for line in lines)
+    assert not any("curvature/beta/transformer.h.0.mlp.c_fc.weight" in line for line in lines)
 
 
 def test_lightning_trains_the_same(tmp_path: Path) -> None:
@@ -262,17 +264,156 @@ class _Notes:
         pass
 
 
-def test_a_failing_probe_is_a_warning() -> None:
+def test_a_failing_probe_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     model = small_cnn()
     monitor = _monitor(model, every=1)
     monitor.step(1)
     with torch.no_grad():
         model[6].weight[0, 0] = float("nan")
-    with pytest.warns(UserWarning, match="no probe at step 2: parameter '6.weight' holds NaN"):
-        assert monitor.step(2) is None
+    assert monitor.step(2) is None
+    (message,) = caplog.messages
+    assert message.startswith("no probe at step 2: NonFiniteError: parameter '6.weight' holds NaN or infinity")
     with pytest.raises(SpectrascopeError, match="holds NaN"):
         monitor.measure()
     assert monitor.n_skipped == 1
+
+
+class _Broken(nn.Module):
+    """Fails once it is told to: as a network may that was changed behind the monitor's back."""
+
+    def __init__(self, inside: nn.Module) -> None:
+        super().__init__()
+        self.inside, self.fails = inside, False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fails:
+            raise KeyError("a layer that is not there")
+        return self.inside(x)
+
+
+def _loss_that_fails(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    torch.rand(3)
+    raise ZeroDivisionError("of the loss")
+
+
+class _BrokenLog(_Notes):
+    def write(self, step: int, metrics: object) -> None:
+        raise OSError("no space left on device")
+
+    def note(self, step: int, text: str) -> None:
+        raise OSError("no space left on device")
+
+    def close(self) -> None:
+        raise OSError("no space left on device")
+
+
+def _failing_monitor(kind: str, model: nn.Module) -> CurvatureMonitor:
+    inputs, labels = image_task()
+    options: dict[str, object] = {"every": 10, "budget": PLENTY, "num_samples": 48, "top_k": 3, "layers": ["6.weight"]}
+    loss_fn: object = torch.nn.functional.cross_entropy
+    if kind == "loss":
+        loss_fn = _loss_that_fails
+    elif kind == "forward":
+        model = _Broken(model)
+        model.fails, options["layers"] = True, []
+    elif kind == "inputs":
+        inputs = inputs[:, :, :5]  # the network does not take them
+    elif kind == "log":
+        options["logs"] = [_BrokenLog([])]
+    elif kind == "layers":
+        options["layers"] = ["no such layer"]
+    return CurvatureMonitor(model, (inputs, labels), loss_fn, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["loss", "forward", "inputs", "log", "layers"])
+def test_whatever_fails_the_training_goes_on_bit_for_bit(kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    monitors: list[CurvatureMonitor] = []
+
+    def watched(model: nn.Module):
+        monitors.append(_failing_monitor(kind, model))
+        return monitors[0].step
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a warning that is an error must not end the training either
+        assert same_weights(train_cnn(40), train_cnn(40, watched))
+    monitors[0].close()
+    assert (monitors[0].n_probes, monitors[0].n_skipped) == (0, 4)
+    assert len(caplog.messages) == 1  # four failures of one kind
+    assert caplog.messages[0].startswith("no probe at step 10: ")
+
+
+def test_an_interrupt_is_no_failure() -> None:
+    def interrupted(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monitor = _monitor(small_cnn(), every=1)
+    monitor._loss_fn = interrupted
+    monitor.budget.start()
+    with pytest.raises(KeyboardInterrupt):
+        monitor.step(1)
+
+
+def test_bfloat16_samples_are_measured() -> None:
+    images, labels = image_task()
+    model = small_cnn()
+    given = {"every": 1, "budget": PLENTY, "num_samples": 48, "top_k": 3, "layers": ["6.weight"]}
+    monitor = CurvatureMonitor(model, (images.bfloat16(), labels), "cross-entropy", **given)
+    rounded = CurvatureMonitor(model, (images.bfloat16().float(), labels), "cross-entropy", **given)
+    one, other = monitor.measure(1), rounded.measure(1)
+    assert one.layers[1].measurement.sigma == other.layers[1].measurement.sigma
+    assert one.provenance.data.digest != other.provenance.data.digest  # other bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"topk": 3}, "no option 'topk': did you mean top_k"),
+        ({"zzz": 3}, "no option 'zzz': expected some of num_samples, top_k"),
+        ({"estimate": "hold-out"}, "estimate 'hold-out': expected one of both, published, held-out"),
+        ({"null_draws": -1}, "null-draws -1: expected auto or a whole number"),
+        ({"curvature_samples": 0}, "curvature-samples 0: expected auto or all or a whole number"),
+        ({"top_k": "three"}, "an option has a value of the wrong type"),
+        ({"gradient": "momentum"}, "pass momentum="),
+    ],
+)
+def test_options_are_checked_when_the_monitor_is_made(options: dict, match: str) -> None:
+    from spectrascope.integrations.monitor import require_monitor_options
+
+    with pytest.raises(OptionError, match=match):
+        _monitor(small_cnn(), **options)
+    with pytest.raises(OptionError, match=match):
+        require_monitor_options({"per_layer": False, **options})
+
+
+def test_a_loss_that_is_misspelt_is_refused_at_once() -> None:
+    with pytest.raises(OptionError, match="cross-entrop"):
+        CurvatureMonitor(small_cnn(), image_task(), "cross-entropi")
+
+
+def test_a_callback_trains_on_where_no_monitor_can_be_made(caplog: pytest.LogCaptureFixture) -> None:
+    from spectrascope.integrations.monitor import make_monitor
+
+    assert make_monitor(small_cnn(), [], "cross-entropy") is None
+    assert caplog.messages[0].startswith("no probes in this training: DataError: batches: no samples found")
+
+
+@pytest.mark.parametrize(
+    ("activation", "estimate"), [(nn.ReLU, "both"), (nn.Tanh, "held-out")], ids=["class factors", "smooth"]
+)
+def test_what_is_measured_is_chosen_by_its_cost(activation: type, estimate: str) -> None:
+    def network() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), activation(), nn.Linear(8, 5))
+
+    report = _monitor(network()).measure(10)
+    assert report.options.estimate.value == estimate
+    assert all((len(row.measurement.h) > 0) == (estimate == "both") for row in report.layers if row.status == "ok")
+    asked = _monitor(network(), estimate="published", null_draws=0).measure(10)
+    assert asked.options.estimate.value == "published"
+    asked = _monitor(network(), estimate="both", null_draws=1, curvature_samples=32).measure(10)
+    (row, *_) = [row for row in asked.layers if isinstance(row, LayerReport)]
+    assert len(row.null.h) == 1
+    assert asked.options.curvature_samples == 32
 
 
 def test_budget_arithmetic() -> None:

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 
 from spectrascope.numerics.analysis import analyse
+from spectrascope.numerics.signal import read_signal, t_values, widen_groups
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.report import LayerReport, Measurement, Report, SkippedLayer
-from spectrascope.records.values import EngineName, LayerKind, LayerStatus
+from spectrascope.records.signal import HeldOut, NullDraws
+from spectrascope.records.values import EngineName, LayerKind, LayerStatus, Missing
 from tests.support.made_up_reports import make_info, make_report
 
 NAMES = ("conv1.weight", "layer1.conv.weight", "layer2.conv.weight", "layer3.conv.weight", "fc.weight")
@@ -69,6 +71,11 @@ def with_run(report: Report, **changes: Any) -> Report:
     return replace(report, provenance=replace(report.provenance, **changes))
 
 
+def with_options(report: Report, **changes: Any) -> Report:
+    """The report asked for with other options."""
+    return replace(report, options=replace(report.options, **changes))
+
+
 def with_measurement(report: Report, name: str, **changes: Any) -> Report:
     """The report with one layer measured differently and fitted again."""
 
@@ -99,3 +106,56 @@ def with_status(report: Report, name: str, status: LayerStatus) -> Report:
 def extended(report: Report, row: Any) -> Report:
     """The report with one more row."""
     return with_rows(report, lambda rows: (*rows, row))
+
+
+def held_out(
+    row: LayerReport, seed: int, *, resolved: int = 8, exponent: float = 1.2, noise: float = 0.15
+) -> LayerReport:
+    """Give a layer held-out numbers: slopes that are signal on the first ``resolved`` directions and noise beyond.
+
+    The decrease is largest for about ``exponent``: h on held-out samples is s·sigma^(exponent - 1) there.
+    """
+    rng = np.random.default_rng(seed)
+    m = row.measurement
+    sigma, groups = np.array(m.sigma), len(m.group_sizes)
+    k = len(sigma)
+    share = np.where(np.arange(k) < resolved, 0.8, 0.0)
+    slopes = share * sigma * (1 + noise * rng.standard_normal((groups, k)))
+    slopes += np.where(share > 0, 0.0, 1.0) * sigma * rng.standard_normal((groups, k))
+    h = 3 * sigma**exponent * (1 + noise * rng.standard_normal((groups, k)))
+    unread = Missing("not fitted yet")
+    held = HeldOut(
+        n_folds=4,
+        slopes=tuple(slopes.mean(0).tolist()),
+        t=tuple(t_values(widen_groups(slopes, sigma, m.group_sizes), m.group_sizes).tolist()),
+        h=tuple(h.mean(0).tolist()),
+        curvature_matrix=tuple(tuple(line) for line in np.diag(h.mean(0)).tolist()),
+        group_slopes=tuple(tuple(line) for line in slopes.tolist()),
+        group_h=tuple(tuple(line) for line in h.tolist()),
+        beta=unread,
+        step_exponent=unread,
+    )
+    level = sigma[resolved - 1] * 0.9 if resolved else sigma[0] * 1.5
+    draws = np.sort(level * (1 - 0.08 * rng.random(20)))
+    draws[-1] = level
+    null = NullDraws(
+        sigma_1=tuple(draws.tolist()),
+        quantile=float(level),
+        sigma=tuple(tuple((level * np.arange(1, k + 1) ** -0.5).tolist()) for _ in range(2)),
+        h=tuple(tuple((level * np.arange(1.0, k + 1) ** -1.0 * (1 + 0.01 * d)).tolist()) for d in range(2)),
+        beta=unread,
+        contains_beta=unread,
+    )
+    found, null_found, analysis = read_signal(m, held, null, row.analysis)
+    return replace(row, held_out=found, null=null_found, analysis=analysis)
+
+
+def with_signal(report: Report, seed: int = 0, **truth: Any) -> Report:
+    """The report with held-out numbers for every measured layer."""
+    return with_rows(
+        report,
+        lambda rows: tuple(
+            held_out(row, 1000 * seed + i, **truth) if isinstance(row, LayerReport) else row
+            for i, row in enumerate(rows)
+        ),
+    )

@@ -10,7 +10,7 @@ from spectrascope.records.verdict import Finding, Mark, Outcome, Verdict
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 
-__all__ = ["build_comparison", "build_verdict", "format_value"]
+__all__ = ["build_comparison", "build_verdict", "format_value", "say_comparison", "say_verdict"]
 
 _TONES = {
     Mark.FAILED: Tone.ALARM,
@@ -21,6 +21,13 @@ _TONES = {
 _WORDS = {Outcome.PASS: "PASSED", Outcome.FAIL: "FAILED", Outcome.INCONCLUSIVE: "INCONCLUSIVE"}
 _CLOSING = {Outcome.PASS: Tone.PLAIN, Outcome.FAIL: Tone.ALARM, Outcome.INCONCLUSIVE: Tone.WARNING}
 _WHOLE = "(whole report)"
+_RARE = 3.0
+_SPOKEN = {
+    "summary.beta_median": "published β",
+    "summary.signal.step_exponent": "step exponent",
+    "summary.signal.n_resolved": "directions resolved",
+    "summary.signal.step_exponent.decrease": "held-out decrease",
+}
 
 
 def build_verdict(verdict: Verdict, *, every: bool = False) -> Document:
@@ -60,6 +67,7 @@ def build_comparison(comparison: Comparison) -> Document:
         lines.append((text, Tone.PLAIN))
     if not comparison.comparable:
         lines.append(("The reports were made differently: changes need not come from the network.", Tone.WARNING))
+    lines.append((say_comparison(comparison), Tone.PLAIN))
     return Document(
         title="spectrascope compare",
         facts=(("before", comparison.before), ("after", comparison.after)),
@@ -101,7 +109,57 @@ def _conclude(verdict: Verdict) -> tuple[tuple[str, Tone], ...]:
         advice = [item.advice for item in verdict.differences if item.forbids and item.advice]
         lines += [(f"To compare: {text}.", Tone.PLAIN) for text in advice]
     lines.append((f"{_WORDS[verdict.outcome]}: {verdict.summary}.", _CLOSING[verdict.outcome]))
+    lines.append((say_verdict(verdict), _CLOSING[verdict.outcome]))
     return tuple(lines)
+
+
+def say_verdict(verdict: Verdict) -> str:
+    """Say the bottom line of a gate in a sentence: what has changed, and what the whole reports say."""
+    failed = [finding for finding in verdict.findings if finding.mark is Mark.FAILED]
+    if failed:
+        worst = failed[0]
+        what = f"{worst.number or 'status'} of {worst.layer or 'the whole report'}"
+        why = worst.message
+        text = f"Curvature is not what it was: {format_count(len(failed), 'check')} failed, the worst {what}: {why}"
+    elif verdict.outcome is Outcome.PASS:
+        text = "Nothing has changed by more than the rules allow or the samples explain"
+    else:
+        text = "Nothing is said of the network: what was to be checked could not be"
+    return f"{text}; {_sides(verdict.headlines)}." if verdict.headlines else f"{text}."
+
+
+def say_comparison(comparison: Comparison) -> str:
+    """Say the bottom line of a comparison in a sentence: what moved beyond its noise, and the reports' headlines."""
+    known = [change.stderrs for change in comparison.changes if not isinstance(change.stderrs, Missing)]
+    beyond = sum(abs(stderrs) > _RARE for stderrs in known)
+    if known:
+        text = f"{beyond} of {format_count(len(known), 'change')} with a known error {_exceeds(beyond)} 3 of it"
+    else:
+        text = "No change has a known sampling error"
+    return f"{text}; {_sides(comparison.headlines)}." if comparison.headlines else f"{text}."
+
+
+def _exceeds(n: int) -> str:
+    return "exceeds" if n == 1 else "exceed"
+
+
+def _sides(changes: Sequence[Change]) -> str:
+    return ", ".join(_side_by_side(change) for change in changes)
+
+
+def _side_by_side(change: Change) -> str:
+    """One number of both reports, as ``step exponent 1.15 to 1.02``."""
+    name = _SPOKEN.get(change.number, change.number)
+    one, other = (_spoken_value(value) for value in (change.before, change.after))
+    both = one if one == other else f"{one} to {other}"
+    stderrs = "" if isinstance(change.stderrs, Missing) else f" ({_signed(change.stderrs, '.1f')} stderr)"
+    return f"{name} {both}{stderrs}"
+
+
+def _spoken_value(value: Value) -> str:
+    if isinstance(value, Missing):
+        return "undetermined" if value.reason.startswith("undetermined") else "not known"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _findings_sheet(findings: Sequence[Finding]) -> Sheet:
