@@ -54,7 +54,7 @@ _RESOLVED_T = 3.0
 
 def step_numbers(rows: Sequence[LayerReport]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | Missing:
     """Step exponent and decrease without each sample group, (G,) each, of the weights together that were held out."""
-    from spectrascope.numerics.signal import replicate_steps, step_replicates
+    from spectrascope.numerics.steps import replicate_steps, step_replicates
 
     weights, sizes = [], set()
     for row in rows:

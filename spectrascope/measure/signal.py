@@ -25,7 +25,8 @@ from spectrascope.numerics.directions import (
     top_directions,
 )
 from spectrascope.numerics.rank_models import RESAMPLES, draw_group_counts
-from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values, widen_groups
+from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values
+from spectrascope.numerics.steps import widen_groups
 from spectrascope.records.signal import HeldOut, NullDraws, RankResamples
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import PickedSamples, SampleSource

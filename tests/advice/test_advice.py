@@ -19,7 +19,7 @@ from spectrascope.advice.evidence import (
     training_sigma,
 )
 from spectrascope.errors import OptionError
-from spectrascope.numerics.signal import pool_step_exponents
+from spectrascope.numerics.steps import pool_step_exponents
 from spectrascope.numerics.transfer import transfer
 from spectrascope.records.advice import Advice, BetaSource, LayerAdvice, Treatment
 from spectrascope.records.report import LayerReport, SkippedLayer

@@ -151,3 +151,22 @@ def test_large_matrices_and_few_groups_are_not_resampled(monkeypatch: pytest.Mon
     monkeypatch.setattr(signal, "RESAMPLED_UP_TO", 6)
     row = layers_of(spectrascope.decompose(model_of(relu), batch(), "cross-entropy", **OPTIONS))[1]
     assert row.rank_resamples == Missing("the gradient is not resampled where both sides of the matrix are above 6")
+
+
+def test_along_a_momentum_every_sample_is_held_out_here_too() -> None:
+    model = model_of(Mixed)
+    momentum = {name: torch.randn(p.shape, generator=torch.Generator().manual_seed(3)).double()
+                for name, p in model.named_parameters()}  # fmt: skip
+    options = {**OPTIONS, "momentum": momentum, "dtype": "float64"}
+    probed = spectrascope.probe(model, batch(), "cross-entropy", **options)
+    for row, one in zip(
+        layers_of(spectrascope.decompose(model, batch(), "cross-entropy", **options)), layers_of(probed), strict=True
+    ):
+        assert isinstance(row.held_out, HeldOut)
+        assert isinstance(one.held_out, HeldOut)
+        assert row.held_out.n_folds == 0
+        assert_close(row.held_out.t, one.held_out.t)
+        assert_close(row.held_out.h, one.held_out.h)
+        assert isinstance(row.decomposition, Decomposition)
+        assert isinstance(row.rank_resamples, Missing)
+        assert "momentum" in row.rank_resamples.reason

@@ -12,17 +12,15 @@ from hypothesis import strategies as st
 
 from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.signal import (
-    StepReplicates,
     count_signal,
     draw_signs,
-    find_step_exponent,
     fit_held_out_beta,
     null_quantile,
     samples_needed,
     split_folds,
     t_values,
-    widen_groups,
 )
+from spectrascope.numerics.steps import StepReplicates, find_step_exponent, widen_groups
 from spectrascope.records.signal import StepExponent
 from spectrascope.records.values import Missing, PowerFit
 from tests.support.planted_softmax import Batch, population

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from spectrascope.numerics.analysis import analyse
-from spectrascope.numerics.signal import read_signal, t_values, widen_groups
+from spectrascope.numerics.signal import read_signal, t_values
+from spectrascope.numerics.steps import widen_groups
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.report import LayerReport, Measurement, Report, SkippedLayer
 from spectrascope.records.signal import HeldOut, NullDraws

@@ -7,7 +7,8 @@ import numpy as np
 
 from spectrascope.numerics.alignment import align
 from spectrascope.numerics.analysis import analyse
-from spectrascope.numerics.signal import draw_signs, null_quantile, read_signal, t_values, widen_groups
+from spectrascope.numerics.signal import draw_signs, null_quantile, read_signal, t_values
+from spectrascope.numerics.steps import widen_groups
 from spectrascope.numerics.summary import summarise
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.decomposition import (
