@@ -251,9 +251,10 @@ def _advise_layer(candidate: _Candidate, pools: _Pools, noise: float, report: Re
     if found:
         beta = min(max(found[0].value, 0.0), LARGEST_EXPONENT)
         relative, damping_reason = find_damping(found[2], beta, noise)
-        damping = measured
         if isinstance(measured, LayerReport):
             damping = relative * schatten4(training_sigma(measured, noise)) ** beta
+        else:
+            damping = measured
     null = measured if isinstance(measured, Missing) else measured.null
     return LayerAdvice(
         info=row.info,

@@ -210,10 +210,11 @@ class NoiseMeter:
 
     def _of_signal(self, number: str) -> StandardError | Missing:
         """The same of all layers together."""
-        rows = [_rows_of(report, None) for report in self._reports]
+        before, after = (_rows_of(report, None) for report in self._reports)
         if number in (STEP, DECREASE):
-            return self._of_steps(*rows, number)
-        return _independent([total_stderr(found, number) for found in rows], [found[0] for found in rows if found])
+            return self._of_steps(before, after, number)
+        errors = [total_stderr(rows, number) for rows in (before, after)]
+        return _independent(errors, [rows[0] for rows in (before, after) if rows])
 
     def _of_steps(
         self, before: Sequence[LayerReport], after: Sequence[LayerReport], number: str

@@ -80,7 +80,7 @@ def entry_replicates(row: LayerReport, number: str) -> NDArray[np.float64] | Mis
     """``held_out.slopes[k]``, ``held_out.h[k]`` or ``signal_share[k]`` without each sample group; None for others."""
     import numpy as np
 
-    from spectrascope.numerics.signal import widen_groups
+    from spectrascope.numerics.steps import widen_groups
 
     entry = _ENTRY.fullmatch(number)
     if entry is None:

@@ -40,8 +40,8 @@ class CurvatureMonitor:
 
     Weights, gradients, buffers, optimizer, modes and the random state of torch, NumPy and Python are left as they were:
     the training goes on bit for bit as without, whatever fails: an error of the loss, the network, a log or this
-    package is a probe left out, with a warning through ``logging`` (logger ``spectrascope.integrations.monitor``), the first of
-    each kind. Under ``torch.distributed`` only the process of rank 0 probes, the
+    package is a probe left out, with a warning through ``logging`` (logger ``spectrascope.integrations.monitor``),
+    the first of each kind. Under ``torch.distributed`` only the process of rank 0 probes, the
     others wait for it in their next collective call.
 
     Args:

@@ -93,6 +93,11 @@ def prepare_workload(run: Run) -> Workload:
         raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
     if run.source.n < 1:
         raise DataError("the dataset holds no samples")
+    most = options.curvature_samples
+    if most not in ("auto", "all") and int(most) < min(options.groups, run.source.n):
+        raise OptionError(
+            f"--curvature-samples {most}: expected at least one for each of the {options.groups} sample groups"
+        )
     loss_fn = run.loss_fn or usual_loss(model)
     if parametrized_weights(model):
         model = with_effective_weights(model)

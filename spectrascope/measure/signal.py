@@ -25,6 +25,7 @@ from spectrascope.numerics.directions import (
     top_directions,
 )
 from spectrascope.numerics.rank_models import RESAMPLES, draw_group_counts
+from spectrascope.numerics.sample_groups import MIN_GROUPS
 from spectrascope.numerics.signal import draw_signs, null_quantile, split_folds, t_values
 from spectrascope.numerics.steps import widen_groups
 from spectrascope.records.signal import HeldOut, NullDraws, RankResamples
@@ -174,7 +175,7 @@ def find_signal_target(
     n, sizes = sum(deal.sizes), deal.sizes
     found: list[Directions] = []
     held_out: Tensor | None = None
-    if folds and deal.n_groups >= 4 and len(deal.parts) > 1:
+    if folds and deal.n_groups >= MIN_GROUPS and len(deal.parts) > 1:
         total = mean.to(by_group.device, torch.float64) * n
         for part in deal.parts:
             own = _combine(by_group, [float(size) if g in part.groups else 0.0 for g, size in enumerate(sizes)])
@@ -183,7 +184,11 @@ def find_signal_target(
         k = min(d.k for d in found)
         found = [d.pick(range(k)) for d in found]
         held_out = torch.cat([_slopes(by_group, d, p.groups) for p, d in zip(deal.parts, found, strict=True)])
-    draws = draw_signs(deal.n_groups, max(NULL_SIGMA_DRAWS, nulls), seed) if deal.n_groups >= 4 else np.zeros((0, 1))
+    draws = (
+        draw_signs(deal.n_groups, max(NULL_SIGMA_DRAWS, nulls), seed)
+        if deal.n_groups >= MIN_GROUPS
+        else np.zeros((0, 1))
+    )
     noise = (_combine(by_group, (row / deal.n_groups).tolist()) for row in draws)
     sigma, chosen = [], []
     for i, draw in enumerate(noise):
@@ -251,6 +256,12 @@ def _slopes(by_group: Tensor, directions: Directions, groups: range) -> Tensor:
     return torch.stack([(by_group[g].double() @ right * left).sum(0) for g in groups]).cpu()
 
 
+def _why_not_held_out(deal: Deal) -> Missing:
+    if len(deal.parts) < 2 and deal.n_groups >= MIN_GROUPS:
+        return Missing("no samples were held out: see --estimate")
+    return Missing(f"held-out slopes need at least {MIN_GROUPS} sample groups, the batch has {deal.n_groups}")
+
+
 def no_curvature(target: SignalTarget, part: Part, engine: EngineName) -> Curvature:
     """What stands for a fold's curvature where none was asked for: no directions."""
     inside = target.slopes[part.groups.start : part.groups.stop, :0]
@@ -300,7 +311,7 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
         exact=measured[0].exact,
         stderr=stderr,
     )
-    held_out: HeldOut | Missing = Missing("held-out slopes need at least 4 sample groups")
+    held_out: HeldOut | Missing = _why_not_held_out(deal)
     unread = Missing("not fitted yet")
     if target.held_out is not None:
         where = whole if target.is_momentum else held  # where nothing was chosen, everything is held out

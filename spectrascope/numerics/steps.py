@@ -140,6 +140,8 @@ def find_step_exponent(weights: Sequence[StepReplicates], n_groups: int) -> Step
     """
     if not weights:
         return Missing("no weight has held-out slopes")
+    if all(w.slopes.size < 2 for w in weights):
+        return Missing("one direction: every exponent makes the same step")
     if n_groups < MIN_GROUPS:
         return too_few(n_groups, "sample group", "the interval of a step exponent", MIN_GROUPS)
     found = replicate_steps(weights)
@@ -239,6 +241,7 @@ def pool_step_exponents(layers: Sequence[LayerReport]) -> StepExponent | Missing
 
 
 def share_of(row: LayerReport) -> tuple[float, ...]:
+    """Share of each direction of the window that is signal; nothing where no samples were held out."""
     return () if isinstance(row.analysis.signal_share, Missing) else row.analysis.signal_share
 
 
@@ -265,6 +268,7 @@ def step_replicates(
 
 
 def widened_slopes(held_out: HeldOut, sigma: ArrayLike, sizes: Sequence[int]) -> Table:
+    """Held-out slopes by sample group, with the scatter that their mean over folds really has."""
     if held_out.n_folds == 0:  # the directions came from elsewhere: no sample chose them
         return np.asarray(held_out.group_slopes, dtype=np.float64)
     return widen_groups(held_out.group_slopes, as_vector(sigma, "sigma")[: len(held_out.slopes)], sizes)

@@ -303,7 +303,7 @@ SITUATIONS = {
         with_options(SIGNAL, gradient=GradientSource.MOMENTUM), "inconclusive", baseline=SIGNAL, says="gradient"
     ),
     "other folds": Situation(with_options(SIGNAL, folds=2), "pass", baseline=SIGNAL, says="folds"),
-    "noise of the signal without sample groups": Situation(
+    "noise of what this report does not hold": Situation(
         BASE, "inconclusive", baseline=SIGNAL, policy='rules = ["null.beta: noise"]', says="cannot be judged"
     ),
     "no known error of the null": Situation(
