@@ -120,3 +120,10 @@ def test_refusals(tmp_path: Path) -> None:
         parameter_groups(_model(), tmp_path / "missing.yaml")
     with pytest.raises(ValueError, match=r"'head\.\*' matches none of the 9 parameters"):
         parameter_groups(_model(), adamw=["head.*"])
+
+
+def test_matrices_without_an_exponent_take_muons_only_if_asked() -> None:
+    model = _model()
+    *_, muon, rest = parameter_groups(model, EXPONENTS, default_beta=1.0)
+    assert (_names(model, muon), muon["beta"]) == ({"4.weight"}, 1.0)
+    assert "0.weight" in _names(model, rest)
