@@ -135,11 +135,7 @@ def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
 def _with_matching_labels(workload: Workload) -> Workload:
     """Check shapes on a few samples, and have labels checked as they are read."""
     inputs, targets = workload.fetch(0, min(2, workload.source.n))
-    try:
-        with torch.no_grad():
-            output = workload.forward(inputs)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        raise DataError(f"the model does not accept {_describe(inputs)}: {first_line(error)}") from error
+    workload, output = _first_output(workload, inputs)
     n_classes = _n_classes(output, targets)
     if n_classes is not None:
         workload = replace(workload, n_classes=n_classes)
@@ -155,6 +151,21 @@ def _with_matching_labels(workload: Workload) -> Workload:
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
     return workload
+
+
+def _first_output(workload: Workload, inputs: Inputs) -> tuple[Workload, object]:
+    """Run the network for the first time; one that takes gradients inside its forward pass needs grad mode for it."""
+    refused = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+    try:
+        with torch.no_grad():
+            return workload, workload.forward(inputs)
+    except refused as error:
+        with_grad = replace(workload, differentiates=True)
+        try:
+            with torch.no_grad():
+                return with_grad, with_grad.forward(inputs)
+        except refused:
+            raise DataError(f"the model does not accept {_describe(inputs)}: {first_line(error)}") from error
 
 
 def _n_classes(output: object, targets: torch.Tensor) -> int | None:
