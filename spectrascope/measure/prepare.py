@@ -13,7 +13,7 @@ import torch
 from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
-from spectrascope.losses import usual_loss
+from spectrascope.losses import WeightedByClass, class_weights_of, usual_loss
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
 from spectrascope.network.layers import WeightLayer, find_layers
@@ -55,7 +55,7 @@ def prepare(run: Run) -> Iterator[Ready]:
     with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
-            workload = _with_matching_labels(workload)
+            workload = _with_whole_batch_weights(_with_matching_labels(workload))
             require_deterministic(workload)
             require_mean_loss(workload)
             workload = with_fastest_format(workload)
@@ -151,6 +151,20 @@ def _with_matching_labels(workload: Workload) -> Workload:
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
     return workload
+
+
+def _with_whole_batch_weights(workload: Workload) -> Workload:
+    """Have class weights divided by their sum over the whole batch, whichever samples are looked at."""
+    weights = class_weights_of(workload.loss_fn)
+    if weights is None or workload.fetch(0, 1)[1].is_floating_point():  # of class probabilities it is a plain mean
+        return workload
+    total, weights = 0.0, weights.detach().double().cpu()
+    for start in range(0, workload.source.n, 64):
+        labels = workload.fetch(start, min(start + 64, workload.source.n))[1].cpu()
+        total += float(weights[labels[labels != workload.loss_fn.ignore_index]].sum())  # type: ignore[attr-defined]
+    if not total > 0:
+        raise DataError("the class weights of all labels of the batch are zero: the loss is not defined")
+    return replace(workload, loss_fn=WeightedByClass(workload.loss_fn, total / workload.source.n))  # type: ignore[arg-type]
 
 
 def _first_output(workload: Workload, inputs: Inputs) -> tuple[Workload, object]:
