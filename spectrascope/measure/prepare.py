@@ -15,7 +15,13 @@ from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import WeightedByClass, class_weights_of, usual_loss
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
-from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
+from spectrascope.network.guards import (
+    held_still,
+    require_deterministic,
+    require_finite_weights,
+    require_mean_loss,
+    require_whole_weights,
+)
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.records.report import LayerInfo, SkippedLayer
 from spectrascope.text import first_line
@@ -83,6 +89,7 @@ def prepare_workload(run: Run) -> Workload:
         DataError: there are no samples.
     """
     model, options = unwrapped(run.model), run.options
+    require_whole_weights(model)
     first = next(model.parameters(), None)
     device = _device(options.device, first)
     for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):

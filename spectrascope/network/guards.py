@@ -9,11 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
 from spectrascope.workload import Inputs, Workload
 
-__all__ = ["held_still", "require_deterministic", "require_finite_weights", "require_mean_loss"]
+__all__ = [
+    "held_still",
+    "require_deterministic",
+    "require_finite_weights",
+    "require_mean_loss",
+    "require_whole_tensor",
+    "require_whole_weights",
+]
 
 
 @contextlib.contextmanager
@@ -21,7 +29,8 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
-    ``.grad`` of every parameter, buffers (values and identity), hooks (none are added), the random state of the
+    ``.grad`` of every parameter, its values (networks write them too: ``Embedding(max_norm=…)`` does in every forward
+    pass, and other places may; a copy of the weights is small beside their summed gradients), buffers (values and identity), hooks (none are added), the random state of the
     CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
     language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
     """
@@ -30,6 +39,7 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     grads = [p.grad for p in parameters]
+    values = [(p.data, None if isinstance(p, UninitializedParameter) else p.detach().clone()) for p in parameters]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -61,6 +71,13 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
                 p.requires_grad_(flag)
                 p.grad = grad
             with torch.no_grad():
+                for p, (data, kept) in zip(parameters, values, strict=True):
+                    if kept is None:
+                        continue
+                    if p.data_ptr() != data.data_ptr():
+                        p.data = data
+                    if not _same(p, kept):
+                        p.copy_(kept)
                 for module, name, buffer, value in buffers:
                     if not _same(buffer, value):
                         buffer.copy_(value)
@@ -156,6 +173,43 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
     for parent in (backends.cudnn, backends.mkldnn):
         places += [getattr(parent, op) for op in ("conv", "rnn", "matmul") if hasattr(parent, op)]
     return [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
+
+
+_SHARDED_TENSORS = frozenset({"DTensor", "FlatParameter"})
+_SHARDED_MODULES = frozenset({"FSDPModule", "FullyShardedDataParallel"})
+
+
+def require_whole_weights(model: nn.Module) -> None:
+    """Refuse a network whose weights are spread over processes, before anything of it is touched.
+
+    Told by the names of classes, so that ``torch.distributed`` is not imported.
+
+    Raises:
+        UnsupportedModelError: says how to gather the weights.
+    """
+    for name, module in model.named_modules():
+        if _SHARDED_MODULES & {kind.__name__ for kind in type(module).__mro__}:
+            raise _sharded(f"the module {name or type(module).__name__!r} is sharded by FSDP")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        require_whole_tensor(name, tensor)
+
+
+def require_whole_tensor(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of which this process holds a part.
+
+    Raises:
+        UnsupportedModelError: says how to gather it.
+    """
+    kinds = {kind.__name__ for kind in (*type(tensor).__mro__, *type(getattr(tensor, "data", tensor)).__mro__)}
+    if _SHARDED_TENSORS & kinds:
+        raise _sharded(f"the weight {name!r} is spread over processes ({type(tensor).__name__})")
+
+
+def _sharded(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{what}: gather the whole weights with torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True)), load them into a plain copy of the network, and measure that"
+    )
 
 
 def require_finite_weights(model: nn.Module) -> None:
