@@ -321,7 +321,7 @@ def _storage(tensor: Tensor) -> int:
 
 def _is_again(known: Tensor, tensor: Tensor) -> bool:
     """Whether two objects are one tensor to autograd."""
-    return (
+    return bool(
         known.grad_fn is tensor.grad_fn
         and known.output_nr == tensor.output_nr
         and known.shape == tensor.shape

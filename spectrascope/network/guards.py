@@ -29,9 +29,9 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
-    ``.grad`` of every parameter, its values (networks write them too: ``Embedding(max_norm=…)`` does in every forward
-    pass, and other places may; a copy of the weights is small beside their summed gradients), buffers (values and identity), hooks (none are added), the random state of the
-    CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
+    ``.grad`` of every parameter, its values (networks write them too: ``Embedding(max_norm=…)`` does in every
+    forward pass; a copy is small beside the summed gradients), buffers (values and identity), hooks (none are added),
+    the random state of the CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
     language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
     """
     modules = list(model.modules())
@@ -172,6 +172,8 @@ def _without_padding_rows(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal entry by entry, NaN counting as equal to NaN."""
+    if a.layout is not torch.strided:
+        return a is b or (a.layout is b.layout and torch.equal(a.to_dense(), b.to_dense()))
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
 
 
@@ -198,6 +200,15 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
     for parent in (backends.cudnn, backends.mkldnn):
         places += [getattr(parent, op) for op in ("conv", "rnn", "matmul") if hasattr(parent, op)]
     return [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
+
+
+def _numbers(tensor: Tensor) -> Tensor:
+    """The numbers stored in a tensor, of a sparse one (the adjacency of a graph network) those that are not zero."""
+    if tensor.layout is torch.strided:
+        return tensor
+    if tensor.layout is torch.sparse_coo:
+        return tensor.coalesce().values()
+    return tensor.values()
 
 
 _SHARDED_TENSORS = frozenset({"DTensor", "FlatParameter"})
@@ -247,9 +258,10 @@ def require_finite_weights(model: nn.Module) -> None:
         for name, tensor in named:
             if not tensor.is_floating_point():
                 continue
-            fine = torch.isfinite(tensor)
+            numbers = _numbers(tensor)
+            fine = torch.isfinite(numbers)
             if kind == "buffer":
-                fine |= torch.isneginf(tensor)  # attention masks are kept as buffers
+                fine |= torch.isneginf(numbers)  # attention masks are kept as buffers
             if not bool(fine.all()):
                 bad = int((~fine).sum())
                 raise NonFiniteError(
@@ -308,7 +320,7 @@ def joined(parts: Sequence[Inputs]) -> Inputs:
     """Put samples after one another."""
     if isinstance(parts[0], Tensor):
         return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index, call-overload]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index]
 
 
 def _part(inputs: Inputs, rows: slice) -> Inputs:
