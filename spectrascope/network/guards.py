@@ -31,8 +31,9 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
     ``.grad`` of every parameter, its values (networks write them too: ``Embedding(max_norm=…)`` does in every
     forward pass; a copy is small beside the summed gradients), buffers (values and identity), hooks (none are added),
-    the random state of the CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of
-    Hugging Face language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
+    the random state of the CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value
+    cache of Hugging Face language models, gradient checkpointing, the padding row of embedding tables, the fused
+    kernels of recurrent layers.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
