@@ -24,6 +24,8 @@ __all__ = [
     "Loss",
     "MaskedLM",
     "MeanSquaredError",
+    "WeightedByClass",
+    "class_weights_of",
     "loss_label",
     "make_loss",
     "require_labels_below",
@@ -165,6 +167,50 @@ class MaskedLM(Loss):
         return functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
+@dataclass(frozen=True)
+class WeightedByClass:
+    """Cross-entropy with class weights as a mean over samples: Σ w_i ℓ_i / Σ w_i over the whole batch.
+
+    torch divides by the weights of the samples it is handed, so that losses of micro-batches do not average to that of
+    the batch. Divided by the mean weight of the *whole* batch instead, every sample is a term of its own, and all
+    engines measure the loss that the user passed.
+    """
+
+    loss: nn.CrossEntropyLoss | nn.NLLLoss
+    mean_weight: float
+    """Σ w_i / N, over all labelled positions of all N samples."""
+
+    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
+        """Mean over the samples given, a scalar."""
+        weight = None if self.loss.weight is None else self.loss.weight.to(scores)
+        ignored = self.loss.ignore_index
+        if isinstance(self.loss, nn.NLLLoss):
+            total = functional.nll_loss(scores, targets, weight, ignore_index=ignored, reduction="sum")
+        else:
+            smoothing = self.loss.label_smoothing
+            total = functional.cross_entropy(
+                scores, targets, weight, ignore_index=ignored, label_smoothing=smoothing, reduction="sum"
+            )
+        return total / (len(targets) * self.mean_weight)
+
+    @property
+    def ignore_index(self) -> int:
+        """The label that stands for none."""
+        return self.loss.ignore_index
+
+    @property
+    def __name__(self) -> str:
+        """What the report calls it."""
+        return f"{type(self.loss).__name__} (class weights)"
+
+
+def class_weights_of(loss_fn: Any) -> Tensor | None:
+    """The class weights that a loss of torch divides by, ``None`` where it does not."""
+    if type(loss_fn) in (nn.CrossEntropyLoss, nn.NLLLoss) and loss_fn.reduction == "mean":
+        return loss_fn.weight  # type: ignore[no-any-return]
+    return None
+
+
 _USUAL = {
     Task.IMAGE_CLASSIFICATION: LossName.CROSS_ENTROPY,
     Task.SEQUENCE_CLASSIFICATION: LossName.CROSS_ENTROPY,
@@ -224,7 +270,7 @@ def loss_label(loss_fn: Any) -> str:
 
 def takes_scores(loss_fn: Any) -> bool:
     """Whether a loss wants scores rather than the model's raw output: ours do, and torch's own."""
-    return isinstance(loss_fn, Loss) or getattr(loss_fn, "__module__", "").startswith("torch.nn")
+    return isinstance(loss_fn, (Loss, WeightedByClass)) or getattr(loss_fn, "__module__", "").startswith("torch.nn")
 
 
 def require_labels_below(targets: Tensor, n_classes: int) -> None:

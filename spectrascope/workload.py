@@ -192,7 +192,8 @@ class Workload:
     ``loss_fn`` is a mean over samples; the model is in whatever mode its owner left it.
 
     ``n_classes`` is the number of class scores the model gives, where labels must lie below it;
-    ``channels_last`` the memory order in which images are handed to the model.
+    ``channels_last`` the memory order in which images are handed to the model. ``differentiates``: the model takes
+    gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it.
     """
 
     model: nn.Module
@@ -202,6 +203,7 @@ class Workload:
     dtype: torch.dtype
     n_classes: int | None = None
     channels_last: bool = False
+    differentiates: bool = False
 
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Fetch samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
@@ -225,7 +227,8 @@ class Workload:
     def forward(self, inputs: Inputs, model: nn.Module | None = None) -> Any:
         """Run the model (or a copy of it): what it returns, or the scores in it if the loss wants just those."""
         model = self.model if model is None else model
-        output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
+        with torch.set_grad_enabled(self.differentiates or torch.is_grad_enabled()):
+            output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
         return scores_of(output) if takes_scores(self.loss_fn) else output
 
     def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:

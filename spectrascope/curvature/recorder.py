@@ -132,6 +132,8 @@ class Recorder(TorchDispatchMode):
         self.refused: dict[int, str] = {}
         self._with_autograd = with_autograd
         self._current = WeakIdKeyDictionary()
+        self._leaves = {id(weight): 1 << index for index, weight in enumerate(weights)}
+        self._reached: dict[Any, int] = {}
         self._held: dict[int, _Held] = {}
         self._stale: set[int] = set()
         self._n_weights = len(weights)
@@ -222,6 +224,8 @@ class Recorder(TorchDispatchMode):
             # Made by a Python autograd.Function, whose backward need not match the operations seen inside it.
             self.refuse(self._mask(range(len(self.values))), "a Python autograd.Function is used")
         if number is None:
+            number = self._find_again(tensor)
+        if number is None:
             return None
         value = self.values[number]
         constant = self._with_autograd and not (tensor.requires_grad and tensor.is_floating_point())
@@ -231,6 +235,43 @@ class Recorder(TorchDispatchMode):
             self.refuse(value.dep, "an alias of an activation is changed in place")
         value.gradient_edge()
         return number
+
+    def _find_again(self, tensor: Tensor) -> int | None:
+        """Number of a tensor that came as a new object, ``None`` for a constant.
+
+        Autograd hands an operation that saved its *output* (tanh, exp, softmax) a fresh object, when the network takes
+        a gradient inside its forward pass: the same memory, the same ``grad_fn``. What is not found so but hangs on a
+        weight, by autograd's own graph, cannot be followed; taken for a constant it would give wrong numbers.
+        """
+        if not self._with_autograd or not tensor.requires_grad or tensor.grad_fn is None:
+            return None
+        held = self._held.get(_storage(tensor), _Held())
+        for number in reversed(held.values):
+            known = self.values[number].tensor
+            if known is not None and _is_again(known, tensor):
+                self._current[tensor] = number
+                return number
+        self.refuse(self._weights_behind(tensor.grad_fn), "autograd hands the network a tensor that was not recorded")
+        return None
+
+    def _weights_behind(self, grad_fn: Any) -> int:
+        """Which weights a result depends on by autograd's graph."""
+        todo = [grad_fn]
+        while todo:
+            node = todo[-1]
+            if node in self._reached:
+                todo.pop()
+                continue
+            below = [after for after, _ in node.next_functions if after is not None]
+            missing = [after for after in below if after not in self._reached]
+            if missing:
+                todo += missing
+                continue
+            mask = self._leaves.get(id(getattr(node, "variable", None)), 0)
+            for after in below:
+                mask |= self._reached[after]
+            self._reached[node] = mask
+        return self._reached[grad_fn]
 
     def _new_value(self, tensor: Tensor, dep: int) -> Value:
         held = self._held.setdefault(_storage(tensor), _Held())
@@ -278,6 +319,17 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
+def _is_again(known: Tensor, tensor: Tensor) -> bool:
+    """Whether two objects are one tensor to autograd."""
+    return bool(
+        known.grad_fn is tensor.grad_fn
+        and known.output_nr == tensor.output_nr
+        and known.shape == tensor.shape
+        and known.stride() == tensor.stride()
+        and known.storage_offset() == tensor.storage_offset()
+    )
+
+
 def _tensors_in(item: Any) -> Iterator[Tensor]:
     if isinstance(item, Tensor):
         yield item
@@ -308,7 +360,7 @@ class Recording(Recorder):
     def release(self) -> None:
         """Let go of every tensor that only recording needed."""
         self._current = WeakIdKeyDictionary()
-        self._held = {}
+        self._held, self._reached = {}, {}
         for value in self.values:
             value.tensor = value.edge = None
 

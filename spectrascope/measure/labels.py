@@ -84,9 +84,10 @@ def _draw(workload: Workload, start: int, stop: int, generator: torch.Generator)
     scores, targets = scores.detach().cpu().double(), targets.detach().cpu().clone()
     if isinstance(loss, BinaryCrossEntropy):
         return (torch.rand(targets.shape, generator=generator) < scores.reshape(targets.shape).sigmoid()).to(targets)
-    if targets.is_floating_point() or bool(getattr(loss, "label_smoothing", False)):
+    plain = getattr(loss, "weight", None) is None and not getattr(loss, "label_smoothing", 0.0)
+    if targets.is_floating_point() or not plain:
         raise OptionError(
-            f"--labels model needs a loss of class labels without smoothing: {getattr(loss, 'label', 'this loss')} has "
+            f"--labels model needs a loss of class labels without weights or smoothing: {getattr(loss, 'label', 'this loss')} has "
             "no labels that a softmax could draw; try --labels shuffled"
         )
     aligned, labelled = loss.labelled(scores, targets) if isinstance(loss, Loss) else (scores, targets)

@@ -13,10 +13,16 @@ import torch
 from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
-from spectrascope.losses import usual_loss
+from spectrascope.losses import WeightedByClass, class_weights_of, usual_loss
 from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
-from spectrascope.network.guards import held_still, require_deterministic, require_finite_weights, require_mean_loss
+from spectrascope.network.guards import (
+    held_still,
+    require_deterministic,
+    require_finite_weights,
+    require_mean_loss,
+    require_whole_weights,
+)
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line
@@ -56,10 +62,10 @@ def prepare(run: Run) -> Iterator[Ready]:
     with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
-            workload = _with_matching_labels(workload)
+            workload = relabel(_with_matching_labels(workload), options.labels, options.seed)
+            workload = _with_whole_batch_weights(workload)
             require_deterministic(workload)
             require_mean_loss(workload)
-            workload = relabel(workload, options.labels, options.seed)
             workload = with_fastest_format(workload)
             choices = choose_engines(workload, layers, options.engine, options.top_k)
             run.on_progress("check", 1, 1)
@@ -85,6 +91,7 @@ def prepare_workload(run: Run) -> Workload:
         DataError: there are no samples.
     """
     model, options = unwrapped(run.model), run.options
+    require_whole_weights(model)
     first = next(model.parameters(), None)
     device = _device(options.device, first)
     require_sensible(options)
@@ -160,11 +167,7 @@ def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
 def _with_matching_labels(workload: Workload) -> Workload:
     """Check shapes on a few samples, and have labels checked as they are read."""
     inputs, targets = workload.fetch(0, min(2, workload.source.n))
-    try:
-        with torch.no_grad():
-            output = workload.forward(inputs)
-    except (RuntimeError, ValueError, TypeError, AssertionError, IndexError) as error:
-        raise DataError(f"the model does not accept {_describe(inputs)}: {first_line(error)}") from error
+    workload, output = _first_output(workload, inputs)
     n_classes = _n_classes(output, targets)
     if n_classes is not None:
         workload = replace(workload, n_classes=n_classes)
@@ -180,6 +183,35 @@ def _with_matching_labels(workload: Workload) -> Workload:
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
     return workload
+
+
+def _with_whole_batch_weights(workload: Workload) -> Workload:
+    """Have class weights divided by their sum over the whole batch, whichever samples are looked at."""
+    weights = class_weights_of(workload.loss_fn)
+    if weights is None or workload.fetch(0, 1)[1].is_floating_point():  # of class probabilities it is a plain mean
+        return workload
+    total, weights = 0.0, weights.detach().double().cpu()
+    for start in range(0, workload.source.n, 64):
+        labels = workload.fetch(start, min(start + 64, workload.source.n))[1].cpu()
+        total += float(weights[labels[labels != workload.loss_fn.ignore_index]].sum())  # type: ignore[attr-defined]
+    if not total > 0:
+        raise DataError("the class weights of all labels of the batch are zero: the loss is not defined")
+    return replace(workload, loss_fn=WeightedByClass(workload.loss_fn, total / workload.source.n))  # type: ignore[arg-type]
+
+
+def _first_output(workload: Workload, inputs: Inputs) -> tuple[Workload, object]:
+    """Run the network for the first time; one that takes gradients inside its forward pass needs grad mode for it."""
+    refused = (RuntimeError, ValueError, TypeError, AssertionError, IndexError)
+    try:
+        with torch.no_grad():
+            return workload, workload.forward(inputs)
+    except refused as error:
+        with_grad = replace(workload, differentiates=True)
+        try:
+            with torch.no_grad():
+                return with_grad, with_grad.forward(inputs)
+        except refused:
+            raise DataError(f"the model does not accept {_describe(inputs)}: {first_line(error)}") from error
 
 
 def _n_classes(output: object, targets: torch.Tensor) -> int | None:

@@ -16,6 +16,7 @@ from spectrascope.errors import OptionError
 from spectrascope.measure.inspect import inspect_headers
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.guards import require_whole_tensor, require_whole_weights
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.fits import fit_alpha_g
 from spectrascope.numerics.rank_models import compare_rank_models
@@ -74,6 +75,7 @@ def measure_network_weights(
         UnsupportedModelError: the model holds quantized weights.
     """
     model = unwrapped(model)
+    require_whole_weights(model)
     if parametrized_weights(model):
         model = with_effective_weights(model)
     rows = find_layers(model, options.layers, options.exclude, split_fused=options.split_fused)
@@ -107,6 +109,8 @@ def measure_tensors(
     Raises:
         OptionError: no tensor could be a weight, or a glob matches none.
     """
+    for name, tensor in tensors.items():
+        require_whole_tensor(name, tensor)
     headers = inspect_headers(dict(tensors), why, options=ProbeOptions(), model_info=model_info)
     items: list[Item] = []
     names = [row.info.name for row in headers.weights if len(row.info.stored_shape) > 1]

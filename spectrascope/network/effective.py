@@ -25,9 +25,11 @@ _OLD_STYLE = ("WeightNorm", "SpectralNorm")  # forward pre-hooks of torch.nn.uti
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``, in any nesting.
+    """The network inside ``torch.compile``, ``DataParallel``, ``DistributedDataParallel`` and ``AveragedModel``.
 
-    Compiled code has no second derivative, and wrappers change every weight's name.
+    In any nesting, compiled submodules too. Compiled code has no second derivative, and wrappers change every weight's
+    name, so that a report of a network in memory and one of its file would not match. Where a submodule is compiled,
+    the modules above it are copied, shallow: parameters and buffers are the user's own.
     """
     while True:
         inner = getattr(model, "_orig_mod", None)
@@ -35,9 +37,39 @@ def unwrapped(model: nn.Module) -> nn.Module:
             model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
         ):
             inner = model.module
+        if not isinstance(inner, nn.Module) and _is_average(model):
+            inner = model.module
         if not isinstance(inner, nn.Module):
-            return model
+            return _eager(model, {})
         model = inner
+
+
+def _is_average(model: nn.Module) -> bool:
+    """Whether it keeps a moving average of another network's weights; told by name, to import no more of torch."""
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(model).__mro__}
+    return "torch.optim.swa_utils.AveragedModel" in kinds
+
+
+def _eager(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
+    """The module without compiled ones in it; itself if there are none."""
+    if id(module) in seen:
+        return seen[id(module)]
+    inner = getattr(module, "_orig_mod", None)
+    if isinstance(inner, nn.Module):
+        return _eager(inner, seen)
+    seen[id(module)] = module
+    children = {name: None if m is None else _eager(m, seen) for name, m in module._modules.items()}
+    if all(child is module._modules[name] for name, child in children.items()) and not _is_compiled(module):
+        return module
+    plain = seen[id(module)] = copy.copy(module)
+    plain._modules = children
+    plain._compiled_call_impl = None
+    return plain
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether ``module.compile()`` was called."""
+    return getattr(module, "_compiled_call_impl", None) is not None
 
 
 def parametrized_weights(model: nn.Module) -> list[str]:

@@ -9,11 +9,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
-from spectrascope.workload import Workload
+from spectrascope.workload import Inputs, Workload
 
-__all__ = ["held_still", "require_deterministic", "require_finite_weights", "require_mean_loss"]
+__all__ = [
+    "held_still",
+    "require_deterministic",
+    "require_finite_weights",
+    "require_mean_loss",
+    "require_whole_tensor",
+    "require_whole_weights",
+]
 
 
 @contextlib.contextmanager
@@ -21,15 +29,18 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
     Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
-    ``.grad`` of every parameter, buffers (values and identity), hooks (none are added), the random state of the
-    CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face
-    language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
+    ``.grad`` of every parameter, its values (networks write them too: ``Embedding(max_norm=…)`` does in every
+    forward pass; a copy is small beside the summed gradients), buffers (values and identity), hooks (none are added),
+    the random state of the CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value
+    cache of Hugging Face language models, gradient checkpointing, the padding row of embedding tables, the fused
+    kernels of recurrent layers.
     """
     modules = list(model.modules())
     training = [module.training for module in modules]
     parameters = list(model.parameters())
     flags = [p.requires_grad for p in parameters]
     grads = [p.grad for p in parameters]
+    values = [(p.data, None if isinstance(p, UninitializedParameter) else p.detach().clone()) for p in parameters]
     buffers = [
         (module, name, buffer, buffer.detach().clone())
         for module in modules
@@ -42,6 +53,7 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
         stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(_without_autocast_inside())
         stack.enter_context(_ieee_float32())
         stack.enter_context(_without_caches(modules))
         stack.enter_context(_without_checkpointing(modules))
@@ -61,10 +73,41 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
                 p.requires_grad_(flag)
                 p.grad = grad
             with torch.no_grad():
+                for p, (data, kept) in zip(parameters, values, strict=True):
+                    if kept is None:
+                        continue
+                    if p.data_ptr() != data.data_ptr():
+                        p.data = data
+                    if not _same(p, kept):
+                        p.copy_(kept)
                 for module, name, buffer, value in buffers:
                     if not _same(buffer, value):
                         buffer.copy_(value)
                     module._buffers[name] = buffer
+
+
+@contextlib.contextmanager
+def _without_autocast_inside() -> Iterator[None]:
+    """Autocast that the network switches on in its own forward pass has no effect, as that of its caller has none.
+
+    What is measured is then of the precision stated; in bfloat16 small curvatures are off by tens of per cent, and
+    casts of weights kept from one pass to the next hang on a graph that is gone. That cache is off for networks that
+    switch by other means.
+    """
+    kind = torch.amp.autocast_mode.autocast
+    enter, cached = kind.__enter__, torch.is_autocast_cache_enabled()
+
+    def enter_disabled(self: Any) -> Any:
+        self._enabled = False
+        return enter(self)
+
+    try:
+        torch.set_autocast_cache_enabled(False)
+        kind.__enter__ = enter_disabled  # type: ignore[method-assign]
+        yield
+    finally:
+        kind.__enter__ = enter  # type: ignore[method-assign]
+        torch.set_autocast_cache_enabled(cached)
 
 
 @contextlib.contextmanager
@@ -130,6 +173,8 @@ def _without_padding_rows(modules: Sequence[nn.Module]) -> Iterator[None]:
 
 def _same(a: Tensor, b: Tensor) -> bool:
     """Equal entry by entry, NaN counting as equal to NaN."""
+    if a.layout is not torch.strided:
+        return a is b or (a.layout is b.layout and torch.equal(a.to_dense(), b.to_dense()))
     return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
 
 
@@ -158,6 +203,52 @@ def _precision_switches() -> list[tuple[Any, str, Any]]:
     return [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
 
 
+def _numbers(tensor: Tensor) -> Tensor:
+    """The numbers stored in a tensor, of a sparse one (the adjacency of a graph network) those that are not zero."""
+    if tensor.layout is torch.strided:
+        return tensor
+    if tensor.layout is torch.sparse_coo:
+        return tensor.coalesce().values()
+    return tensor.values()
+
+
+_SHARDED_TENSORS = frozenset({"DTensor", "FlatParameter"})
+_SHARDED_MODULES = frozenset({"FSDPModule", "FullyShardedDataParallel"})
+
+
+def require_whole_weights(model: nn.Module) -> None:
+    """Refuse a network whose weights are spread over processes, before anything of it is touched.
+
+    Told by the names of classes, so that ``torch.distributed`` is not imported.
+
+    Raises:
+        UnsupportedModelError: says how to gather the weights.
+    """
+    for name, module in model.named_modules():
+        if _SHARDED_MODULES & {kind.__name__ for kind in type(module).__mro__}:
+            raise _sharded(f"the module {name or type(module).__name__!r} is sharded by FSDP")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        require_whole_tensor(name, tensor)
+
+
+def require_whole_tensor(name: str, tensor: Tensor) -> None:
+    """Refuse a tensor of which this process holds a part.
+
+    Raises:
+        UnsupportedModelError: says how to gather it.
+    """
+    kinds = {kind.__name__ for kind in (*type(tensor).__mro__, *type(getattr(tensor, "data", tensor)).__mro__)}
+    if _SHARDED_TENSORS & kinds:
+        raise _sharded(f"the weight {name!r} is spread over processes ({type(tensor).__name__})")
+
+
+def _sharded(what: str) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{what}: gather the whole weights with torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+        "options=StateDictOptions(full_state_dict=True)), load them into a plain copy of the network, and measure that"
+    )
+
+
 def require_finite_weights(model: nn.Module) -> None:
     """Raise if a parameter or buffer holds NaN or infinity.
 
@@ -168,9 +259,10 @@ def require_finite_weights(model: nn.Module) -> None:
         for name, tensor in named:
             if not tensor.is_floating_point():
                 continue
-            fine = torch.isfinite(tensor)
+            numbers = _numbers(tensor)
+            fine = torch.isfinite(numbers)
             if kind == "buffer":
-                fine |= torch.isneginf(tensor)  # attention masks are kept as buffers
+                fine |= torch.isneginf(numbers)  # attention masks are kept as buffers
             if not bool(fine.all()):
                 bad = int((~fine).sum())
                 raise NonFiniteError(
@@ -202,23 +294,64 @@ def require_deterministic(workload: Workload, n_samples: int = 32) -> None:
 
 
 def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
-    """Compare the loss of a few samples with the mean of the losses of their two halves.
+    """Compare the loss of samples with the mean of the losses of their two halves: of the first, and of some all over.
+
+    Samples sorted by class are alike at the front, where even a weighted mean looks like a plain one.
 
     Raises:
         UnsupportedModelError: they differ: the loss is a sum, weighs samples, or a sample changes another's output.
     """
-    half = min(n_samples, workload.source.n) // 2
-    if not half:
+    n = workload.source.n
+    size = min(n_samples, n) // 2 * 2
+    if not size:
         return
+    first = workload.fetch(0, size)
+    _require_mean_over(workload, *first)
+    if n > size:
+        spread = [round(i * (n - 1) / (size - 1)) for i in range(size)]
+        parts = [workload.fetch(i, i + 1) for i in spread]
+        try:
+            inputs, targets = joined([x for x, _ in parts]), torch.cat([y for _, y in parts])
+        except RuntimeError:  # samples of different sizes, which go together only as the source has them
+            return
+        _require_mean_over(workload, inputs, targets)
+
+
+def joined(parts: Sequence[Inputs]) -> Inputs:
+    """Put samples after one another."""
+    if isinstance(parts[0], Tensor):
+        return torch.cat([part for part in parts if isinstance(part, Tensor)])
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index]
+
+
+def _part(inputs: Inputs, rows: slice) -> Inputs:
+    return inputs[rows] if isinstance(inputs, Tensor) else {name: tensor[rows] for name, tensor in inputs.items()}
+
+
+def _require_mean_over(workload: Workload, inputs: Inputs, targets: Tensor) -> None:
+    half = len(targets) // 2
+    rows = [slice(0, 2 * half), slice(0, half), slice(half, 2 * half)]
     with torch.no_grad():
+        outputs = [workload.forward(_part(inputs, r)) for r in rows]
         whole, first, second = (
-            float(workload.loss(inputs, targets))
-            for inputs, targets in (workload.fetch(*r) for r in ((0, 2 * half), (0, half), (half, 2 * half)))
+            float(workload.loss_fn(o, targets[r]).detach()) for o, r in zip(outputs, rows, strict=True)
         )
     mean = (first + second) / 2
     tolerance = 1e-7 if workload.dtype == torch.float64 else 1e-3
-    if not abs(whole - mean) <= tolerance * (max(abs(whole), abs(mean)) + 1e-3):
-        raise UnsupportedModelError(
-            f"the loss of {2 * half} samples is {whole:.6g}, but the mean over their halves is {mean:.6g}: it must be "
-            "a mean over independent samples (no sum, no class weights, no statistics across the batch)"
+    if not math.isfinite(whole) or abs(whole - mean) <= tolerance * (max(abs(whole), abs(mean)) + 1e-3):
+        return  # NaN is the gradient pass's to report, which sees every sample
+    if all(isinstance(o, Tensor) for o in outputs) and not torch.allclose(
+        outputs[0], torch.cat(outputs[1:]), rtol=1e-3, atol=1e-5
+    ):
+        cause = "a sample changes another's output (statistics across the batch)"
+    elif abs(whole - 2 * mean) <= tolerance * (abs(whole) + 1e-3):
+        cause = "it is a sum: pass the same loss with reduction='mean'"
+    else:
+        cause = (
+            "it weighs samples by what else is in the batch: pass torch.nn.CrossEntropyLoss(weight=...), whose "
+            "weights are known, or a plain mean of weighted terms"
         )
+    raise UnsupportedModelError(
+        f"the loss of {2 * half} samples is {whole:.6g}, but the mean over their halves is {mean:.6g}: it must be "
+        f"a mean over independent samples, and {cause}"
+    )

@@ -18,4 +18,4 @@ def test_the_readmes_optimizer_steps() -> None:
     optimizer.step()
     assert all(not torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     betas = {id(p): g["beta"] for g in optimizer.param_groups for p in g["params"]}
-    assert [betas[id(p)] for p in model.parameters()] == [2.0, None, None, None]
+    assert [betas[id(p)] for p in model.parameters()] == [1.0, None, None, None]
