@@ -118,6 +118,16 @@ def name_foreign_format(path: Path, head: bytes) -> str:
     for magic, what, advice in _FOREIGN:
         if head.lower().startswith(magic) if magic.startswith(b"<") else head.startswith(magic):
             return f"is {what}; {advice}"
+    if path.suffix == ".distcp" or path.name == ".metadata":
+        return (
+            "is one part of a sharded training checkpoint of torch.distributed; convert its folder to one file with "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUTPUT.pt and pass that"
+        )
+    if path.suffix == ".pt2":
+        return (
+            "is a program written by torch.export.save, not weights; save the weights of "
+            "torch.export.load(FILE).state_dict with torch.save and pass that"
+        )
     what = _FOREIGN_SUFFIXES.get(path.suffix.lower(), "")
     return f"is {what}; expected PyTorch weights (.pt, .safetensors)" if what else ""
 
