@@ -20,7 +20,7 @@ MIN_EVALUES = 8
 _PROBES = 48  # points at which every candidate's distance is bounded from below before any is computed in full
 
 
-def fit_tail(eigenvalues: ArrayLike) -> TailFit | Missing:
+def fit_tail(eigenvalues: ArrayLike, resolution: float = 1e-13) -> TailFit | Missing:
     """Fit p(x) ∝ x^(−alpha), x ≥ xmin, to the eigenvalues of WᵀW.
 
     For each candidate xmin (every eigenvalue but the largest) alpha is the maximum-likelihood exponent
@@ -29,9 +29,11 @@ def fit_tail(eigenvalues: ArrayLike) -> TailFit | Missing:
 
     Args:
         eigenvalues: squared singular values in any order, shape (n,); non-positive ones are left out.
+        resolution: relative difference below which two of them are equal, because their matrix was rounded.
 
     Returns:
-        The fit; or why there is none: NaN or infinity, fewer than 8 positive values, or all equal.
+        The fit; or why there is none: NaN or infinity, fewer than 8 positive values, all equal, or fewer than 8
+        different ones.
 
     Raises:
         ValueError: not a vector.
@@ -56,10 +58,17 @@ def fit_tail(eigenvalues: ArrayLike) -> TailFit | Missing:
     if x.size < MIN_EVALUES:
         return Missing(f"{x.size} positive eigenvalues, a tail needs at least {MIN_EVALUES}")
     log_x = np.log(x)
-    rates, counts = _tail_rates(log_x)
+    # Rounding makes equal eigenvalues differ, and a power law of any steepness fits the differences.
+    different = _count_different(log_x, resolution)
+    if different < MIN_EVALUES:
+        exactly = "" if x[0] == x[-1] else f" to a relative {resolution:.0e}, which is rounding"
+        if different == 1:
+            return Missing(f"all {x.size} eigenvalues are equal{exactly}, they have no tail")
+        return Missing(
+            f"{different} different eigenvalues among {x.size}{exactly}, a tail needs at least {MIN_EVALUES}"
+        )
+    rates, counts = _tail_rates(log_x, resolution)
     usable = np.flatnonzero(np.isfinite(rates))
-    if not usable.size:
-        return Missing(f"all {x.size} eigenvalues are equal, they have no tail")
     start, distance = _nearest(log_x, rates, counts, usable)
     rate, n = float(rates[start]), int(counts[start])
     return TailFit(
@@ -72,14 +81,24 @@ def fit_tail(eigenvalues: ArrayLike) -> TailFit | Missing:
     )
 
 
-def _tail_rates(log_x: Vector) -> tuple[Vector, Vector]:
+def _count_different(log_x: Vector, resolution: float) -> int:
+    """How many steps wider than the resolution it takes to walk up the values; no more than are asked for."""
+    count, at = 0, 0
+    while at < log_x.size and count < MIN_EVALUES:
+        count += 1
+        at = int(np.searchsorted(log_x, log_x[at] + resolution, side="right"))
+    return count
+
+
+def _tail_rates(log_x: Vector, resolution: float) -> tuple[Vector, Vector]:
     """Return alpha − 1 and size of the tail from each value but the last on; infinite where all of it is equal."""
     counts = np.arange(log_x.size, 1, -1, dtype=np.float64)
     # Sums of differences from the largest value: subtracting sums of logs themselves would cancel.
     below = (log_x[-1] - log_x)[::-1].cumsum()[::-1]
     spread = counts * (log_x[-1] - log_x[:-1]) - below[:-1]
     with np.errstate(divide="ignore"):
-        return counts / np.where(spread > counts * 1e-13, spread, 0.0), counts
+        wide = log_x[-1] - log_x[:-1] > resolution
+        return counts / np.where(wide & (spread > counts * 1e-13), spread, 0.0), counts
 
 
 def _nearest(log_x: Vector, rates: Vector, counts: Vector, usable: np.ndarray) -> tuple[int, float]:

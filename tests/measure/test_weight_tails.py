@@ -15,6 +15,7 @@ from torch import nn
 import spectrascope
 from spectrascope.errors import OptionError
 from spectrascope.measure.weights import measure_weight
+from spectrascope.numerics.tails import fit_tail
 from spectrascope.records.report import LayerInfo, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, Missing, PowerFit
 from spectrascope.records.weights import ConvView, TailFit, WeightOptions, WeightTail
@@ -172,3 +173,58 @@ def test_every_form_tells_the_same_numbers(net: Net) -> None:
     assert f"{json_row['tail']['alpha']:.2f} ±{json_row['tail']['sigma']:.2f}" in markdown
     assert "exactly zero" in markdown
     assert "aspect ratio" in markdown
+
+
+def _measured(weight: torch.Tensor) -> WeightTail | SkippedLayer:
+    info = LayerInfo("w", LayerKind.LINEAR, LayerRole.MATRIX, tuple(weight.shape), tuple(weight.shape))
+    return measure_weight(info, weight, WeightOptions())
+
+
+@pytest.mark.parametrize("size", [64, 300, 1100])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_an_orthogonal_weight_has_no_tail(size: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    row = _measured(nn.init.orthogonal_(torch.empty(size, size)).to(dtype).float())
+    assert isinstance(row, WeightTail)
+    assert isinstance(row.tail, Missing)
+    assert f"all {size} eigenvalues are equal to a relative" in row.tail.reason
+    assert isinstance(row.alpha_weighted, Missing)
+    assert row.stable_rank == pytest.approx(size, rel=0.02)
+
+
+@pytest.mark.parametrize("sizes", [(32, 32), (20, 20, 24)])
+def test_a_few_eigenvalues_repeated_have_no_tail(sizes: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    scale = torch.cat([torch.full((n,), 2.0**i) for i, n in enumerate(sizes)])
+    turned = nn.init.orthogonal_(torch.empty(64, 64)) * scale @ nn.init.orthogonal_(torch.empty(64, 64))
+    row = _measured(turned)
+    assert isinstance(row, WeightTail)
+    assert isinstance(row.tail, Missing)
+    assert f"{len(sizes)} different eigenvalues among 64" in row.tail.reason
+
+
+def test_a_spectrum_held_twice_keeps_its_tail() -> None:
+    """Pairs of equal eigenvalues are a tail of half as many; rounding parts them and changes nothing."""
+    weight = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.linspace(0.1, 3, 60))
+    row = _measured(torch.block_diag(weight, weight))
+    assert isinstance(row, WeightTail)
+    assert isinstance(row.tail, TailFit)
+    values = np.repeat(np.linalg.svd(weight.double().numpy(), compute_uv=False) ** 2, 2)
+    truth = fit_tail(values)
+    assert isinstance(truth, TailFit)
+    assert row.tail.alpha == pytest.approx(truth.alpha, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rank_one_has_no_tail(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    row = _measured(torch.outer(torch.randn(50), torch.randn(70)).to(dtype))
+    assert isinstance(row, WeightTail)
+    assert row.matrix_rank == 1
+    assert row.tail == Missing("1 positive eigenvalues, a tail needs at least 8")
+
+
+def test_a_zero_weight_fails() -> None:
+    row = _measured(torch.zeros(9, 9))
+    assert isinstance(row, SkippedLayer)
+    assert row.reason == "the weight is exactly zero: it has no spectrum"

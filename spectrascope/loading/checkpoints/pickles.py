@@ -19,10 +19,21 @@ from torch import Tensor
 
 from spectrascope.errors import LoadError, QuantizedError
 from spectrascope.loading.checkpoints.headers import quoted
+from spectrascope.loading.checkpoints.stand_ins import (
+    StandIn,
+    UnreadableError,
+    names_network,
+    needs_name,
+    read_with_stand_ins,
+)
 
-__all__ = ["Found", "find_weights", "name_foreign_format", "read_torch"]
+__all__ = ["GATHER", "Found", "find_weights", "name_foreign_format", "read_torch"]
 
 _AGAIN = "copy or download it again"
+GATHER = (
+    "save the whole ones: torch.distributed.checkpoint.state_dict.get_model_state_dict(model, "
+    "options=StateDictOptions(full_state_dict=True))"
+)
 
 
 def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
@@ -40,17 +51,25 @@ def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
     archive = head.startswith(b"PK")
     if archive:
         _require_plain_archive(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, for files that are refused below anyway
-            if headers_only and archive and path.suffix != ".safetensors":
-                return torch.load(str(path), map_location="meta", weights_only=True, mmap=True)
-            # From an open file, because by name torch hands anything called .safetensors to another reader. Not
-            # memory-mapped, because a mapped file can change under a measurement.
-            with path.open("rb") as file:
-                return torch.load(file, map_location="meta" if headers_only else "cpu", weights_only=True)
-    except (Exception, RecursionError) as error:  # a damaged file provokes anything, even UnicodeDecodeError
-        raise _explain(path, head, error) from None
+
+    def read(headers_only: bool) -> Any:
+        if headers_only and archive and path.suffix != ".safetensors":
+            return torch.load(str(path), map_location="meta", weights_only=True, mmap=True)
+        # From an open file, because by name torch hands anything called .safetensors to another reader. Not
+        # memory-mapped, because a mapped file can change under a measurement.
+        with path.open("rb") as file:
+            return torch.load(file, map_location="meta" if headers_only else "cpu", weights_only=True)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about pickle protocols, for files that are refused below anyway
+        try:
+            return read(headers_only)
+        except Exception as error:  # a damaged file provokes anything, even UnicodeDecodeError
+            refused = error
+        try:
+            return read_with_stand_ins(read, refused, headers_only=headers_only)
+        except UnreadableError as error:
+            raise _explain(path, head, refused, error.name) from None
 
 
 def _require_plain_archive(path: Path) -> None:
@@ -99,29 +118,35 @@ def name_foreign_format(path: Path, head: bytes) -> str:
     for magic, what, advice in _FOREIGN:
         if head.lower().startswith(magic) if magic.startswith(b"<") else head.startswith(magic):
             return f"is {what}; {advice}"
+    if path.suffix == ".distcp" or path.name == ".metadata":
+        return (
+            "is one part of a sharded training checkpoint of torch.distributed; convert its folder to one file with "
+            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUTPUT.pt and pass that"
+        )
+    if path.suffix == ".pt2":
+        return (
+            "is a program written by torch.export.save, not weights; save the weights of "
+            "torch.export.load(FILE).state_dict with torch.save and pass that"
+        )
     what = _FOREIGN_SUFFIXES.get(path.suffix.lower(), "")
     return f"is {what}; expected PyTorch weights (.pt, .safetensors)" if what else ""
 
 
-def _explain(path: Path, head: bytes, error: BaseException) -> LoadError:
-    """Say in one line why torch would not read the file."""
+_RESAVE = "re-save it with torch.save(model.state_dict(), ...) or as safetensors"
+
+
+def _explain(path: Path, head: bytes, error: BaseException, name: str) -> LoadError:
+    """Say in one line why torch would not read the file; ``name`` is what it asks for, where that is the reason."""
     text = str(error)
     blocked = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", text)
-    name = (blocked.group(1) or blocked.group(2)) if blocked else ""
-    resave = "re-save it with torch.save(model.state_dict(), ...) or as safetensors"
+    name = name or ((blocked.group(1) or blocked.group(2)) if blocked else "")
     protocol = head[1] if head[:1] == b"\x80" else None
     if "TorchScript" in text:
         why = " is a TorchScript program, not weights; save the original network's state_dict() and pass that"
-    elif name.startswith(("torch.nn.", "torchvision.", "timm.", "transformers.")):
-        why = (
-            f" holds a whole pickled network ({name}), which loading would have to run code for; expected "
-            f"weights, {resave}"
-        )
+    elif name.startswith("torch.distributed"):
+        why = f" holds tensors that are spread over processes ({name}); {GATHER}"
     elif name:
-        why = (
-            f": its pickle asks to run {name!r}; nothing was run, because a checkpoint may hold weights "
-            f"only; from a source you trust, {resave}"
-        )
+        why = _asks_to_run(name)
     elif protocol is not None and 2 < protocol <= pickle.HIGHEST_PROTOCOL:
         why = " is a plain pickle, which may run code and was not run; expected torch.save or safetensors"
     elif head.startswith(b"PK") or protocol == 2:
@@ -129,6 +154,20 @@ def _explain(path: Path, head: bytes, error: BaseException) -> LoadError:
     else:
         why = f" is not a checkpoint ({_brief(error)}); expected a file written by torch.save or safetensors"
     return LoadError(f"{path}{why}")
+
+
+def _asks_to_run(name: str) -> str:
+    return (
+        f": its pickle asks to run {name[:100]!r}; nothing was run, because a checkpoint may hold weights "
+        f"only; from a source you trust, {_RESAVE}"
+    )
+
+
+def _pickled_network(name: str) -> str:
+    return (
+        f" holds a whole pickled network ({name[:100]}), which loading would have to run code for; expected "
+        f"weights, {_RESAVE}"
+    )
 
 
 def _brief(error: BaseException) -> str:
@@ -171,6 +210,9 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
     Raises:
         LoadError: there are no named tensors, or nothing at ``key``.
     """
+    if isinstance(content, StandIn):
+        network = names_network(content)
+        raise LoadError(f"{where}{_pickled_network(network) if network else _asks_to_run(content.named)}")
     if isinstance(content, Tensor):
         raise LoadError(f"{where} holds a single tensor; expected a state dict (parameter name -> tensor)")
     if not isinstance(content, Mapping):
@@ -193,12 +235,24 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
                 f"{where} holds averaged weights without their names ('shadow_params'); copy them into the network "
                 "(ema.copy_to) and save its state_dict()"
             )
+        if network := names_network(content):
+            raise LoadError(f"{where}{_pickled_network(network)}")
+        if needed := needs_name(content):
+            raise LoadError(f"{where}{_asks_to_run(needed)}")
         keys = ", ".join(repr(name)[:60] for name in list(content)[:5])
         raise LoadError(
             f"{where} holds no weights: expected a state dict (parameter name -> tensor), bare or under "
             f"'state_dict' or 'model', got a dict with keys {keys or 'none'}"
         )
     tensors, place = found
+    beside = _descend(content, place.removeprefix(key).removeprefix("."), where)
+    for name, value in beside.items():  # an epoch number may be left aside, a weight may not
+        if isinstance(value, StandIn) and ("." in str(name) and not str(name).endswith("_extra_state")):
+            raise LoadError(f"{where}{_asks_to_run(value.named)}")
+    first = next((name for name in _NESTS if name in content), "")
+    network = names_network(content[first]) if first and isinstance(content[first], StandIn) else ""
+    if network and place.partition(".")[0] not in _NESTS:
+        raise LoadError(f"{where}{_pickled_network(network)}")
     top = place.removeprefix(f"{key}.") if key else place
     others = [name for name in _NESTS if name in content and name != top.partition(".")[0]]
     others = [name for name in others if isinstance(content[name], Mapping) and _search(content[name], name, 1)]

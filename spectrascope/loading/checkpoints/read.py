@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
 from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
-from spectrascope.loading.checkpoints.pickles import Found, find_weights, name_foreign_format, read_torch
+from spectrascope.loading.checkpoints.pickles import GATHER, Found, find_weights, name_foreign_format, read_torch
 from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
 from spectrascope.records.values import Missing
 
@@ -261,6 +261,10 @@ def require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
         LoadError: sparse or complex ones.
     """
     for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):  # an operation on it may do anything
+            kind = type(tensor).__name__
+            what = GATHER if kind == "DTensor" else "expected plain tensors, re-save them as such"
+            raise LoadError(f"{path}: {shown(name)} is a {kind}; {what}")
         if tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8) or _QUANTISED_NAME.search(name):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype}; {_QUANTISED}")

@@ -140,6 +140,14 @@ def _nothing_in(folder: Path, names: list[str]) -> str:
             f"{folder} is a sharded training checkpoint of torch.distributed; convert it to one file with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save and pass that"
         )
+    sharded = next(
+        (inner for inner in sorted(folder.iterdir()) if inner.is_dir() and any(inner.glob("*.distcp"))), None
+    )
+    if sharded is not None:
+        return (
+            f"{folder} keeps its weights in {sharded.name}, a sharded training checkpoint of torch.distributed (FSDP); "
+            f"convert it to one file with accelerate merge-weights {sharded} OUTPUT and pass that"
+        )
     if "zero_to_fp32.py" in names or any(folder.glob("*/mp_rank_*")) or any(folder.glob("mp_rank_*")):
         return f"{folder} is a DeepSpeed checkpoint; convert it to one file with its zero_to_fp32.py and pass that"
     if "saved_model.pb" in names:

@@ -203,7 +203,10 @@ def _nearest(state_dict: Mapping[str, Tensor]) -> str:
     for reading in readings(state_dict):
         shapes = _shapes(reading.state_dict)
         for candidate in _candidates(shapes):
-            _, difference = compare(_skeleton(candidate), shapes)
+            skeleton = _skeleton(candidate)
+            _, difference = compare(skeleton, shapes)
+            if 2 * difference.size > max(len(shapes), len(skeleton.shapes)):
+                continue  # what differs in most of its tensors is not near
             if nearest is None or difference.size < nearest[1].size:
                 nearest = candidate.name, difference
     return f"; nearest is {nearest[0]}, which differs by {nearest[1]}" if nearest is not None else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import hashlib
 import os
@@ -240,8 +241,8 @@ def test_whole_pickled_network(tmp_path: Path) -> None:
 
 
 def test_unknown_class_in_a_pickle_is_named(tmp_path: Path, weights) -> None:
-    torch.save({"state_dict": weights, "path": _Touch}, tmp_path / "net.pt")
-    with pytest.raises(LoadError, match=r"asks to run '.*_Touch'") as error:
+    torch.save({"state_dict": {**weights, "a.weight": argparse.Namespace(path=1)}}, tmp_path / "net.pt")
+    with pytest.raises(LoadError, match=r"asks to run 'argparse.Namespace'") as error:
         read_checkpoint(tmp_path / "net.pt")
     assert_one_line(error)
 
@@ -312,3 +313,21 @@ def test_torchs_own_quantised_layers_are_refused(place: tuple[str, ...], tmp_pat
     torch.save(content, tmp_path / "net.pt")
     with pytest.raises(LoadError, match="packed weights of torch's quantised layers"):
         read_checkpoint(tmp_path / "net.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("__0_0.distcp", "dcp_to_torch FOLDER OUTPUT"), ("net.pt2", r"torch\.export\.load\(FILE\)")]
+)
+def test_formats_of_other_parts_of_torch_are_named(name: str, says: str, tmp_path: Path, weights) -> None:
+    torch.save(weights, tmp_path / name)
+    with pytest.raises(LoadError, match=says) as error:
+        read_checkpoint(tmp_path / name)
+    assert "damaged" not in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_of_fsdp(tmp_path: Path, weights) -> None:
+    (tmp_path / "pytorch_model_fsdp_0").mkdir()
+    torch.save(weights, tmp_path / "pytorch_model_fsdp_0" / "__0_0.distcp")
+    with pytest.raises(LoadError, match=r"accelerate merge-weights .*pytorch_model_fsdp_0 OUTPUT"):
+        read_checkpoint(tmp_path)

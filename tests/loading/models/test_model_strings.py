@@ -404,3 +404,9 @@ def test_factories_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "bad.py").write_text("def make(:\n")
     with pytest.raises(LoadError, match="raised SyntaxError"):
         load_model(f"{tmp_path}/bad.py:make")
+
+
+@pytest.mark.parametrize("name", ["resnet-20", "ResNet_20"])
+def test_a_name_written_with_other_hyphens_is_near(name: str) -> None:
+    with pytest.raises(LoadError, match=r"nearest: cifar-resnet20\b"):
+        load_model(name)

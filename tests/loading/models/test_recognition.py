@@ -178,3 +178,9 @@ def test_matching_labels() -> None:
     }  # fmt: skip
     # A name that two classes share says nothing.
     assert match_labels(["crane", "dog"], ("crane", "dog", "Crane")) == {"crane": None, "dog": 1}
+
+
+def test_what_differs_in_most_tensors_is_not_near() -> None:
+    strange = {f"block{i}.mixer.weight": torch.ones(3, 3) for i in range(6)}
+    with pytest.raises(LoadError, match="fit no known network; name the architecture"):
+        recognise(strange, timm=False)
