@@ -150,9 +150,12 @@ def find_step_exponent(weights: Sequence[StepReplicates], n_groups: int) -> Step
     total = np.sum([w.decrease for w in weights], axis=0)
     place, replicates, decreases = found
     value = float(round(_EXPONENTS[place], 2))
-    spread = jackknife_stderr(replicates)
-    assert not isinstance(spread, Missing)  # exponents on a grid are finite
-    wide = interval_about(value, spread, dof=n_groups - 1)
+    if (replicates <= _EXPONENTS[0]).any() or (replicates >= _EXPONENTS[-1]).any():
+        wide = _indistinguishable(weights, place, n_groups)
+    else:
+        spread = jackknife_stderr(replicates)
+        assert not isinstance(spread, Missing)  # exponents on a grid are finite
+        wide = interval_about(value, spread, dof=n_groups - 1)
     interval = Interval(min(max(wide.low, 0.0), value), max(min(wide.high, 3.0), value))
     stderr = jackknife_stderr(decreases)
     decrease = float(total[place])
@@ -173,6 +176,21 @@ def find_step_exponent(weights: Sequence[StepReplicates], n_groups: int) -> Step
         **{f"decrease_{b}": _at(total, b) for b in (0, 1, 2)},
         decrease_best=_sum_or_missing([w.best_of_all() for w in weights]),
     )
+
+
+def _indistinguishable(weights: Sequence[StepReplicates], place: int, n_groups: int) -> Interval:
+    """Hull of the exponents whose step is not worse than the best one's by more than the error of the difference.
+
+    For where exponents without a sample group end at the edge of the grid: there they show no spread, whatever their
+    error. Compared are slopes along steps of equal curvature, whose squares are the decreases.
+    """
+    threshold = float(special.stdtrit(n_groups - 1, 0.975))
+    along = np.sum([_normalised(w.along, w) for w in weights], axis=0)
+    without = np.sum([_normalised(w.along_without, w) for w in weights], axis=0)
+    gap, gaps = along[place] - along, without[:, [place]] - without
+    error = np.sqrt((n_groups - 1) / n_groups * np.sum((gaps - gaps.mean(axis=0)) ** 2, axis=0))
+    alike = np.flatnonzero(_ALLOWED & (gap <= threshold * error))
+    return Interval(float(_EXPONENTS[alike[0]]), float(_EXPONENTS[alike[-1]]))
 
 
 def replicate_steps(weights: Sequence[StepReplicates]) -> tuple[int, Vector, Vector] | Missing:

@@ -218,3 +218,19 @@ def test_slopes_that_all_point_the_wrong_way_are_undetermined() -> None:
     assert isinstance(found, StepExponent)
     assert not found.determined
     assert "beyond its error" in found.reason
+
+
+def test_an_exponent_at_the_edge_of_the_grid_is_not_falsely_sure() -> None:
+    """Replicates that all end at the edge show no spread; the interval then says which steps are as good."""
+    generator = np.random.default_rng(0)
+    sigma, h = 2.0 ** -np.arange(6.0), 8.0 ** -np.arange(6.0) * 4.0  # the best step leans on the last directions
+    slopes = sigma * (1 + generator.standard_normal((16, 6)) * 2.0)
+    step = find_step_exponent([StepReplicates(sigma, slopes, np.tile(h, (16, 1)), np.diag(h), (4,) * 16)], 16)
+    assert isinstance(step, StepExponent)
+    assert step.value == 3.0
+    assert step.interval.low < 2.9
+    exact = np.tile(sigma, (16, 1))
+    sure = find_step_exponent([StepReplicates(sigma, exact, np.tile(h, (16, 1)), np.diag(h), (4,) * 16)], 16)
+    assert isinstance(sure, StepExponent)
+    assert sure.determined
+    assert sure.interval.low > 2.9
