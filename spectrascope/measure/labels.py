@@ -87,8 +87,8 @@ def _draw(workload: Workload, start: int, stop: int, generator: torch.Generator)
     plain = getattr(loss, "weight", None) is None and not getattr(loss, "label_smoothing", 0.0)
     if targets.is_floating_point() or not plain:
         raise OptionError(
-            f"--labels model needs a loss of class labels without weights or smoothing: {getattr(loss, 'label', 'this')} "
-            "has no labels that a softmax could draw; try --labels shuffled"
+            "--labels model needs a loss of class labels without weights or smoothing: "
+            f"{getattr(loss, 'label', 'this loss')} has no labels that a softmax could draw; try --labels shuffled"
         )
     aligned, labelled = loss.labelled(scores, targets) if isinstance(loss, Loss) else (scores, targets)
     tokens_last = aligned.shape[:-1] == labelled.shape
