@@ -105,6 +105,11 @@ class StepReplicates:
         """The same without each sample group, (groups, exponents)."""
         return _decrease(self.along_without, self.curvature_without)
 
+    @property
+    def is_convex(self) -> bool:
+        """Whether curvature is positive along the step of every exponent in [0, 3], also without any sample group."""
+        return bool((self.curvature[_ALLOWED] > 0).all() and (self.curvature_without[:, _ALLOWED] > 0).all())
+
     def best_of_all(self) -> float | Missing:
         """½ sᵀ M⁻¹ s, the most that any combination of the directions promises."""
         try:
@@ -246,7 +251,11 @@ def _sum_or_missing(values: Sequence[float | Missing]) -> float | Missing:
 
 
 def pool_step_exponents(layers: Sequence[LayerReport]) -> StepExponent | Missing:
-    """Find the one exponent for all weights together, from their held-out slopes and curvature."""
+    """Find the one exponent for all weights together, from their held-out slopes and curvature.
+
+    Left out are weights whose curvature along some step is not positive, with or without one of the sample groups: the
+    quadratic model gives such a step no length, and one of them would leave no exponent for all the others.
+    """
     weights, groups = [], set()
     for row in layers:
         if isinstance(row.held_out, HeldOut) and share_of(row):
@@ -255,7 +264,10 @@ def pool_step_exponents(layers: Sequence[LayerReport]) -> StepExponent | Missing
             groups.add(len(sizes))
     if len(groups) > 1:
         return Missing("weights were measured with different numbers of sample groups")
-    return find_step_exponent(weights, groups.pop()) if weights else Missing("no weight has held-out slopes")
+    if not weights:
+        return Missing("no weight has held-out slopes")
+    convex = [w for w in weights if w.is_convex]
+    return find_step_exponent(convex or weights, groups.pop())
 
 
 def share_of(row: LayerReport) -> tuple[float, ...]:

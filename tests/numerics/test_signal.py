@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -20,9 +21,10 @@ from spectrascope.numerics.signal import (
     split_folds,
     t_values,
 )
-from spectrascope.numerics.steps import StepReplicates, find_step_exponent, widen_groups
-from spectrascope.records.signal import StepExponent
+from spectrascope.numerics.steps import StepReplicates, find_step_exponent, pool_step_exponents, widen_groups
+from spectrascope.records.signal import HeldOut, StepExponent
 from spectrascope.records.values import Missing, PowerFit
+from tests.support.made_up_reports import make_info, make_layer, make_measurement, with_signal
 from tests.support.planted_softmax import Batch, population
 
 SEEDS = 100
@@ -234,3 +236,15 @@ def test_an_exponent_at_the_edge_of_the_grid_is_not_falsely_sure() -> None:
     assert isinstance(sure, StepExponent)
     assert sure.determined
     assert sure.interval.low > 2.9
+
+
+def test_one_weight_without_a_step_length_leaves_the_others_theirs() -> None:
+    rows = [make_layer(make_info(name), make_measurement()) for name in ("a", "b")]
+    first, second = (with_signal(row) for row in rows)
+    assert isinstance(second.held_out, HeldOut)
+    bent = replace(
+        second.held_out, curvature_matrix=tuple(tuple(-v for v in r) for r in second.held_out.curvature_matrix)
+    )
+    alone, together = pool_step_exponents([first]), pool_step_exponents([first, replace(second, held_out=bent)])
+    assert isinstance(alone, StepExponent)
+    assert together == alone
