@@ -58,8 +58,8 @@ class ProbeKeywords(TypedDict, total=False):
     null_draws: int | str
     curvature_samples: int | str
     folds: int
-    labels: LabelSource | str
     gradient: GradientSource | str
+    labels: LabelSource | str
     momentum: Optimizer | Mapping[str, Tensor] | None
 
 

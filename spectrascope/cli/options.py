@@ -253,6 +253,10 @@ class MeasurementOptions:
             help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
         ),
     ] = _DEFAULT.curvature_samples
+    folds: Annotated[
+        int,
+        measurement_option(min=2, metavar="N", help="Parts of the batch, each held out from the others' directions."),
+    ] = _DEFAULT.folds
     gradient: Annotated[
         GradientSource,
         measurement_option(

@@ -208,5 +208,8 @@ def test_a_saved_report_gives_the_same_advice() -> None:
 
 def test_an_advice_cannot_contradict_itself() -> None:
     layer = advise(mixed_report()).layers[0]
+    assert layer.treatment is Treatment.SPECTRAL
     with pytest.raises(ValueError, match="a spectral step needs an exponent, any other has none"):
-        replace(layer, beta=1.0)
+        replace(layer, beta=Missing("undetermined"))
+    with pytest.raises(ValueError, match="a spectral step needs an exponent, any other has none"):
+        replace(layer, treatment=Treatment.ADAMW)

@@ -40,7 +40,7 @@ def test_zero(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["probe", "--engine", "magic"], "'magic' is not one of 'auto', 'gauss-newton', 'tangent', 'double-backprop'"),
         (["probe", "--dtype", "float16"], "'float16' is not one of 'float32', 'float64'"),
         (["probe", "--format", "xml"], "'xml' is not one of 'table', 'json', 'csv', 'markdown'"),
-        (["probe", "--sort", "size"], "'size' is not one of 'order', 'name', 'beta'"),
+        (["probe", "--sort", "size"], "'size' is not one of 'order', 'name', 'resolved'"),
         (["show", "r.json", "--view", "all"], "'all' is not one of 'probe', 'triangle'"),
         (["probe", "--device", "gpu"], "'gpu' is not one of auto, cpu, cuda, cuda:NUMBER, mps"),
         (["probe", "--device", "cuda:"], "'cuda:' is not one of"),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -168,7 +169,7 @@ def test_both_are_fitted_again(saved: Path, capsys) -> None:
 def test_compare_in_every_form(saved: Path, changed: Path, tmp_path: Path, capsys) -> None:
     code, table, _ = _run(capsys, "compare", saved, changed)
     assert code == 0
-    assert "1 of 46 numbers changed." in table
+    assert re.search(r"\b1 of \d+ numbers changed\.", table)
     code, text, _ = _run(capsys, "compare", saved, changed, "--json")
     (change,) = json.loads(text)["changes"]
     assert (change["layer"], change["number"], change["after"]) == ("a[red]b|c", "beta", 3.5)

@@ -36,9 +36,7 @@ def test_a_saved_report_needs_no_torch(saved: Path) -> None:
         capture_output=True, text=True, check=False, encoding="utf-8",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert yaml.safe_load(done.stdout)["parameters"] == {}
-    assert "undetermined" in done.stdout
-    assert "conv1.weight" in done.stdout
+    assert "conv1.weight" in yaml.safe_load(done.stdout)["parameters"]
 
 
 def test_numbers_are_those_of_the_library(saved: Path, report: Report, capsys) -> None:

@@ -29,7 +29,7 @@ def _problem(n, classes, act, order):
 def test_class_weights_are_those_of_the_whole_batch(n, classes, act, order):
     net, x, y, w = _problem(n, classes, act, order)
     for loss in (nn.CrossEntropyLoss(weight=w, label_smoothing=0.1), nn.CrossEntropyLoss(weight=w)):
-        report = spectrascope.probe(net, (x, y), loss, top_k=2)
+        report = spectrascope.probe(net, (x, y), loss, top_k=2, curvature_samples="all")
         assert report.provenance.loss == pytest.approx(loss(net(x), y).item(), rel=1e-12)
         for layer in report.layers:
             weight = net.get_parameter(layer.info.name)

@@ -100,5 +100,5 @@ def test_a_gate_that_never_decides_fails_alone():
     rows = {row.info.name: row for row in spectrascope.probe(net, {"input_ids": IDS, "labels": IDS}, top_k=2).layers}
     gate = rows["model.layers.0.mlp.gate.weight"]
     assert isinstance(gate, SkippedLayer)
-    assert "zero" in gate.reason
+    assert "zero" in gate.reason or "rounding" in gate.reason
     assert sum(row.status.value == "ok" for row in rows.values()) > 5

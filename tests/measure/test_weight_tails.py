@@ -165,7 +165,7 @@ def test_every_form_tells_the_same_numbers(net: Net) -> None:
                     row["name"] == "conv.weight"]  # fmt: skip
     document = json.loads(render(report, Format.JSON))
     (json_row,) = [row for row in document["rows"] if row["info"]["name"] == "conv.weight"]
-    assert document["schema_version"] == 1
+    assert document["schema_version"] == 2
     assert float(table_row["alpha"]) == json_row["tail"]["alpha"]
     assert float(table_row["stable_rank"]) == json_row["stable_rank"]
     assert table_row["missing"].startswith("alpha_h: no report")

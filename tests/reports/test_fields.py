@@ -150,4 +150,7 @@ def test_no_name_stands_twice(names_of: Callable[[], list[str]]) -> None:
 
 def test_the_default_policy_speaks_of_fields() -> None:
     known = {field.name for field in fields.FIELDS}
-    assert {rule.number for rule in default_policy().rules} - known == {"summary.beta_median", "loss"}
+    assert {rule.number for rule in default_policy().rules} - known == {
+        "summary.beta_median", "loss", "summary.signal.n_resolved", "summary.signal.n_signal",
+        "summary.signal.step_exponent.decrease",
+    }  # fmt: skip
