@@ -145,9 +145,9 @@ class Network:
             metavar="MODEL",
             help="A checkpoint (.pt .pth .th .safetensors, FILE::key for a place in it, an index or folder of "
             "shards), a torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), hf:org/name[@revision] "
-            "or a folder of that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn, "
-            "cifar-resnet20, …), or a factory (package.module:function, file.py:function). Without it, the embedded "
-            "digits-cnn.",
+            "or a folder of that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn@final, "
+            "cifar-resnet20, …), or a factory (package.module:function, file.py:function). Without it digits-cnn, the "
+            "embedded network early in training, as digits-cnn@early.",
         ),
     ] = None
     arch: Annotated[

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint
+from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint, read_step
 from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.builtin import BUILTIN, EMBEDDED
@@ -30,7 +30,7 @@ from spectrascope.loading.models.source import Architecture, ModelRequest, Model
 from spectrascope.loading.models.timm import TIMM
 from spectrascope.loading.models.torchvision import TORCHVISION
 
-__all__ = ["GROUP", "SOURCES", "find_architecture", "load_model"]
+__all__ = ["GROUP", "SOURCES", "find_architecture", "find_step", "load_model"]
 
 GROUP = "spectrascope.models"
 """Of the entry points by which installed distributions add sources."""
@@ -53,7 +53,7 @@ def load_model(
     weights exist anywhere (``mini-gpt2``); both say so.
 
     Args:
-        spec: ``None`` or ``digits-cnn`` for the embedded network; a checkpoint file, or ``FILE::dotted.key`` for a
+        spec: ``None`` or ``digits-cnn`` for the embedded network, ``digits-cnn@early``; a checkpoint file, or ``FILE::dotted.key`` for a
             place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter; ``hf:org/name``;
             ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``;
             ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a
@@ -80,6 +80,16 @@ def load_model(
     if source is None:
         raise _unknown(request.spec.rpartition("@")[0] or request.spec)
     return source.open(request)
+
+
+def find_step(spec: str) -> int | None:
+    """The training step that a model string's weights say they are from; ``None`` where they say nothing.
+
+    Raises:
+        LoadError: there are no such weights.
+    """
+    source = _find_source(spec, SOURCES)
+    return None if source is None else source.step(spec)
 
 
 def _find_source(spec: str, sources: Sequence[ModelSource]) -> ModelSource | None:
@@ -145,6 +155,10 @@ class _Files(ModelSource):
     def exists(self, spec: str) -> bool:
         """Whether the file or folder is there."""
         return Path(spec.partition("::")[0]).exists()
+
+    def step(self, spec: str) -> int | None:
+        """The step in a safetensors file's metadata."""
+        return read_step(Path(spec.partition("::")[0]))
 
     def open(self, request: ModelRequest) -> LoadedModel:
         """Load a network that says itself what it is, or the weights of one that ``--arch`` or its keys tell."""
