@@ -6,7 +6,6 @@ all measuring commands take, and it reaches them as the field of that name of ``
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
@@ -15,6 +14,13 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from spectrascope.cli.parsers import (
+    parse_curvature_samples,
+    parse_device,
+    parse_micro_batch,
+    parse_null_draws,
+    parse_num_samples,
+)
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
@@ -27,10 +33,8 @@ from spectrascope.reports.write import check_writable
 input_option = partial(typer.Option, rich_help_panel="Network and data")
 measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 result_option = partial(typer.Option, rich_help_panel="Result")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
 _DEFAULT = ProbeOptions()
-ALL_SAMPLES = 2**62  # "all": more than any dataset holds
 _Record = TypeVar("_Record")
 
 
@@ -39,37 +43,6 @@ class DtypeName(str, Enum):
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
-
-
-def _device(text: str) -> str:
-    if not _DEVICE.fullmatch(text):
-        raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps.")
-    return text
-
-
-def _micro_batch(given: int | str) -> int | str:
-    return _whole(given, ("auto",), least=1)
-
-
-def _null_draws(given: int | str) -> int | str:
-    return _whole(given, ("auto",), least=0)
-
-
-def _curvature_samples(given: int | str) -> int | str:
-    return _whole(given, ("auto", "all"), least=1)
-
-
-def _num_samples(given: int | str) -> int:
-    return ALL_SAMPLES if (number := _whole(given, ("all",), least=1)) == "all" else int(number)
-
-
-def _whole(given: int | str, words: tuple[str, ...], *, least: int) -> int | str:
-    text = str(given)  # a project's file may hold the number itself
-    if text in words:
-        return text
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise typer.BadParameter(f"{text!r} is neither {' nor '.join(words)} nor a whole number from {least} on.")
-    return int(text)
 
 
 def writable(path: Path | None) -> Path | None:
@@ -208,7 +181,8 @@ class MeasurementOptions:
     """What is computed, and how: fields of :class:`ProbeOptions`."""
 
     num_samples: Annotated[
-        Any, input_option(metavar="N|all", parser=_num_samples, help="Samples in the fixed batch, or all there are.")
+        Any,
+        input_option(metavar="N|all", parser=parse_num_samples, help="Samples in the fixed batch, or all there are."),
     ] = _DEFAULT.num_samples
     top_k: TopK = _DEFAULT.top_k
     layers: Layers = None
@@ -218,7 +192,7 @@ class MeasurementOptions:
         _DEFAULT.engine
     )
     device: Annotated[
-        str, measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=_device, help="Where to compute.")
+        str, measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=parse_device, help="Where to compute.")
     ] = _DEFAULT.device
     dtype: Annotated[DtypeName, measurement_option(help="Floating point format of the measurement.")] = (
         DtypeName.FLOAT32
@@ -226,7 +200,7 @@ class MeasurementOptions:
     micro_batch: Annotated[
         Any,  # a number or a word
         measurement_option(
-            metavar="auto|N", parser=_micro_batch, help="Samples computed at once; fewer need less memory."
+            metavar="auto|N", parser=parse_micro_batch, help="Samples computed at once; fewer need less memory."
         ),
     ] = _DEFAULT.micro_batch
     seed: Seed = _DEFAULT.seed
@@ -241,7 +215,7 @@ class MeasurementOptions:
         Any,
         measurement_option(
             metavar="auto|R",
-            parser=_null_draws,
+            parser=parse_null_draws,
             help="Draws of the gradient's noise along which curvature is measured; auto is 2 where nearly free.",
         ),
     ] = _DEFAULT.null_draws
@@ -249,7 +223,7 @@ class MeasurementOptions:
         Any,
         measurement_option(
             metavar="auto|all|M",
-            parser=_curvature_samples,
+            parser=parse_curvature_samples,
             help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
         ),
     ] = _DEFAULT.curvature_samples

@@ -53,11 +53,11 @@ def load_model(
     weights exist anywhere (``mini-gpt2``); both say so.
 
     Args:
-        spec: ``None`` or ``digits-cnn`` for the embedded network, ``digits-cnn@early``; a checkpoint file, or ``FILE::dotted.key`` for a
-            place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter; ``hf:org/name``;
-            ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``;
-            ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a
-            network that brings its own weights, perhaps with its loss and data.
+        spec: ``None`` or ``digits-cnn`` for the embedded ``digits-cnn@early``; a checkpoint file, or
+            ``FILE::dotted.key`` for a place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter;
+            ``hf:org/name``; ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or
+            ``NAME@WEIGHTS``; ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``,
+            called for a network that brings its own weights, perhaps with its loss and data.
         arch: architecture of a checkpoint (a name or a factory); recognised from its keys when ``None``.
         base: network that a PEFT adapter was trained on; the one it names itself when ``None``.
         num_classes: number of outputs, where it is not the usual one; must agree with a file's.
