@@ -14,13 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from spectrascope.cli.parsers import (
-    parse_curvature_samples,
-    parse_device,
-    parse_micro_batch,
-    parse_null_draws,
-    parse_num_samples,
-)
+from spectrascope.cli import parsers
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
@@ -182,7 +176,9 @@ class MeasurementOptions:
 
     num_samples: Annotated[
         Any,
-        input_option(metavar="N|all", parser=parse_num_samples, help="Samples in the fixed batch, or all there are."),
+        input_option(
+            metavar="N|all", parser=parsers.parse_num_samples, help="Samples in the fixed batch, or all there are."
+        ),
     ] = _DEFAULT.num_samples
     top_k: TopK = _DEFAULT.top_k
     layers: Layers = None
@@ -192,7 +188,8 @@ class MeasurementOptions:
         _DEFAULT.engine
     )
     device: Annotated[
-        str, measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=parse_device, help="Where to compute.")
+        str,
+        measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=parsers.parse_device, help="Where to compute."),
     ] = _DEFAULT.device
     dtype: Annotated[DtypeName, measurement_option(help="Floating point format of the measurement.")] = (
         DtypeName.FLOAT32
@@ -200,7 +197,7 @@ class MeasurementOptions:
     micro_batch: Annotated[
         Any,  # a number or a word
         measurement_option(
-            metavar="auto|N", parser=parse_micro_batch, help="Samples computed at once; fewer need less memory."
+            metavar="auto|N", parser=parsers.parse_micro_batch, help="Samples computed at once; fewer need less memory."
         ),
     ] = _DEFAULT.micro_batch
     seed: Seed = _DEFAULT.seed
@@ -215,7 +212,7 @@ class MeasurementOptions:
         Any,
         measurement_option(
             metavar="auto|R",
-            parser=parse_null_draws,
+            parser=parsers.parse_null_draws,
             help="Draws of the gradient's noise along which curvature is measured; auto is 2 where nearly free.",
         ),
     ] = _DEFAULT.null_draws
@@ -223,7 +220,7 @@ class MeasurementOptions:
         Any,
         measurement_option(
             metavar="auto|all|M",
-            parser=parse_curvature_samples,
+            parser=parsers.parse_curvature_samples,
             help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
         ),
     ] = _DEFAULT.curvature_samples
