@@ -14,7 +14,7 @@ from typing import Any
 
 import typer
 
-from spectrascope.advice.trajectory import MeasuredCheckpoint
+from spectrascope.advice.trajectory import STEP_KEY, MeasuredCheckpoint
 from spectrascope.cli.measure import measure
 from spectrascope.cli.options import Request
 from spectrascope.errors import OptionError, ReportFormatError, SpectrascopeError
@@ -93,10 +93,18 @@ def measure_checkpoints(
             _say(f"{label}: FAILED, {reason}", number, len(names), quiet)
             yield MeasuredCheckpoint(label, Missing(reason))
             continue
-        report = replace(report, extra={**report.extra, _KEY: asked})
+        report = replace(report, extra={**_step_of(name), **report.extra, _KEY: asked})
         _make(keeping.folder)
         write_text_atomically(path, report_to_json(report) + "\n")
         yield MeasuredCheckpoint(label, report)
+
+
+def _step_of(name: str) -> dict[str, int]:
+    """The step that a checkpoint's weights say they are from, as reports of callbacks have it."""
+    from spectrascope.loading.models.open import find_step
+
+    step = find_step(name)
+    return {} if step is None else {STEP_KEY: step}
 
 
 def _is_report(name: str) -> bool:

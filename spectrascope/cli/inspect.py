@@ -15,7 +15,7 @@ from spectrascope.cli.output import emit
 from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.values import Missing
+from spectrascope.records.values import ALL_SAMPLES, Missing
 from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: b
             found = inspect_headers(content, why, options=options, model_info=info, command=command)
         else:
             run = _with_few_samples(target, options, loaded)
+            if options.num_samples == ALL_SAMPLES:
+                options = replace(options, num_samples=_count_all(target, loaded, run))
             found = inspect_model(
                 loaded.model,
                 run if isinstance(run, Missing) else run.source,
@@ -66,6 +68,24 @@ def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: b
             )
         on_progress("load", 1, 1)
         return found
+
+
+def _count_all(target: o.Request, loaded: LoadedModel, run: Run | Missing) -> int:
+    """How many samples there are: as the dataset says when three of them are read, ``ALL_SAMPLES`` where it cannot be.
+
+    Raises:
+        DataError: there is no end of them.
+    """
+    own = target.dataset is None and loaded.workload is not None
+    if own and not isinstance(run, Missing):
+        return run.source.n
+    if target.dataset == "synthetic":
+        make_run(target, ProbeOptions(num_samples=ALL_SAMPLES), loaded)  # which says why not
+    try:
+        found = make_run(replace(target, balanced=False), ProbeOptions(num_samples=3), loaded).data_info.n_available
+    except DataError:  # not downloaded yet, say: the dry run goes on without
+        return ALL_SAMPLES
+    return ALL_SAMPLES if isinstance(found, Missing) else found
 
 
 def _with_few_samples(target: o.Request, options: ProbeOptions, loaded: LoadedModel) -> Run | Missing:

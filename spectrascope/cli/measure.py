@@ -13,12 +13,13 @@ import typer
 
 from spectrascope.cli.garbage import set_aside
 from spectrascope.cli.load import load_model, load_momentum, make_run
-from spectrascope.cli.options import ALL_SAMPLES, Request
+from spectrascope.cli.options import Request
 from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import OptionError
 from spectrascope.records.decomposition import DecomposeOptions
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.records.signal import GradientSource
+from spectrascope.records.values import ALL_SAMPLES
 
 if TYPE_CHECKING:
     from spectrascope.workload import Run

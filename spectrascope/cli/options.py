@@ -6,7 +6,6 @@ all measuring commands take, and it reaches them as the field of that name of ``
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, fields
 from enum import Enum
 from functools import partial
@@ -15,6 +14,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from spectrascope.cli import parsers
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
@@ -27,10 +27,8 @@ from spectrascope.reports.write import check_writable
 input_option = partial(typer.Option, rich_help_panel="Network and data")
 measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 result_option = partial(typer.Option, rich_help_panel="Result")
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 _BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
 _DEFAULT = ProbeOptions()
-ALL_SAMPLES = 2**62  # "all": more than any dataset holds
 _Record = TypeVar("_Record")
 
 
@@ -39,37 +37,6 @@ class DtypeName(str, Enum):
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
-
-
-def _device(text: str) -> str:
-    if not _DEVICE.fullmatch(text):
-        raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps.")
-    return text
-
-
-def _micro_batch(given: int | str) -> int | str:
-    return _whole(given, ("auto",), least=1)
-
-
-def _null_draws(given: int | str) -> int | str:
-    return _whole(given, ("auto",), least=0)
-
-
-def _curvature_samples(given: int | str) -> int | str:
-    return _whole(given, ("auto", "all"), least=1)
-
-
-def _num_samples(given: int | str) -> int:
-    return ALL_SAMPLES if (number := _whole(given, ("all",), least=1)) == "all" else int(number)
-
-
-def _whole(given: int | str, words: tuple[str, ...], *, least: int) -> int | str:
-    text = str(given)  # a project's file may hold the number itself
-    if text in words:
-        return text
-    if not (text.isascii() and text.isdigit() and int(text) >= least):
-        raise typer.BadParameter(f"{text!r} is neither {' nor '.join(words)} nor a whole number from {least} on.")
-    return int(text)
 
 
 def writable(path: Path | None) -> Path | None:
@@ -145,9 +112,9 @@ class Network:
             metavar="MODEL",
             help="A checkpoint (.pt .pth .th .safetensors, FILE::key for a place in it, an index or folder of "
             "shards), a torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), hf:org/name[@revision] "
-            "or a folder of that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn, "
-            "cifar-resnet20, …), or a factory (package.module:function, file.py:function). Without it, the embedded "
-            "digits-cnn.",
+            "or a folder of that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn@final, "
+            "cifar-resnet20, …), or a factory (package.module:function, file.py:function). Without it digits-cnn, the "
+            "embedded network early in training, as digits-cnn@early.",
         ),
     ] = None
     arch: Annotated[
@@ -208,7 +175,10 @@ class MeasurementOptions:
     """What is computed, and how: fields of :class:`ProbeOptions`."""
 
     num_samples: Annotated[
-        Any, input_option(metavar="N|all", parser=_num_samples, help="Samples in the fixed batch, or all there are.")
+        Any,
+        input_option(
+            metavar="N|all", parser=parsers.parse_num_samples, help="Samples in the fixed batch, or all there are."
+        ),
     ] = _DEFAULT.num_samples
     top_k: TopK = _DEFAULT.top_k
     layers: Layers = None
@@ -218,7 +188,8 @@ class MeasurementOptions:
         _DEFAULT.engine
     )
     device: Annotated[
-        str, measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=_device, help="Where to compute.")
+        str,
+        measurement_option(metavar="auto|cpu|cuda[:i]|mps", callback=parsers.parse_device, help="Where to compute."),
     ] = _DEFAULT.device
     dtype: Annotated[DtypeName, measurement_option(help="Floating point format of the measurement.")] = (
         DtypeName.FLOAT32
@@ -226,7 +197,7 @@ class MeasurementOptions:
     micro_batch: Annotated[
         Any,  # a number or a word
         measurement_option(
-            metavar="auto|N", parser=_micro_batch, help="Samples computed at once; fewer need less memory."
+            metavar="auto|N", parser=parsers.parse_micro_batch, help="Samples computed at once; fewer need less memory."
         ),
     ] = _DEFAULT.micro_batch
     seed: Seed = _DEFAULT.seed
@@ -241,7 +212,7 @@ class MeasurementOptions:
         Any,
         measurement_option(
             metavar="auto|R",
-            parser=_null_draws,
+            parser=parsers.parse_null_draws,
             help="Draws of the gradient's noise along which curvature is measured; auto is 2 where nearly free.",
         ),
     ] = _DEFAULT.null_draws
@@ -249,13 +220,13 @@ class MeasurementOptions:
         Any,
         measurement_option(
             metavar="auto|all|M",
-            parser=_curvature_samples,
+            parser=parsers.parse_curvature_samples,
             help="Samples for curvature; slopes take all. auto is at most 2048, or 512 for smooth networks.",
         ),
     ] = _DEFAULT.curvature_samples
     folds: Annotated[
         int,
-        measurement_option(min=2, metavar="N", help="Parts of the batch, each held out from the others' directions."),
+        measurement_option(min=2, metavar="N", help="Parts of the batch that hold out one another."),
     ] = _DEFAULT.folds
     gradient: Annotated[
         GradientSource,

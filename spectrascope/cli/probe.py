@@ -21,7 +21,7 @@ def probe(
 ) -> None:
     """Measure how the loss curves along the gradient's singular directions, weight by weight.
 
-    Without arguments: the embedded digits-cnn on handwritten digits.
+    Without arguments: the embedded digits-cnn, early in its training, on handwritten digits.
     """
     report = measure(target, options.asked, context, quiet=result.quiet)
     if html is not None:

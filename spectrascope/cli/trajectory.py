@@ -22,7 +22,8 @@ _Checkpoints = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="CHECKPOINT",
-        help="Checkpoints, each as MODEL of probe, or reports saved as .json; ordered by the step in their names.",
+        help="Checkpoints, each as MODEL of probe, or reports saved as .json; ordered by the step they say, or "
+        "that in their names.",
     ),
 ]
 

@@ -63,9 +63,9 @@ class Undetermined(Missing):
 
 def headlines() -> tuple[str, ...]:
     """Names of the numbers of a layer that a comparison shows unless others are asked for: beta, and what is signal."""
-    first, *others = shown.headlines()
-    known = {canonical(name) for name in (first, *others)}
-    return (first, *(name for name in _SIGNAL_HEADLINES if name not in known), *others)
+    found = shown.headlines()
+    known = {canonical(name) for name in found}
+    return (*found[:1], *(name for name in _SIGNAL_HEADLINES if name not in known), *found[1:])
 
 
 def is_of_report(number: str) -> bool:

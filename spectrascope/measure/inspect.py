@@ -22,7 +22,7 @@ from spectrascope.network.effective import copy_of, parametrized_weights, unwrap
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
-from spectrascope.records.values import EngineName, LayerKind, LayerRole, LayerStatus, Missing
+from spectrascope.records.values import ALL_SAMPLES, EngineName, LayerKind, LayerRole, LayerStatus, Missing
 from spectrascope.text import first_line
 from spectrascope.workload import LossFunction, SampleSource, Workload, shape_of
 
@@ -221,10 +221,16 @@ def _cost(
         estimate_passes=sum(plan.passes[engine.name] for engine in ENGINES if not engine.exact),
         total_passes=total,
         flops_per_sample=flops,
-        total_flops=flops if isinstance(flops, Missing) else total * flops * options.num_samples,
+        total_flops=_total(total, flops, options.num_samples),
         fixed_bytes=_fixed_bytes(workload.model, layers, options, size),
         bytes_per_sample=kept,
     )
+
+
+def _total(passes: float, flops: int | Missing, samples: int) -> float | Missing:
+    if samples >= ALL_SAMPLES:
+        return Missing("how many samples there are is not known before the dataset is read")
+    return flops if isinstance(flops, Missing) else passes * flops * samples
 
 
 def _cost_without_passes(

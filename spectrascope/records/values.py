@@ -10,6 +10,7 @@ from enum import Enum
 
 __all__ = [
     "ADDED_LATER",
+    "ALL_SAMPLES",
     "SCHEMA_VERSION",
     "BetaQuartile",
     "EngineName",
@@ -27,6 +28,9 @@ __all__ = [
     "Triangle",
     "ZetaBound",
 ]
+
+ALL_SAMPLES = 2**62
+"""As a number of samples asked for: all there are."""
 
 SCHEMA_VERSION = 2
 """Of the reports this release writes; it reads this one and all before. A field added with ``ADDED_LATER`` needs no new

@@ -182,3 +182,15 @@ def test_two_real_checkpoints(tmp_path: Path, capsys) -> None:
     assert [point["step"] for point in document["points"]] == [0, 1]
     a, b = document["layers"][0]["values"]["beta"]
     assert a != b
+
+
+def test_embedded_stages_in_order(tmp_path: Path, capsys) -> None:
+    options = ("--num-samples", "64", "--top-k", "4", "--layers", "fc*", "--estimate", "published", "--quiet")
+    assert _run(["digits-cnn@final", "digits-cnn@early"], tmp_path, "--json", *options) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(point["label"], point["step"]) for point in found["points"]] == [
+        ("digits-cnn@early", 210.0),
+        ("digits-cnn@final", 420.0),
+    ]
+    assert found["step_name"] == "step"
+    assert read_report(tmp_path / "kept" / "digits-cnn@early.json").extra["step"] == 210

@@ -8,7 +8,7 @@ import pytest
 
 from spectrascope.errors import PolicyError
 from spectrascope.gating.grammar import parse_rule
-from spectrascope.gating.numbers import Undetermined, (
+from spectrascope.gating.numbers import (
     SUMMARY_HEADLINES,
     Undetermined,
     canonical,

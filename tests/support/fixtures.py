@@ -75,6 +75,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
         monkeypatch.setitem(sys.modules, module, fake)
 
     stand_in("spectrascope.loading.models.open", "load_model", loaded)
+    setattr(sys.modules["spectrascope.loading.models.open"], "find_step", lambda spec: None)  # noqa: B010
     stand_in("spectrascope.loading.data.open", "load_dataset", data)
     stand_in("spectrascope.measure.run", "run_probe", made_up.mixed_report())
     stand_in("spectrascope.measure.bench", "run_bench", made_up.made_up_bench())

@@ -23,6 +23,7 @@ __all__ = [
     "Checkpoint",
     "file_sha256",
     "read_checkpoint",
+    "read_step",
     "require_finite",
     "require_plain",
     "strip_wrappers",
@@ -147,6 +148,17 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
         require_finite(weights, str(path))
     sha256 = Missing("only headers were read") if headers_only else _sha256_of(parts.files)
     return Checkpoint(strip_wrappers(tensors), sha256, path, _describe(parts), parts.metadata, parts.found.place)
+
+
+def read_step(path: Path) -> int | None:
+    """The training step in a safetensors file's metadata; ``None`` where there is none, or another kind of file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        step = read_header(path).metadata.get("step", "")
+    except LoadError:  # reading the weights says what is wrong
+        return None
+    return int(step) if step.isascii() and step.isdigit() else None
 
 
 def _split_key(path: str | Path) -> tuple[Path, str]:

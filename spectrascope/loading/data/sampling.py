@@ -13,7 +13,7 @@ from torch import Tensor
 from spectrascope.errors import DataError
 from spectrascope.loading.data.source import DataRequest, LoadedData
 from spectrascope.records.report import DataInfo
-from spectrascope.records.values import LossName, Missing
+from spectrascope.records.values import ALL_SAMPLES, LossName, Missing
 from spectrascope.text import printable
 from spectrascope.workload import Inputs, SampleSource, shape_of
 
@@ -58,7 +58,8 @@ def choose_readable(
     """Choose samples in the seeded order, replacing unreadable ones by the next where ``skip_bad`` allows.
 
     A smaller batch with the same seed is the beginning of a larger one, balanced or not. A balanced batch takes
-    turns among the classes; a class that runs out is passed over, and a note says so.
+    turns among the classes; a class that runs out is passed over, and a note says so. All samples, balanced, are as
+    many of each class as the smallest has.
 
     Args:
         request: how many, which seed, balanced or not.
@@ -107,8 +108,12 @@ def _first(
     order: NDArray[np.int64], labels: NDArray[np.int64] | None, bad: set[int], request: DataRequest
 ) -> list[int]:
     wanted: list[int] = []
+    limit = request.num_samples
+    if labels is not None and limit >= ALL_SAMPLES:
+        good = np.unique(labels[np.setdiff1d(order, sorted(bad))], return_counts=True)[1]
+        limit = len(good) * int(good.min()) if len(good) else 0
     for i in order.tolist() if labels is None else _in_turns(order, labels, bad, request.seed):
-        if len(wanted) == request.num_samples:
+        if len(wanted) == limit:
             break
         if i not in bad:
             wanted.append(i)

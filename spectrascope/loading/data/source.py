@@ -94,7 +94,7 @@ class DataSource:
             ``folder:PATH`` with something after the colon, ``imagenet[:PATH]`` with or without.
         open: takes one of its strings and the request, and returns the samples, prepared for the network. It reads
             each sample once, so that a bad one is found before anything is measured. ``inspect`` calls it too, for
-            one sample, where the network does not say what it reads.
+            one sample, where the network does not say what it reads. A request of ``ALL_SAMPLES`` means all there are.
         images: it has images only; a network that reads text is refused before ``open`` is called.
         unlisted: further usages, understood but left out of messages.
     """

@@ -16,7 +16,7 @@ from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
 from spectrascope.loading.data.text import Masking, masking
 from spectrascope.loading.data.tokens import block_length
 from spectrascope.loading.loaded import TextInput
-from spectrascope.records.values import LossName, Missing
+from spectrascope.records.values import ALL_SAMPLES, LossName, Missing
 from spectrascope.workload import SampleSource
 
 __all__ = ["SYNTHETIC"]
@@ -31,6 +31,8 @@ def _synthetic(spec: str, request: DataRequest) -> LoadedData:
     Raises:
         DataError: the network does not say how large its inputs or outputs are.
     """
+    if request.num_samples >= ALL_SAMPLES:
+        raise DataError("synthetic has no end, so there is no all of it: give a number, as --num-samples 2048")
     if request.balanced:
         raise DataError("balanced: random labels are balanced on average already; leave --balanced out")
     text = request.loaded.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,8 @@ __all__ = [
     "text_blocks",
 ]
 
+_PIECE = 2**20  # bytes that are tokenised at once: a list of Python's integers takes ten times their tokens
+
 _LARGEST = 2**20  # bytes of one text with a class that are looked at; no classifier reads as much
 
 # More text than any measurement reads, and tokens of all of it are held in memory.
@@ -60,7 +63,8 @@ def _text_file(spec: str, request: DataRequest) -> LoadedData:
         raise DataError(f"{name}: no such file; expected a plain text file")
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size  # as much as is read is set aside, however little there is
+            content = file.read(min(size, MAX_BYTES) + 1)
     except OSError as error:
         raise DataError(f"{name}: cannot be read ({error.strerror}); expected a plain text file") from None
     notes: tuple[str, ...] = ()
@@ -81,7 +85,6 @@ def text_blocks(name: str, content: bytes, request: DataRequest, notes: tuple[st
     length = block_length(request, text)
     mask = masking(request, text, length) if loss is LossName.MASKED_LM else None
     tokens, how = _tokens(name, content, text, request)
-    require_in_vocabulary(tokens, text, name, request.network)
     n_blocks = len(tokens) // length
     if n_blocks == 0:
         raise DataError(
@@ -89,7 +92,7 @@ def text_blocks(name: str, content: bytes, request: DataRequest, notes: tuple[st
             f"smaller --block-size"
         )
     chosen = choose(request, n_blocks, None)
-    blocks = torch.from_numpy(tokens[: n_blocks * length].reshape(n_blocks, length).astype(np.int32))
+    blocks = torch.from_numpy(tokens[: n_blocks * length].reshape(n_blocks, length))
     targets = "the next token" if mask is None else f"the {mask.count} masked tokens of each block"
     how = f"{how}; blocks of {length} without overlap, no special tokens added"
     batch = Batch(_Blocks(blocks, tuple(chosen.indices), mask), n_blocks, how, chosen.notes)
@@ -125,21 +128,48 @@ def _whole_characters(content: bytes) -> int:
     return len(content) - len(decoder.getstate()[0])
 
 
-def _tokens(name: str, content: bytes, text: TextInput, request: DataRequest) -> tuple[NDArray[np.int64], str]:
+def _tokens(name: str, content: bytes, text: TextInput, request: DataRequest) -> tuple[NDArray[np.int32], str]:
+    """Tokenise piece by piece, so that beside the text only its tokens are held, four bytes each."""
     tokeniser = own_tokeniser(text) or byte_tokeniser(text)
+    pieces = _pieces(content)
+    begin = 0
     try:
-        tokeniser = tokeniser or _characters(name, content.decode("utf-8-sig"), text, request)
-        return tokeniser.encode(content), tokeniser.description
+        if tokeniser is None:
+            alphabet: set[str] = set()
+            for begin, end in pieces:
+                alphabet.update(content[begin:end].decode("utf-8-sig"))
+            tokeniser = _characters(name, sorted(alphabet), text, request)
+        parts = []
+        for begin, end in pieces:
+            tokens = tokeniser.encode(content[begin:end])
+            require_in_vocabulary(tokens, text, name, request.network)
+            parts.append(tokens.astype(np.int32))
     except UnicodeDecodeError as error:
         raise DataError(
-            f"{name}: not UTF-8 text (byte {error.start} is 0x{error.object[error.start]:02x}); expected a plain "
-            f"text file, convert it to UTF-8"
+            f"{name}: not UTF-8 text (byte {begin + error.start} is 0x{error.object[error.start]:02x}); expected a "
+            f"plain text file, convert it to UTF-8"
         ) from None
+    how = (
+        f"{tokeniser.description}, {len(pieces)} pieces cut at line ends" if len(pieces) > 1 else tokeniser.description
+    )
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32), how
 
 
-def _characters(name: str, string: str, text: TextInput, request: DataRequest) -> Tokeniser:
+def _pieces(content: bytes) -> list[tuple[int, int]]:
+    """Where to cut text into pieces: after the last line end of each, else between two characters."""
+    pieces, begin = [], 0
+    while begin < len(content):
+        end = min(begin + _PIECE, len(content))
+        if end < len(content):
+            line_end = content.rfind(b"\n", begin, end) + 1
+            end = line_end if line_end > begin else begin + _whole_characters(content[begin:end])
+        pieces.append((begin, end))
+        begin = end
+    return pieces
+
+
+def _characters(name: str, alphabet: list[str], text: TextInput, request: DataRequest) -> Tokeniser:
     """Number the text's own characters in sorted order, as character-level models usually do."""
-    alphabet = sorted(set(string))
     if not text.vocab_size:
         raise DataError(
             f"{name}: {request.network} came without a tokenizer ({text.tokenizer}) and does not say how large its "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from importlib import resources
+from pathlib import Path
 
 from torch import nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import read_checkpoint
+from spectrascope.loading.checkpoints.read import read_checkpoint, read_step
 from spectrascope.loading.loaded import LoadedModel, TextInput
 from spectrascope.loading.models.finish import finish
 from spectrascope.loading.models.fit import fill
@@ -17,12 +19,11 @@ from spectrascope.loading.models.named import NamedSource
 from spectrascope.loading.models.source import Architecture, Build, ModelRequest
 from spectrascope.loading.zoo import ZOO, ZooEntry, find_entry
 
-__all__ = ["BUILTIN", "EMBEDDED", "FIRST"]
+__all__ = ["BUILTIN", "EMBEDDED"]
 
 EMBEDDED = "digits-cnn"
-_STAGES = {"early": "digits_cnn_early.safetensors", "final": "digits_cnn.safetensors"}  # of its training
-FIRST = f"{EMBEDDED}@early"
-"""What is measured where nothing is named: at this stage most directions of its gradient are signal."""
+_STAGES = {"early": "digits_cnn_early.safetensors", "final": "digits_cnn.safetensors"}
+"""Of the embedded network's training, by what stands behind the @; the first is what its plain name means."""
 
 
 class _BuiltIn(NamedSource):
@@ -48,12 +49,7 @@ class _BuiltIn(NamedSource):
         return None if entry is None else _architecture(entry)
 
     def published(self, request: ModelRequest, architecture: Architecture, which: str | None) -> LoadedModel:
-        """The embedded network, after half of its training or all of it; the others have no weights."""
-        if architecture.name == EMBEDDED and which is not None and which not in _STAGES:
-            raise LoadError(
-                f"{request.spec}: the embedded weights are {EMBEDDED}@early and {EMBEDDED}@final; {EMBEDDED}@none has "
-                "random ones"
-            )
+        """The embedded network; the others have no weights."""
         if architecture.name != EMBEDDED:
             raise LoadError(
                 f"{request.spec}: built-in networks other than {EMBEDDED} have no weights of their own; pass a "
@@ -63,10 +59,34 @@ class _BuiltIn(NamedSource):
             raise LoadError(
                 f"{EMBEDDED} has 10 outputs, not {request.num_classes}; use {EMBEDDED}@none or drop --num-classes"
             )
-        with resources.as_file(resources.files("spectrascope.data").joinpath(_STAGES[which or "final"])) as path:
+        stage = which or next(iter(_STAGES))
+        with _shipped(request.spec, stage) as path:
             checkpoint = read_checkpoint(path, headers_only=request.headers_only)
         network = fill(lambda: architecture.build(10), checkpoint.state_dict)
-        return finish(request.spec, architecture, network, 10, weights="embedded", checkpoint=checkpoint)
+        return finish(f"{EMBEDDED}@{stage}", architecture, network, 10, weights="embedded", checkpoint=checkpoint)
+
+    def step(self, spec: str) -> int | None:
+        """The training step of the embedded network's weights."""
+        name, which = self.parse(spec)
+        if name != EMBEDDED or which == "none":
+            return None
+        with _shipped(spec, which or next(iter(_STAGES))) as path:
+            return read_step(path)
+
+
+def _shipped(spec: str, stage: str) -> AbstractContextManager[Path]:
+    """The embedded network's file of a stage of its training.
+
+    Raises:
+        LoadError: there is no such stage.
+    """
+    if stage not in _STAGES:
+        known = ", ".join(f"{EMBEDDED}@{name}" for name in _STAGES)
+        raise LoadError(
+            f"{spec}: no such weights; expected {known}, {EMBEDDED} (which means {EMBEDDED}@{next(iter(_STAGES))}), or "
+            f"{EMBEDDED}@none for random ones"
+        )
+    return resources.as_file(resources.files("spectrascope.data").joinpath(_STAGES[stage]))
 
 
 def _architecture(entry: ZooEntry) -> Architecture:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint
+from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint, read_step
 from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.models.builtin import BUILTIN, FIRST
+from spectrascope.loading.models.builtin import BUILTIN, EMBEDDED
 from spectrascope.loading.models.factories import (
     FACTORIES,
     fill_factory,
@@ -31,7 +30,7 @@ from spectrascope.loading.models.source import Architecture, ModelRequest, Model
 from spectrascope.loading.models.timm import TIMM
 from spectrascope.loading.models.torchvision import TORCHVISION
 
-__all__ = ["GROUP", "SOURCES", "find_architecture", "load_model"]
+__all__ = ["GROUP", "SOURCES", "find_architecture", "find_step", "load_model"]
 
 GROUP = "spectrascope.models"
 """Of the entry points by which installed distributions add sources."""
@@ -54,12 +53,11 @@ def load_model(
     weights exist anywhere (``mini-gpt2``); both say so.
 
     Args:
-        spec: ``None`` for the embedded network in mid-training, ``digits-cnn`` (``@early``, ``@final``) for it at the
-            stage named, the end if none; a checkpoint file, or ``FILE::dotted.key`` for a
-            place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter; ``hf:org/name``;
-            ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or ``NAME@WEIGHTS``;
-            ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``, called for a
-            network that brings its own weights, perhaps with its loss and data.
+        spec: ``None`` or ``digits-cnn`` for the embedded ``digits-cnn@early``; a checkpoint file, or
+            ``FILE::dotted.key`` for a place in it; a folder with a checkpoint, a Hugging Face model or a PEFT adapter;
+            ``hf:org/name``; ``NAME@none`` for random weights, and ``mini-gpt2``; a torchvision model, ``NAME`` or
+            ``NAME@WEIGHTS``; ``timm:NAME`` or ``timm:NAME@TAG``; ``package.module:factory`` or ``file.py:factory``,
+            called for a network that brings its own weights, perhaps with its loss and data.
         arch: architecture of a checkpoint (a name or a factory); recognised from its keys when ``None``.
         base: network that a PEFT adapter was trained on; the one it names itself when ``None``.
         num_classes: number of outputs, where it is not the usual one; must agree with a file's.
@@ -74,7 +72,7 @@ def load_model(
         NonFiniteError: a weight is NaN or infinite.
     """
     request = ModelRequest(
-        FIRST if spec is None else spec, arch=arch, base=base, num_classes=num_classes, seed=seed,
+        EMBEDDED if spec is None else spec, arch=arch, base=base, num_classes=num_classes, seed=seed,
         allow_download=allow_download, trust_remote_code=trust_remote_code, headers_only=headers_only,
     )  # fmt: skip
     source = _find_source(request.spec, SOURCES)
@@ -82,6 +80,16 @@ def load_model(
     if source is None:
         raise _unknown(request.spec.rpartition("@")[0] or request.spec)
     return source.open(request)
+
+
+def find_step(spec: str) -> int | None:
+    """The training step that a model string's weights say they are from; ``None`` where they say nothing.
+
+    Raises:
+        LoadError: there are no such weights.
+    """
+    source = _find_source(spec, SOURCES)
+    return None if source is None else source.step(spec)
 
 
 def _find_source(spec: str, sources: Sequence[ModelSource]) -> ModelSource | None:
@@ -112,8 +120,7 @@ def find_architecture(name: str) -> Architecture:
 def _unknown(name: str) -> LoadError:
     known = [other for source in SOURCES for other in source.names()]
     wanted = name.casefold()
-    bare = re.sub(r"[-_]", "", wanted)
-    near = [other for other in known if bare and bare in re.sub(r"[-_]", "", other)]  # "resnet-20": "cifar-resnet20"
+    near = [other for other in known if wanted in other]  # "resnet20" is in "cifar-resnet20"
     near += [n for n in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5) if n not in near]
     *usages, last = [source.usage for source in SOURCES]
     return LoadError(
@@ -148,6 +155,10 @@ class _Files(ModelSource):
     def exists(self, spec: str) -> bool:
         """Whether the file or folder is there."""
         return Path(spec.partition("::")[0]).exists()
+
+    def step(self, spec: str) -> int | None:
+        """The step in a safetensors file's metadata."""
+        return read_step(Path(spec.partition("::")[0]))
 
     def open(self, request: ModelRequest) -> LoadedModel:
         """Load a network that says itself what it is, or the weights of one that ``--arch`` or its keys tell."""

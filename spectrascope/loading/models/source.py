@@ -90,6 +90,13 @@ class ModelSource(ABC):
             LoadError: it cannot be loaded; the message says what was expected and what to try.
         """
 
+    def step(self, spec: str) -> int | None:
+        """The training step that the weights say they are from, ``None`` where they say nothing.
+
+        Only names and headers are looked at.
+        """
+        return None
+
     def architecture(self, name: str) -> Architecture | None:
         """The network that ``--arch NAME`` builds for a checkpoint, ``None`` where the name is not its own.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
-from spectrascope.records.values import LayerRole, Missing
+from spectrascope.records.values import ALL_SAMPLES, LayerRole, Missing
 from spectrascope.reports.figures import format_bytes, format_count, format_large
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_model
@@ -53,7 +53,8 @@ def _describe_cost(cost: CostEstimate, num_samples: int) -> str:
     ):
         if not isinstance(value, Missing) and value:
             parts.append(f"{what} {value:,.0f}")
-    text = f"about {cost.total_passes:,.0f} forward passes over {num_samples:,} samples ({', '.join(parts)})"
+    samples = "all samples, however many" if num_samples >= ALL_SAMPLES else f"{num_samples:,} samples"
+    text = f"about {cost.total_passes:,.0f} forward passes over {samples} ({', '.join(parts)})"
     if isinstance(cost.flops_per_sample, Missing) or isinstance(cost.total_flops, Missing):
         return text
     return f"{text}, {format_large(cost.total_flops)}FLOP at {format_large(cost.flops_per_sample)}FLOP per sample"

@@ -34,12 +34,12 @@ def accuracy(model: torch.nn.Module, source: SampleSource) -> float:
 def test_embedded_default(spec: str | None) -> None:
     loaded = load_model(spec)
     assert loaded.info.weights == "embedded"
-    assert loaded.info.id == loaded.info.architecture == "digits-cnn"
+    assert (loaded.info.id, loaded.info.architecture) == ("digits-cnn@early", "digits-cnn")
     assert (loaded.class_names, loaded.num_classes, loaded.default_dataset) == (DIGITS, 10, "digits")
     assert not loaded.model.training
     data = load_dataset(None, loaded, num_samples=2048, seed=0)
     assert data.source.n == 1797
-    assert 0.975 < accuracy(loaded.model, data.source) < 0.995
+    assert 0.965 < accuracy(loaded.model, data.source) < 0.98
     inputs, targets = data.source.fetch(0, 1797)
     loss = torch.nn.functional.cross_entropy(loaded.model(inputs), targets).item()
     assert 0.02 < loss < 0.2  # far enough from zero to have curvature
@@ -47,7 +47,7 @@ def test_embedded_default(spec: str | None) -> None:
 
 def test_embedded_files_are_small() -> None:
     folder = Path(sys.modules["spectrascope"].__file__ or "").parent / "data"
-    assert (folder / "digits_cnn.safetensors").stat().st_size <= 300_000
+    assert sum(file.stat().st_size for file in folder.glob("digits_cnn*.safetensors")) <= 300_000
     assert "10.24432/C50P49" in (folder / "README.md").read_text("utf-8")
 
 

@@ -1,0 +1,47 @@
+"""Words and numbers that options take, to values; a bad one is refused in one line."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+
+from spectrascope.records.values import ALL_SAMPLES
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+def parse_device(text: str) -> str:
+    """A device, as ``--device`` has it."""
+    if not _DEVICE.fullmatch(text):
+        raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps.")
+    return text
+
+
+def parse_micro_batch(given: int | str) -> int | str:
+    """A number from 1 on, or auto."""
+    return _whole(given, ("auto",), least=1)
+
+
+def parse_null_draws(given: int | str) -> int | str:
+    """A number from 0 on, or auto."""
+    return _whole(given, ("auto",), least=0)
+
+
+def parse_curvature_samples(given: int | str) -> int | str:
+    """A number from 1 on, auto or all."""
+    return _whole(given, ("auto", "all"), least=1)
+
+
+def parse_num_samples(given: int | str) -> int:
+    """A number from 1 on; all as ``ALL_SAMPLES``."""
+    return ALL_SAMPLES if (number := _whole(given, ("all",), least=1)) == "all" else int(number)
+
+
+def _whole(given: int | str, words: tuple[str, ...], *, least: int) -> int | str:
+    text = str(given)  # a project's file may hold the number itself
+    if text in words:
+        return text
+    if not (text.isascii() and text.isdigit() and int(text) >= least):
+        raise typer.BadParameter(f"{text!r} is neither {' nor '.join(words)} nor a whole number from {least} on.")
+    return int(text)
