@@ -17,6 +17,7 @@ from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.selfcheck import CheckedPairs, check_engines
 from spectrascope.errors import SelfCheckError, UnsupportedModelError
 from spectrascope.losses import loss_label
+from spectrascope.measure.gradients import measure_gradients
 from spectrascope.measure.prepare import device_name, prepare
 from spectrascope.measure.stages import Measured, measure_targets
 from spectrascope.network.effective import parametrized_weights, unwrapped
@@ -34,6 +35,7 @@ from spectrascope.records.report import (
     Report,
     SkippedLayer,
 )
+from spectrascope.records.signal import GradientSource
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.workload import Run, Workload
 
@@ -65,6 +67,8 @@ def measure_by(
     with prepare(run) as ready:
         workload = ready.workload
         found = stages(workload, ready.layers, ready.choices, run)
+        if run.options.gradient is GradientSource.BATCH:
+            _drop_rounding(found, workload)
         _require_same_slopes(found, workload.dtype)
         checked = CheckedPairs({}, Missing("switched off"))
         if run.options.self_check and found.targets:
@@ -98,6 +102,32 @@ def _require_agreement(checked: CheckedPairs) -> None:
     )
 
 
+_ROUNDING = "the gradient is zero but for rounding: two passes over the batch disagree on it"
+
+
+def _drop_rounding(found: Measured, workload: Workload) -> None:
+    """Take back weights whose gradient is zero but for rounding, as that of a gate which always picks one expert.
+
+    Their gradient is next to nothing beside the largest, and comes out different when the batch is cut another way.
+    """
+    largest = max((float(t.directions.sigma[0]) for t in found.targets), default=0.0)
+    least = 100 * torch.finfo(workload.dtype).eps * largest
+    tiny = [t for t in found.targets if float(t.directions.sigma[0]) <= least]
+    if not tiny:
+        return
+    size = max(2, 2 * found.gradient.micro_batch)
+    again = measure_gradients(workload, [t.layer for t in tiny], micro_batch=size).gradients
+    for target in tiny:
+        d, gradient = target.directions, again.get(target.layer.name)
+        if gradient is None:
+            continue
+        slopes = torch.einsum("mk,mn,nk->k", d.left, gradient.cpu().double(), d.right)
+        if not float((slopes - d.sigma).abs().max()) <= 0.1 * float(d.sigma[0]):
+            found.drop(
+                target.layer.name, "the gradient is zero but for rounding: two passes over the batch disagree on it"
+            )
+
+
 def _require_same_slopes(found: Measured, dtype: torch.dtype) -> None:
     """Check that the curvature pass, which sees every sample's slope along D_k again, has sigma_k as their mean.
 
@@ -122,7 +152,7 @@ def _require_same_slopes(found: Measured, dtype: torch.dtype) -> None:
                 "Otherwise report this network"
             )
     for name in noise:
-        found.drop(name, "the gradient is zero but for rounding: two passes over the batch disagree on it")
+        found.drop(name, _ROUNDING)
 
 
 def _rows(

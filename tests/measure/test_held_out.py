@@ -272,7 +272,7 @@ def test_impossible_options_are_refused(options: dict, message: str) -> None:
 
 def test_the_embedded_network_with_labels_of_its_own_is_noise() -> None:
     """Published numbers of pure noise look as good as any: beta near 2, straight lines, closed triangles."""
-    loaded = load_model("digits-cnn")
+    loaded = load_model("digits-cnn@final")
     data = load_dataset("digits", loaded, num_samples=600, seed=0).source
     signals, fits, determined = [], [], []
     for seed in range(3):

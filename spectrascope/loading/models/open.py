@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -120,7 +121,8 @@ def find_architecture(name: str) -> Architecture:
 def _unknown(name: str) -> LoadError:
     known = [other for source in SOURCES for other in source.names()]
     wanted = name.casefold()
-    near = [other for other in known if wanted in other]  # "resnet20" is in "cifar-resnet20"
+    bare = re.sub(r"[-_]", "", wanted)
+    near = [other for other in known if bare and bare in re.sub(r"[-_]", "", other)]  # "resnet-20": "cifar-resnet20"
     near += [n for n in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5) if n not in near]
     *usages, last = [source.usage for source in SOURCES]
     return LoadError(
