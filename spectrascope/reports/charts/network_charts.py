@@ -74,7 +74,7 @@ def depth_chart(layers: Sequence[LayerReport]) -> Chart:
     """Published β along depth, coloured by kind, with its 95 % intervals."""
     found = [(i, row, row.analysis.beta) for i, row in enumerate(layers, start=1)]
     fits = [(i, row, fit) for i, row, fit in found if isinstance(fit, PowerFit)]
-    y = linear_axis("published curvature exponent, β", _with_whiskers([fit for *_, fit in fits]), include=[0.0, 2.0])
+    y = linear_axis("published exponent β", _with_whiskers([fit for *_, fit in fits]), include=[0.0, 2.0])
     x = names_axis([row.info.name for row in layers])
     parts: list[Part] = [Line((x.low, x.high), (2.0, 2.0), Ink.GREY, "about what noise gives", dashed=True)]
     places = {id(row): (i, fit) for i, row, fit in fits}

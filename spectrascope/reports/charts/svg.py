@@ -18,7 +18,7 @@ __all__ = ["chart_svg"]
 _RADIUS, _SMALL_RADIUS, _MANY_POINTS = 3.4, 2.2, 80
 _LEGEND_LINE = 18.0
 _SLANTED_WIDTH = 15  # between slanted names
-_CHAR, _SLANTED_CHAR = 6.2, 4.7  # room for a letter of the legend, and of a slanted name
+_CHAR, _SLANTED_CHAR = 6.2, 5.3  # room for a letter of the legend, and of a slanted name
 
 
 @dataclass(frozen=True, slots=True)
