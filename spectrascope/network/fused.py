@@ -82,12 +82,10 @@ def _per_head(attention: Any, rows: int, _: int) -> Runs:
 
 
 def _heads(attention: Any) -> int:
-    for name in ("num_attention_heads", "num_heads", "n_heads", "n_head"):
-        for holder in (attention, getattr(attention, "config", None)):
-            value = getattr(holder, name, None)
-            if isinstance(value, int):
-                return value
-    raise AttributeError("the attention module does not say how many heads it has")
+    found = _count_named(attention, "num_attention_heads", "num_heads", "n_heads", "n_head")
+    if found is None:
+        raise AttributeError("the attention module does not say how many heads it has")
+    return found
 
 
 def _grouped(attention: Any, rows: int, _: int) -> Runs:
@@ -98,12 +96,18 @@ def _grouped(attention: Any, rows: int, _: int) -> Runs:
 
 
 def _shared_heads(attention: Any) -> int:
-    for name in ("num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads"):
+    found = _count_named(attention, "num_key_value_heads", "num_kv_heads", "kv_heads", "n_kv_heads")
+    return _heads(attention) if found is None else found
+
+
+def _count_named(attention: Any, *names: str) -> int | None:
+    """The first whole number that the module, or its config, has under one of these names."""
+    for name in names:
         for holder in (attention, getattr(attention, "config", None)):
             value = getattr(holder, name, None)
             if isinstance(value, int):
                 return value
-    return _heads(attention)
+    return None
 
 
 def _bigcode(attention: Any, rows: int, columns: int) -> Runs:
