@@ -118,8 +118,12 @@ class ColumnSweep:
             self.right.append(torch.cat(rights, 1).to(workload.device, workload.dtype))
         self.n_targets = len(targets)
 
-    def run(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Per target: slope (b, K), curvature (b, K), sum of M (K, K)."""
+    def record(self, start: int, stop: int) -> tuple[Tape, int, Tensor, Tensor]:
+        """Run forward over a slice: the tape, the output's number on it, the output (b, C) and the labels.
+
+        Raises:
+            UnsupportedOperationError: the output is not one row of scores per sample.
+        """
         inputs, labels = self.workload.fetch(start, stop)
         tape = Tape(self.parameters, on_use=self._project_input)
         with tape:
@@ -127,6 +131,11 @@ class ColumnSweep:
         number = tape.number_of(output)
         if number is None or output.dim() != 2 or output.shape[0] != stop - start:
             raise UnsupportedOperationError("the output is not one row of scores per sample")
+        return tape, number, output, labels
+
+    def run(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Per target: slope (b, K), curvature (b, K), sum of M (K, K)."""
+        tape, number, output, labels = self.record(start, stop)
         loss = output_model(output, labels, self.workload.loss_fn)
         columns = loss.columns()
         c_total = len(columns)

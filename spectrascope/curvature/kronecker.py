@@ -67,13 +67,7 @@ class FactorSweep(ColumnSweep):
         """Per target: slope (b, K), curvature (b, K), sum of M (K, K); the factors are summed on the way."""
         self._open = {}
         self.sums.begin(start)
-        inputs, labels = self.workload.fetch(start, stop)
-        tape = Tape(self.parameters, on_use=self._project_input)
-        with tape:
-            output = self.workload.forward(inputs)
-        number = tape.number_of(output)
-        if number is None or output.dim() != 2 or output.shape[0] != stop - start:
-            raise UnsupportedOperationError("the output is not one row of scores per sample")
+        tape, number, output, labels = self.record(start, stop)
         root, signs = curvature_columns(output, labels, self.workload.loss_fn)
         fisher = make_columns(output, labels, self.workload.loss_fn, self.options, self.generator)
         ggn = self.options.fisher is FisherType.GGN and fisher.exact
