@@ -64,9 +64,10 @@ def has_enough_directions(row: LayerReport) -> bool:
 
 def _window(row: LayerReport) -> tuple[int, int]:
     """The window's held-out directions as a slice, first and one past the last."""
-    n = 0 if isinstance(row.held_out, Missing) else len(row.held_out.slopes)
-    first, last = row.analysis.window
-    return first - 1, max(first - 1, min(last, n))
+    if isinstance(row.held_out, Missing):
+        return 0, 0
+    chosen = row.held_out.within(row.analysis.window)
+    return chosen.start, chosen.stop
 
 
 def describe_exponent(beta: float) -> str:

@@ -36,7 +36,6 @@ from spectrascope.gating.signal_noise import (
     count_stderr,
     entry_replicates,
     held_out_beta_stderr,
-    meets_an_edge,
     step_numbers,
     total_stderr,
 )
@@ -221,6 +220,8 @@ class NoiseMeter:
     ) -> StandardError | Missing:
         """Of the step exponent of some layers together, or of the decrease it predicts."""
         import numpy as np
+
+        from spectrascope.numerics.steps import meets_an_edge
 
         found = []
         for rows in (before, after):

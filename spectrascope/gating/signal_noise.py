@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COUNTS", "DECREASE", "STEP", "WIDER_DECREASE", "count_stderr", "entry_replicates", "held_out_beta_stderr",
-    "meets_an_edge", "step_numbers", "total_stderr",
+    "step_numbers", "total_stderr",
 ]  # fmt: skip
 
 STEP = "held_out.step_exponent"
@@ -46,10 +46,7 @@ and 0.4.
 WIDER_DECREASE = 1.25
 """Widening of the root of a decrease: without it 1.2 on the worst layer of the digits network, 1.1 on all together."""
 
-_EDGES = (-1.0, 4.0)  # of the exponents that replicates may take
-
 _ENTRY = re.compile(r"(?:held_out\.(slopes|h)|(signal_share))\[(\d+)\]")
-_RESOLVED_T = 3.0
 
 
 def step_numbers(rows: Sequence[LayerReport]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | Missing:
@@ -71,16 +68,12 @@ def step_numbers(rows: Sequence[LayerReport]) -> tuple[NDArray[np.float64], NDAr
     return found if isinstance(found, Missing) else found[1:]
 
 
-def meets_an_edge(replicates: NDArray[np.float64]) -> bool:
-    """Whether exponents end at the edge of what they may be: then they show no spread, whatever the error."""
-    return bool(((replicates <= _EDGES[0]) | (replicates >= _EDGES[1])).any())
-
-
 def entry_replicates(row: LayerReport, number: str) -> NDArray[np.float64] | Missing | None:
     """``held_out.slopes[k]``, ``held_out.h[k]`` or ``signal_share[k]`` without each sample group; None for others."""
     import numpy as np
 
-    from spectrascope.numerics.steps import widen_groups
+    from spectrascope.numerics.sample_groups import group_means
+    from spectrascope.numerics.steps import widened_slopes
 
     entry = _ENTRY.fullmatch(number)
     if entry is None:
@@ -90,17 +83,13 @@ def entry_replicates(row: LayerReport, number: str) -> NDArray[np.float64] | Mis
         return held
     sizes, table = np.asarray(m.group_sizes, dtype=np.float64), np.asarray(held.group_h)
     if entry[1] != "h":
-        table, sigma = np.asarray(held.group_slopes), np.asarray(m.sigma[: len(held.slopes)])
-        if held.n_folds:
-            table = widen_groups(table, sigma, m.group_sizes)
+        table = widened_slopes(held, m.sigma, m.group_sizes)
         if entry[2]:  # shares count from the window's first direction on
-            table = (table / sigma)[:, row.analysis.window[0] - 1 :]
+            table = (table / np.asarray(m.sigma[: len(held.slopes)]))[:, row.analysis.window[0] - 1 :]
     place = int(entry[3]) - 1
     if not 0 <= place < table.shape[1]:
         return Missing(f"{number} lies outside the directions held out")
-    column = table[:, place]
-    found: NDArray[np.float64] = (sizes @ column - sizes * column) / (sizes.sum() - sizes)
-    return found
+    return group_means(table[:, [place]], sizes)[1][:, 0]
 
 
 def held_out_beta_stderr(row: LayerReport) -> float | Missing:
@@ -123,6 +112,8 @@ def count_stderr(row: LayerReport, number: str, *, alone: bool = True) -> float 
     import numpy as np
     from scipy import special
 
+    from spectrascope.numerics.signal import RESOLVED_T
+
     first, last = row.analysis.window
     window = slice(first - 1, last)
     if number == "n_signal":
@@ -138,7 +129,7 @@ def count_stderr(row: LayerReport, number: str, *, alone: bool = True) -> float 
             return row.held_out
         t = np.asarray(row.held_out.t)[window]
         # t has its standard error in the denominator, which is estimated from as many groups
-        apart, error = t - _RESOLVED_T, np.sqrt(1 + t**2 / (2 * max(len(row.measurement.group_sizes) - 1, 1)))
+        apart, error = t - RESOLVED_T, np.sqrt(1 + t**2 / (2 * max(len(row.measurement.group_sizes) - 1, 1)))
     chance = special.ndtr(np.divide(apart, error, out=np.sign(apart) * np.inf, where=error > 0))
     return (COUNTS[number] if alone else 1.0) * math.sqrt(float(np.sum(chance * (1 - chance))))
 

@@ -10,7 +10,16 @@ import numpy as np
 from spectrascope.numerics.vectors import Table, Vector, interval_about, too_few
 from spectrascope.records.values import Interval, Missing, PowerFit
 
-__all__ = ["MIN_GROUPS", "Refit", "Refits", "SampleGroups", "jackknife", "jackknife_stderr"]
+__all__ = [
+    "MIN_GROUPS",
+    "Refit",
+    "Refits",
+    "SampleGroups",
+    "group_means",
+    "jackknife",
+    "jackknife_stderr",
+    "jackknife_stderrs",
+]
 
 Refit = Callable[[Vector, Vector], PowerFit | Missing]
 Refits = Callable[[Table, Table], Vector]
@@ -63,9 +72,19 @@ class SampleGroups:
         ([[5.0], [1.0]], [[4.0], [2.0]])
         """
         sizes = np.asarray(self.sizes, dtype=np.float64)
-        weights = (1.0 - np.eye(sizes.size)) * sizes
-        weights /= weights.sum(axis=1, keepdims=True)
-        return weights @ np.asarray(self.sigma, dtype=np.float64), weights @ np.asarray(self.h, dtype=np.float64)
+        sigma, h = (np.asarray(table, dtype=np.float64) for table in (self.sigma, self.h))
+        return group_means(sigma, sizes)[1], group_means(h, sizes)[1]
+
+
+def group_means(table: Table, sizes: Vector) -> tuple[Vector, Table]:
+    """Size-weighted mean over all groups (k,), and over all but one (groups, k).
+
+    >>> group_means(np.array([[1.0], [5.0]]), np.array([1.0, 3.0]))[1].tolist()
+    [[5.0], [1.0]]
+    """
+    weights = (1.0 - np.eye(sizes.size)) * sizes
+    weights /= weights.sum(axis=1, keepdims=True)
+    return sizes @ table / sizes.sum(), weights @ table
 
 
 def jackknife(value: float, groups: SampleGroups, refit: Refit, refits: Refits | None = None) -> Interval | Missing:
@@ -122,5 +141,10 @@ def jackknife_stderr(replicates: Vector) -> float | Missing:
     """
     if not np.isfinite(replicates).all():
         return Missing("it cannot be worked out without one of the sample groups")
-    n = replicates.size
-    return float(np.sqrt((n - 1) / n * np.sum((replicates - replicates.mean()) ** 2)))
+    return float(jackknife_stderrs(replicates))
+
+
+def jackknife_stderrs(replicates: Table) -> Vector:
+    """Return the jackknife's standard errors of several numbers (k,), from each without every group (groups, k)."""
+    n = len(replicates)
+    return np.asarray(np.sqrt((n - 1) / n * np.sum((replicates - replicates.mean(axis=0)) ** 2, axis=0)))

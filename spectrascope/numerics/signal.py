@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spectrascope.numerics.fits import MIN_POINTS, fit_beta, fit_log_log
-from spectrascope.numerics.sample_groups import MIN_GROUPS, jackknife_stderr
+from spectrascope.numerics.sample_groups import MIN_GROUPS, group_means, jackknife_stderr, jackknife_stderrs
 from spectrascope.numerics.steps import (
     find_step_exponent,
-    group_means,
     pool_step_exponents,
     share_of,
     step_replicates,
@@ -141,8 +140,7 @@ def t_values(group_slopes: ArrayLike, sizes: Sequence[int]) -> Vector:
     """
     table = np.asarray(group_slopes, dtype=np.float64)
     mean, without = group_means(table, np.asarray(sizes, dtype=np.float64))
-    n = len(table)
-    stderr = np.sqrt((n - 1) / n * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
+    stderr = jackknife_stderrs(without)
     return np.asarray(np.divide(mean, stderr, out=np.zeros_like(mean), where=stderr > 0))
 
 
@@ -225,22 +223,21 @@ def read_signal(
         The three, fitted; arrays stay as they were measured.
     """
     window = analysis.window
-    first, last = window[0] - 1, window[1]
     if isinstance(null, Missing):
         n_signal: int | Missing = null
     else:
         null = read_null(null, analysis.beta, window)
-        n_signal = count_signal(measurement.sigma[first:last], null.quantile)
+        n_signal = count_signal(measurement.sigma[window[0] - 1 : window[1]], null.quantile)
     share: tuple[float, ...] | Missing
     needed: SamplesNeeded | Missing
     if isinstance(held_out, Missing):
         share, needed = held_out, held_out
     else:
         held_out = read_held_out(held_out, measurement.sigma, measurement.group_sizes, window)
-        last = min(last, len(held_out.slopes))
-        pairs = zip(held_out.slopes[first:last], measurement.sigma[first:last], strict=True)
+        chosen = held_out.within(window)
+        pairs = zip(held_out.slopes[chosen], measurement.sigma[chosen], strict=True)
         share = tuple(s / sigma for s, sigma in pairs)
-        needed = samples_needed(held_out.t[first:last], sum(measurement.group_sizes))
+        needed = samples_needed(held_out.t[chosen], sum(measurement.group_sizes))
     return held_out, null, replace(analysis, n_signal=n_signal, signal_share=share, samples_needed=needed)
 
 
@@ -313,11 +310,10 @@ def read_held_out(measured: HeldOut, sigma: ArrayLike, sizes: Sequence[int], win
         sizes: samples per group.
         window: first and last rank, 1-based and inclusive.
     """
-    first, last = window[0] - 1, min(window[1], len(measured.slopes))
-    if last <= first:
+    chosen = measured.within(window)
+    if chosen.start == chosen.stop:
         empty = Missing("the window holds no held-out direction")
         return replace(measured, beta=empty, step_exponent=empty)
-    chosen = slice(first, last)
     beta = fit_held_out_beta(
         widened_slopes(measured, sigma, sizes)[:, chosen], np.asarray(measured.group_h)[:, chosen], sizes
     )

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
-from spectrascope.numerics.sample_groups import MIN_GROUPS, jackknife_stderr
+from spectrascope.numerics.sample_groups import MIN_GROUPS, group_means, jackknife_stderr, jackknife_stderrs
 from spectrascope.numerics.vectors import Table, Vector, as_vector, interval_about, too_few
 from spectrascope.records.report import LayerReport
 from spectrascope.records.signal import HeldOut, StepExponent
@@ -24,7 +24,7 @@ from spectrascope.records.values import Interval, Missing
 __all__ = [
     "StepReplicates",
     "find_step_exponent",
-    "group_means",
+    "meets_an_edge",
     "pool_step_exponents",
     "replicate_steps",
     "share_of",
@@ -55,13 +55,6 @@ def widen_groups(group_slopes: ArrayLike, sigma: ArrayLike, sizes: Sequence[int]
     mean = weights @ table / weights.sum()
     share = np.clip(mean / as_vector(sigma, "sigma"), 0.0, 1.0)
     return np.asarray(mean + np.sqrt(2 - share**2) * (table - mean))
-
-
-def group_means(table: Table, sizes: Vector) -> tuple[Vector, Table]:
-    """Size-weighted mean over all groups (k,), and over all but one (groups, k)."""
-    weights = (1.0 - np.eye(sizes.size)) * sizes
-    weights /= weights.sum(axis=1, keepdims=True)
-    return sizes @ table / sizes.sum(), weights @ table
 
 
 class StepReplicates:
@@ -155,7 +148,7 @@ def find_step_exponent(weights: Sequence[StepReplicates], n_groups: int) -> Step
     total = np.sum([w.decrease for w in weights], axis=0)
     place, replicates, decreases = found
     value = float(round(_EXPONENTS[place], 2))
-    if (replicates <= _EXPONENTS[0]).any() or (replicates >= _EXPONENTS[-1]).any():
+    if meets_an_edge(replicates):
         wide = _indistinguishable(weights, place, n_groups)
     else:
         spread = jackknife_stderr(replicates)
@@ -190,10 +183,8 @@ def _indistinguishable(weights: Sequence[StepReplicates], place: int, n_groups: 
     error. Compared are slopes along steps of equal curvature, whose squares are the decreases.
     """
     threshold = float(special.stdtrit(n_groups - 1, 0.975))
-    along = np.sum([_normalised(w.along, w) for w in weights], axis=0)
-    without = np.sum([_normalised(w.along_without, w) for w in weights], axis=0)
-    gap, gaps = along[place] - along, without[:, [place]] - without
-    error = np.sqrt((n_groups - 1) / n_groups * np.sum((gaps - gaps.mean(axis=0)) ** 2, axis=0))
+    along, without = _joint_slopes(weights)
+    gap, error = along[place] - along, jackknife_stderrs(without[:, [place]] - without)
     alike = np.flatnonzero(_ALLOWED & (gap <= threshold * error))
     return Interval(float(_EXPONENTS[alike[0]]), float(_EXPONENTS[alike[-1]]))
 
@@ -219,13 +210,22 @@ def replicate_steps(weights: Sequence[StepReplicates]) -> tuple[int, Vector, Vec
     return place, _EXPONENTS[free.argmax(axis=1)], without[:, place]
 
 
+def meets_an_edge(replicates: Vector) -> bool:
+    """Whether exponents end at the edge of what they may be: then they show no spread, whatever the error."""
+    return bool(((replicates <= _EXPONENTS[0]) | (replicates >= _EXPONENTS[-1])).any())
+
+
 def _falls_beyond_error(weights: Sequence[StepReplicates], n_groups: int) -> bool:
     """Whether along some step the loss falls by more than the error of its slope."""
     threshold = float(special.stdtrit(n_groups - 1, 0.975))
+    along, without = _joint_slopes(weights)
+    return bool((along > threshold * jackknife_stderrs(without))[_ALLOWED].any())
+
+
+def _joint_slopes(weights: Sequence[StepReplicates]) -> tuple[Vector, Table]:
+    """Slopes of all weights together along steps of equal curvature, on all samples and without each group."""
     along = np.sum([_normalised(w.along, w) for w in weights], axis=0)
-    without = np.sum([_normalised(w.along_without, w) for w in weights], axis=0)
-    stderr = np.sqrt((n_groups - 1) / n_groups * np.sum((without - without.mean(axis=0)) ** 2, axis=0))
-    return bool((along[_ALLOWED] > threshold * stderr[_ALLOWED]).any())
+    return along, np.sum([_normalised(w.along_without, w) for w in weights], axis=0)
 
 
 def _normalised(along: NDArray[np.float64], weight: StepReplicates) -> NDArray[np.float64]:
@@ -286,8 +286,7 @@ def step_replicates(
         sizes: samples per group.
         window: first and last rank, 1-based and inclusive, not empty.
     """
-    first, last = window[0] - 1, min(window[1], len(held_out.slopes))
-    chosen = slice(first, last)
+    chosen = held_out.within(window)
     return StepReplicates(
         as_vector(sigma, "sigma")[chosen],
         widened_slopes(held_out, sigma, sizes)[:, chosen],

@@ -119,6 +119,11 @@ class HeldOut:
         if len(self.group_slopes) != len(self.group_h):
             raise ValueError("sample groups of different number")
 
+    def within(self, window: tuple[int, int]) -> slice:
+        """Where the held-out directions of a window of ranks (1-based, inclusive) stand; possibly nowhere."""
+        first = window[0] - 1
+        return slice(first, max(first, min(window[1], len(self.slopes))))
+
 
 @dataclass(frozen=True, slots=True)
 class NullBeta:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.signal import (
     GradientSource,
-    HeldOut,
     LabelSource,
     NullBeta,
     NullDraws,
@@ -128,7 +127,9 @@ def say_layer_signal(row: LayerReport) -> str:
         why = held if isinstance(held, Missing) else needed
         assert isinstance(why, Missing)
         return f"not known whether this is signal: {why.reason}"
-    parts = [f"{needed.n_resolved} of {format_count(_window_size(row, held), 'direction')} resolved"]
+    chosen = held.within(row.analysis.window)
+    n = chosen.stop - chosen.start
+    parts = [f"{needed.n_resolved} of {format_count(n, 'direction')} resolved"]
     if not isinstance(row.analysis.n_signal, Missing):
         parts.append(f"{row.analysis.n_signal} with a σ above noise's")
     parts.append(describe_step(held.step_exponent))
@@ -138,8 +139,3 @@ def say_layer_signal(row: LayerReport) -> str:
     if isinstance(null, NullDraws) and isinstance(null.beta, NullBeta):
         parts.append(f"noise alone gives β {null.beta.value:.2f} ({null.beta.low:.2f} to {null.beta.high:.2f})")
     return "; ".join(parts)
-
-
-def _window_size(row: LayerReport, held: HeldOut) -> int:
-    first, last = row.analysis.window
-    return max(0, min(last, len(held.slopes)) - first + 1)
