@@ -33,7 +33,7 @@ from spectrascope.records.advice import (
 from spectrascope.records.report import LayerInfo, LayerReport, LayerRow, Report, SkippedLayer
 from spectrascope.records.signal import Estimate, NullDraws, SamplesNeeded, StepExponent
 from spectrascope.records.values import LayerKind, LayerRole, Missing, Task
-from spectrascope.reports.figures import format_count
+from spectrascope.reports.figures import format_count, format_roughly
 from spectrascope.reports.views.signal import say_signal
 
 __all__ = ["LARGEST_EXPONENT", "advise"]
@@ -291,7 +291,7 @@ def _undetermined(candidate: _Candidate, report: Report, needed: SamplesNeeded |
         return f"undetermined: {row.held_out.reason}"
     words = f"undetermined at {format_count(report.provenance.data.n, 'sample')}"
     if isinstance(needed, SamplesNeeded) and not isinstance(needed.for_4, Missing) and needed.n_resolved < 4:
-        return f"{words}; about {float(f'{needed.for_4:.2g}'):,.0f} needed"
+        return f"{words}; about {format_roughly(needed.for_4)} needed"
     return f"{words}; how many are needed is not known"
 
 

@@ -50,20 +50,15 @@ _ENTRY = re.compile(r"(?:held_out\.(slopes|h)|(signal_share))\[(\d+)\]")
 
 
 def step_numbers(rows: Sequence[LayerReport]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | Missing:
-    """Step exponent and decrease without each sample group, (G,) each, of the weights together that were held out."""
-    from spectrascope.numerics.steps import replicate_steps, step_replicates
+    """Step exponent and decrease without each sample group, (G,) each, of the weights that share one exponent.
 
-    weights, sizes = [], set()
-    for row in rows:
-        held = row.held_out
-        if isinstance(held, HeldOut) and row.analysis.window[1] >= row.analysis.window[0]:
-            m = row.measurement
-            weights.append(step_replicates(held, m.sigma, m.group_sizes, row.analysis.window))
-            sizes.add(m.group_sizes)
-    if not weights:
-        return next((row.held_out for row in rows if isinstance(row.held_out, Missing)), Missing("nothing is held out"))
-    if len(sizes) > 1:
-        return Missing("the layers do not share their sample groups")
+    Of a single row: of that weight.
+    """
+    from spectrascope.numerics.steps import pooled_weights, replicate_steps
+
+    weights = pooled_weights(rows)
+    if isinstance(weights, Missing):
+        return next((row.held_out for row in rows if isinstance(row.held_out, Missing)), weights)
     found = replicate_steps(weights)
     return found if isinstance(found, Missing) else found[1:]
 

@@ -26,6 +26,7 @@ __all__ = [
     "find_step_exponent",
     "meets_an_edge",
     "pool_step_exponents",
+    "pooled_weights",
     "replicate_steps",
     "share_of",
     "step_replicates",
@@ -253,6 +254,15 @@ def _sum_or_missing(values: Sequence[float | Missing]) -> float | Missing:
 def pool_step_exponents(layers: Sequence[LayerReport]) -> StepExponent | Missing:
     """Find the one exponent for all weights together, from their held-out slopes and curvature.
 
+    Of the weights that :func:`pooled_weights` leaves in.
+    """
+    weights = pooled_weights(layers)
+    return weights if isinstance(weights, Missing) else find_step_exponent(weights, len(weights[0].along_without))
+
+
+def pooled_weights(layers: Sequence[LayerReport]) -> list[StepReplicates] | Missing:
+    """The predicted decreases of the weights whose exponent is found together.
+
     Left out are weights whose curvature along some step is not positive, with or without one of the sample groups: the
     quadratic model gives such a step no length, and one of them would leave no exponent for all the others.
     """
@@ -262,12 +272,11 @@ def pool_step_exponents(layers: Sequence[LayerReport]) -> StepExponent | Missing
             sizes = row.measurement.group_sizes
             weights.append(step_replicates(row.held_out, row.measurement.sigma, sizes, row.analysis.window))
             groups.add(len(sizes))
-    if len(groups) > 1:
-        return Missing("weights were measured with different numbers of sample groups")
     if not weights:
         return Missing("no weight has held-out slopes")
-    convex = [w for w in weights if w.is_convex]
-    return find_step_exponent(convex or weights, groups.pop())
+    if len(groups) > 1:
+        return Missing("weights were measured with different numbers of sample groups")
+    return [w for w in weights if w.is_convex] or weights
 
 
 def share_of(row: LayerReport) -> tuple[float, ...]:

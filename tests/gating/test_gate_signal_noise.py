@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from spectrascope.gating.judgement import judge
 from spectrascope.gating.noise import NoiseMeter, StandardError
 from spectrascope.gating.policy import default_policy, policy_from_table
 from spectrascope.gating.signal_noise import COUNTS, WIDER_DECREASE
+from spectrascope.numerics.steps import pool_step_exponents
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import Mark, Outcome
 from spectrascope.reports.junit import verdict_to_junit
@@ -40,6 +42,19 @@ def test_a_step_exponent_has_the_error_of_its_interval() -> None:
     pooled = [report.summary.signal.step_exponent for report in (ONE, OTHER)]
     both = math.hypot(*(step.interval.half_width / T_15 for step in pooled))
     assert error_of("summary.signal.step_exponent").value == pytest.approx(both, rel=1e-4)
+
+
+def test_the_networks_exponent_has_the_error_of_the_weights_it_is_found_from() -> None:
+    """A weight that curves down along its steps is not among them."""
+    row = ONE.layers[1]
+    held = row.held_out
+    down = replace(held, curvature_matrix=tuple(tuple(-x for x in line) for line in held.curvature_matrix))
+    layers = (ONE.layers[0], replace(row, held_out=down), *ONE.layers[2:])
+    step = pool_step_exponents(layers)
+    known = replace(ONE.summary.signal, step_exponent=step)
+    report = replace(ONE, layers=layers, summary=replace(ONE.summary, signal=known))
+    found = NoiseMeter(report, report, paired=False).of_report("summary.signal.step_exponent")
+    assert found.value == pytest.approx(math.sqrt(2) * step.interval.half_width / T_15, rel=1e-4)
 
 
 def test_a_decrease_has_the_error_of_its_root() -> None:
