@@ -46,6 +46,24 @@ class Destination:
         return self.path.suffix.lower().removeprefix(".") in PICTURE_FORMATS and not self.path.is_dir()
 
 
+def picture_file(path: Path) -> Destination:
+    """A single file to draw into.
+
+    Raises:
+        OptionError: its ending is of no picture, or it cannot be written.
+    """
+    to = Destination(path, "png")
+    if not to.is_file:
+        wanted = ", ".join(f".{suffix}" for suffix in PICTURE_FORMATS)
+        raise OptionError(f"cannot draw into {path}: expected a file ending in {wanted}")
+    return to
+
+
+def write_picture(picture: Picture, to: Destination) -> None:
+    """Draw one picture into a file."""
+    _write(to, iter([picture]))
+
+
 def write_pictures(
     reports: Sequence[tuple[Path, Report]],
     to: Destination,

@@ -10,10 +10,12 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded, measure
 from spectrascope.cli.output import emit
+from spectrascope.cli.pictures import picture_file, write_picture
 from spectrascope.cli.saved import is_saved_report, refit_saved
 from spectrascope.errors import OptionError
 from spectrascope.records.advice import ValidateOn
 from spectrascope.records.report import ProbeOptions
+from spectrascope.reports.charts.validation_chart import validation_picture
 from spectrascope.reports.emit import Emission, emit_advice
 from spectrascope.reports.render import render
 
@@ -53,6 +55,14 @@ _ValidateOn = Annotated[
         "--validate-on", help="Whose loss --validate follows: of the other half, or of the measured half itself."
     ),
 ]
+_ValidatePlot = Annotated[
+    Path | None,
+    o.result_option(
+        "--validate-plot",
+        metavar="FILE",
+        help="Draw predicted against realised decrease of --validate into FILE.png, FILE.svg or FILE.pdf.",
+    ),
+]
 _TrainBatch = Annotated[
     int | None,
     o.measurement_option(
@@ -78,6 +88,7 @@ def suggest_beta(
     momentum: _Momentum = 0.0,
     validate: _Validate = False,
     validate_on: _ValidateOn = ValidateOn.HELD_OUT,
+    validate_plot: _ValidatePlot = None,
     emit_groups: _Emit = None,
     result: o.Result,
 ) -> None:
@@ -87,10 +98,15 @@ def suggest_beta(
     """
     if validate_on is not ValidateOn.HELD_OUT and not validate:
         raise OptionError("--validate-on goes with --validate")
+    if validate_plot is not None and not validate:
+        raise OptionError("--validate-plot goes with --validate")
     if emit_groups is not None and (result.json or result.format is not None):
         raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")
     on = validate_on if validate else None
+    picture = None if validate_plot is None else picture_file(validate_plot)
     advice = _advise(context, model, target, options.asked, train_batch, momentum, on, result.quiet)
+    if picture is not None:
+        write_picture(validation_picture(advice), picture)
     if emit_groups is not None:
         emit(lambda _: emit_advice(advice, emit_groups), result.output)
     else:

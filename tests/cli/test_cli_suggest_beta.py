@@ -61,13 +61,16 @@ def test_of_a_network(calls, capsys) -> None:
     assert run.options.num_samples == 64
 
 
-def test_steps_taken_for_real(capsys) -> None:
+def test_steps_taken_for_real_and_drawn(tmp_path: Path, capsys) -> None:
+    picture = tmp_path / "steps.svg"
     arguments = ["--num-samples", "200", "--validate", "--top-k", "6", "--layers", "fc*", "--json", "-q"]
+    arguments += ["--validate-plot", str(picture)]
     document = json.loads(_suggest(capsys, *arguments))
     found = document["validation"]
     assert (found["on"], found["n_measured"], found["n_checked"], found["n_layers"]) == ("held-out", 100, 100, 2)
     assert {step["layer"] for step in found["steps"]} == {"fc1.weight", "fc2.weight"}
     assert document["data"]["n"] == 100
+    assert picture.read_text(encoding="utf-8").rstrip().endswith("</svg>")
 
 
 def test_output_goes_to_a_file(saved: Path, tmp_path: Path, capsys) -> None:
@@ -103,9 +106,19 @@ def test_what_is_no_report(tmp_path: Path, capsys) -> None:
     assert "not a spectrascope report" in capsys.readouterr().err
 
 
-def test_validate_on_goes_with_validate(capsys) -> None:
-    assert main(["suggest-beta", "--validate-on", "measured", "-q"]) == 2
-    assert "--validate-on goes with --validate" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--validate-on", "measured"], "--validate-on goes with --validate"),
+        (["--validate-plot", "steps.png"], "--validate-plot goes with --validate"),
+        (["--validate", "--validate-plot", "steps.jpg"], "expected a file ending in .png, .svg, .pdf"),
+        (["--validate", "--validate-plot", "no/such/steps.png"], "no/such"),
+    ],
+)
+def test_options_of_validate(arguments: list[str], message: str, calls, capsys) -> None:
+    assert main(["suggest-beta", *arguments, "-q"]) == 2
+    assert message in capsys.readouterr().err
+    assert not calls.seen  # refused before anything is measured
 
 
 def test_too_few_samples_to_halve(capsys) -> None:

@@ -12,9 +12,11 @@ from rich.console import Console
 from torch import nn
 
 from spectrascope.advice.advise import advise
+from spectrascope.errors import OptionError
 from spectrascope.records.advice import Advice, ParameterExponent, ValidatedStep, ValidateOn, Validation
 from spectrascope.records.report import LayerInfo
 from spectrascope.records.values import LayerKind, LayerRole, Missing
+from spectrascope.reports.charts.validation_chart import validation_picture
 from spectrascope.reports.csv import ADVICE_COLUMNS
 from spectrascope.reports.emit import Emission, emit_advice, emit_torch, emit_yaml
 from spectrascope.reports.render import Format, render
@@ -168,3 +170,16 @@ def test_every_emission(advice: Advice, form: Emission) -> None:
     text = emit_advice(advice, form)
     assert text.startswith("# exponents for spectrascope.optim.SpectralNewton, measured on my net[red].pt")
     assert "steps on 128 samples" in text
+
+
+def test_picture_of_steps_taken_for_real(advice: Advice) -> None:
+    steps = (_step_of("0", 0.015), _step_of("1", 0.025), _step_of("2", -0.004), _step_of("best", 0.02))
+    found = replace(_validated(advice).validation, steps=steps)
+    (chart,) = validation_picture(replace(advice, validation=found)).charts
+    diagonal, same, held = chart.parts
+    assert diagonal.xs == diagonal.ys
+    assert (same.xs, same.ys, same.hollow) == ((0.03, 0.03), (0.015, 0.025), True)
+    assert (held.xs, held.ys, held.hollow) == ((0.02, 0.02), (0.015, 0.025), False)
+    assert chart.note == "1 step without a held-out point: the loss rose, or was predicted to"
+    with pytest.raises(OptionError, match="nothing to draw for --validate-plot: not asked for"):
+        validation_picture(advice)

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from spectrascope.records.advice import Validation
+from spectrascope.errors import OptionError
+from spectrascope.records.advice import Advice, Validation
 from spectrascope.records.values import Missing
 from spectrascope.reports.charts.axes import log_axis
-from spectrascope.reports.charts.chart import Chart, Ink, Line, Part, Points, PointShape
+from spectrascope.reports.charts.chart import Chart, Ink, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.figures import format_count
 
-__all__ = ["validation_chart"]
+__all__ = ["validation_chart", "validation_picture"]
+
+
+def validation_picture(advice: Advice) -> Picture:
+    """Predicted against realised decrease as a picture of its own.
+
+    Raises:
+        OptionError: no step was taken, with the reason.
+    """
+    found = advice.validation
+    if isinstance(found, Missing):
+        raise OptionError(f"nothing to draw for --validate-plot: {found.reason}")
+    return Picture("validation", f"Steps taken for real: {advice.model.id}", (validation_chart(found),))
 
 
 def validation_chart(found: Validation) -> Chart:
