@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 
@@ -28,6 +29,10 @@ __all__ = [
     "make_engine",
     "plan_engines",
 ]
+
+
+DirectionSets: TypeAlias = Callable[[EngineName], int]
+"""How often as many directions of a weight an engine measures together: published, held out, of noise."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,11 @@ def make_engine(name: EngineName, micro_batch: int | None = None, seed: int = 0)
 
 
 def plan_engines(
-    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO, top_k: int = 20
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    requested: EngineName = EngineName.AUTO,
+    top_k: int = 20,
+    sets: DirectionSets = lambda _: 1,
 ) -> EnginePlan:
     """As :func:`choose_engines`, with the estimated cost. The model may be on the meta device.
 
@@ -87,19 +96,21 @@ def plan_engines(
         UnsupportedModelError: as :func:`choose_engines`.
     """
     found = _look_downstream(workload, layers)
-    choices = _choose(found, layers, requested, top_k)
-    weights = _weights(found, layers, top_k)
-    passes = {
-        engine.name: engine.cost(
-            [w for w, choice in zip(weights, choices, strict=True) if choice.engine is engine.name], found.n_outputs
-        )
-        for engine in ENGINES
-    }
+    choices = _choose(found, layers, requested, top_k, sets)
+    passes = {}
+    for engine in ENGINES:
+        weights = zip(_weights(found, layers, top_k, sets(engine.name)), choices, strict=True)
+        own = [weight for weight, choice in weights if choice.engine is engine.name]
+        passes[engine.name] = engine.cost(own, found.n_outputs)
     return EnginePlan(choices, GRADIENT_COST, passes)
 
 
 def choose_engines(
-    workload: Workload, layers: Sequence[WeightLayer], requested: EngineName = EngineName.AUTO, top_k: int = 20
+    workload: Workload,
+    layers: Sequence[WeightLayer],
+    requested: EngineName = EngineName.AUTO,
+    top_k: int = 20,
+    sets: DirectionSets = lambda _: 1,
 ) -> list[EngineChoice]:
     """Run the network once on two or three samples and look at every operation downstream of every weight.
 
@@ -113,21 +124,27 @@ def choose_engines(
         layers: the weights to measure.
         requested: an engine, or ``auto``.
         top_k: directions per weight, for the estimate of cost.
+        sets: how often as many directions are measured together by an engine: published, held out, of noise.
 
     Raises:
         UnsupportedModelError: ``requested`` is Gauss–Newton and it would not be exact for some weight.
     """
     if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
         return [EngineChoice(requested, "asked for") for _ in layers]
-    return _choose(_look_downstream(workload, layers), layers, requested, top_k)
+    return _choose(_look_downstream(workload, layers), layers, requested, top_k, sets)
 
 
-def _choose(found: _Tails, layers: Sequence[WeightLayer], requested: EngineName, top_k: int) -> list[EngineChoice]:
+def _choose(
+    found: _Tails, layers: Sequence[WeightLayer], requested: EngineName, top_k: int, sets: DirectionSets
+) -> list[EngineChoice]:
     if requested not in (EngineName.AUTO, EngineName.GAUSS_NEWTON):
         return [EngineChoice(requested, "asked for") for _ in layers]
-    pairs = zip(_weights(found, layers, top_k), found.reasons, strict=True)
-    eligible = [weight for weight, reason in pairs if reason is None]
-    sweeps, products = (engine.cost(eligible, found.n_outputs) for engine in (GaussNewton, Tangents))
+
+    def cost(engine: type[CurvatureEngine]) -> float:
+        pairs = zip(_weights(found, layers, top_k, sets(engine.name)), found.reasons, strict=True)
+        return engine.cost([weight for weight, reason in pairs if reason is None], found.n_outputs)
+
+    sweeps, products = cost(GaussNewton), cost(Tangents)
     dear = requested is EngineName.AUTO and products < sweeps - 1  # the sweeps' forward pass decides nothing
     choices = []
     for layer, reason in zip(layers, found.reasons, strict=True):
@@ -155,9 +172,9 @@ class _Tails:
     n_outputs: int
 
 
-def _weights(found: _Tails, layers: Sequence[WeightLayer], top_k: int) -> list[Downstream]:
+def _weights(found: _Tails, layers: Sequence[WeightLayer], top_k: int, sets: int) -> list[Downstream]:
     pairs = zip(layers, found.shares, strict=True)
-    return [Downstream(share, min(top_k, *layer.info.shape)) for layer, share in pairs]
+    return [Downstream(share, sets * min(top_k, *layer.info.shape)) for layer, share in pairs]
 
 
 def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Tails:

@@ -53,12 +53,17 @@ def gradient_memory(device: torch.device) -> int:
         return 4 << 30
 
 
+def gradient_bytes(layer: WeightLayer, groups: int) -> int:
+    """Bytes that the gradients of a weight take: of the batch and its halves, and of each sample group."""
+    return layer.parameter.numel() * (24 + 4 * groups * max(1, layer.parameter.element_size() // 4))
+
+
 def blocks_within(layers: Sequence[WeightLayer], groups: int, memory: int) -> list[list[WeightLayer]]:
     """Deal weights to blocks whose gradients, by sample group and in all, fit in ``memory`` bytes; order is kept."""
     blocks: list[list[WeightLayer]] = [[]]
     held: dict[int, int] = {}
     for layer in layers:
-        size = layer.parameter.numel() * (24 + 4 * groups * max(1, layer.parameter.element_size() // 4))
+        size = gradient_bytes(layer, groups)
         if blocks[-1] and id(layer.parameter) not in held and sum(held.values()) + size > memory:
             blocks.append([])
             held = {}

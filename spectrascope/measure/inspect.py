@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from spectrascope.curvature.choose import ENGINES, EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
+from spectrascope.measure.demand import count_direction_sets, curvature_samples, holds_out
+from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradient_memory
+from spectrascope.measure.prepare import device_named
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
@@ -164,7 +167,9 @@ def _plan(workload: Workload, layers: list[WeightLayer], options: ProbeOptions) 
     if not layers:
         return Missing("every weight is left out")
     try:
-        return plan_engines(workload, layers, options.engine, options.top_k)
+        return plan_engines(
+            workload, layers, options.engine, options.top_k, lambda engine: count_direction_sets(engine, options)
+        )
     except SpectrascopeError:
         raise
     except Exception as error:  # whatever a network may do that shapes alone cannot answer
@@ -210,40 +215,68 @@ def _cost(
     if isinstance(plan, Missing):
         return _cost_without_passes(workload.model, layers, plan, options, size)
     measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    total = plan.gradient_passes + sum(plan.passes.values())
-    products = plan.passes[EngineName.DOUBLE_BACKPROP]
-    flops, kept = _pass(workload, measured, twice=products > 0)
+    engines = [choice.engine for choice in plan.choices]
+    n_blocks = len(blocks_within(layers, options.groups, gradient_memory(_device_asked_for(options))))
+    flops, kept = _pass(workload, measured, twice=plan.passes[EngineName.DOUBLE_BACKPROP] > 0)
+    share: float | Missing = Missing("how many samples there are is not known before the dataset is read")
+    if options.num_samples < ALL_SAMPLES:
+        share = curvature_samples(engines, options, options.num_samples) / options.num_samples
+
+    def over_all(passes: float) -> float | Missing:
+        return share if isinstance(share, Missing) and passes else passes * cast(float, share) if passes else 0.0
+
+    gradients = plan.gradient_passes * n_blocks
+    curvature = over_all(sum(plan.passes.values()))
+    total = curvature if isinstance(curvature, Missing) else gradients + curvature
     return CostEstimate(
-        gradient_passes=plan.gradient_passes,
-        sweep_passes=plan.passes[EngineName.GAUSS_NEWTON],
-        tangent_passes=plan.passes[EngineName.TANGENT],
-        product_passes=products,
-        estimate_passes=sum(plan.passes[engine.name] for engine in ENGINES if not engine.exact),
+        gradient_passes=gradients,
+        sweep_passes=over_all(plan.passes[EngineName.GAUSS_NEWTON]),
+        tangent_passes=over_all(plan.passes[EngineName.TANGENT]),
+        product_passes=over_all(plan.passes[EngineName.DOUBLE_BACKPROP]),
+        estimate_passes=over_all(sum(plan.passes[engine.name] for engine in ENGINES if not engine.exact)),
         total_passes=total,
         flops_per_sample=flops,
-        total_flops=_total(total, flops, options.num_samples),
-        fixed_bytes=_fixed_bytes(workload.model, layers, options, size),
+        total_flops=total if isinstance(total, Missing) else _times(flops, total * options.num_samples),
+        fixed_bytes=_fixed_bytes(workload.model, layers, engines, options, size),
         bytes_per_sample=kept,
     )
 
 
-def _total(passes: float, flops: int | Missing, samples: int) -> float | Missing:
-    if samples >= ALL_SAMPLES:
-        return Missing("how many samples there are is not known before the dataset is read")
-    return flops if isinstance(flops, Missing) else passes * flops * samples
+def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
+    """How many sets of directions are kept: each fold has its own."""
+    return count_direction_sets(engine, options) + holds_out(options) * (options.folds - 1)
+
+
+def _device_asked_for(options: ProbeOptions) -> torch.device:
+    try:
+        return device_named(options.device)
+    except OptionError:  # of another machine: this one's memory has to do
+        return torch.device("cpu")
+
+
+def _times(flops: int | Missing, passes: float) -> float | Missing:
+    return flops if isinstance(flops, Missing) else flops * passes
 
 
 def _cost_without_passes(
     network: nn.Module, layers: list[WeightLayer], why: Missing, options: ProbeOptions, size: int
 ) -> CostEstimate:
-    return CostEstimate(why, why, why, why, why, why, why, why, _fixed_bytes(network, layers, options, size), why)
+    fixed = _fixed_bytes(network, layers, [options.engine] * len(layers), options, size)
+    return CostEstimate(why, why, why, why, why, why, why, why, fixed, why)
 
 
-def _fixed_bytes(network: nn.Module, layers: list[WeightLayer], options: ProbeOptions, size: int) -> int:
-    measured = {id(layer.parameter): layer.parameter for layer in layers}.values()
-    fixed = size * sum(t.numel() for t in _tensors(network))
-    fixed += 2 * 8 * sum(p.numel() for p in measured)  # two half-batches, summed in float64
-    return fixed + 8 * sum(min(options.top_k, *la.info.shape) * sum(la.info.shape) for la in layers)
+def _fixed_bytes(
+    network: nn.Module, layers: list[WeightLayer], engines: list[EngineName], options: ProbeOptions, size: int
+) -> int:
+    """The weights, the gradients of the largest block of weights and its sample groups, and all directions."""
+    weights = size * sum(t.numel() for t in _tensors(network))
+    blocks = blocks_within(layers, options.groups, gradient_memory(_device_asked_for(options)))
+    own = {id(layer.parameter): gradient_bytes(layer, options.groups) for layer in layers}
+    largest = max(sum(own[p] for p in {id(layer.parameter) for layer in block}) for block in blocks)
+    kept = 0
+    for layer, engine in zip(layers, engines, strict=True):
+        kept += 8 * _kept_sets(engine, options) * min(options.top_k, *layer.info.shape) * sum(layer.info.shape)
+    return weights + largest + kept
 
 
 def _pass(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> tuple[int | Missing, int | Missing]:
@@ -312,8 +345,10 @@ def inspect_headers(
     size = 8 if options.dtype == "float64" else 4
     elements = {name.partition("[")[0]: tensor.numel() for name, tensor in tensors.items()}
     measured = {row.info.name.partition("[")[0] for row in rows if row.measured}
-    fixed = size * sum(elements.values()) + 16 * sum(elements[name] for name in measured)
-    fixed += 8 * sum(row.directions * sum(row.info.shape) for row in rows)
+    gradients = [elements[name] * (24 + size * options.groups) for name in measured]
+    memory = gradient_memory(_device_asked_for(options))
+    fixed = size * sum(elements.values()) + min(sum(gradients), max(memory, *gradients, 0))
+    fixed += 8 * _kept_sets(options.engine, options) * sum(row.directions * sum(row.info.shape) for row in rows)
     n_measured = sum(row.measured for row in rows)
     return Inspection(
         model=model_info,

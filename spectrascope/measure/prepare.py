@@ -14,6 +14,7 @@ from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import WeightedByClass, class_weights_of, usual_loss
+from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import (
@@ -67,7 +68,9 @@ def prepare(run: Run) -> Iterator[Ready]:
             require_deterministic(workload)
             require_mean_loss(workload)
             workload = with_fastest_format(workload)
-            choices = choose_engines(workload, layers, options.engine, options.top_k)
+            choices = choose_engines(
+                workload, layers, options.engine, options.top_k, lambda engine: count_direction_sets(engine, options)
+            )
             run.on_progress("check", 1, 1)
         yield Ready(workload, candidates, layers, choices)
 
@@ -93,7 +96,7 @@ def prepare_workload(run: Run) -> Workload:
     model, options = unwrapped(run.model), run.options
     require_whole_weights(model)
     first = next(model.parameters(), None)
-    device = _device(options.device, first)
+    device = device_named(options.device, first)
     require_sensible(options)
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
     if device.type == "mps" and dtype == torch.float64:
@@ -139,7 +142,12 @@ def require_sensible(options: ProbeOptions) -> None:
         raise OptionError(f"--dtype {options.dtype!r}: expected float32 or float64")
 
 
-def _device(name: str, parameter: torch.Tensor | None) -> torch.device:
+def device_named(name: str, parameter: torch.Tensor | None = None) -> torch.device:
+    """The device that ``--device`` names; for ``auto`` the one of ``parameter``, or the fastest there is.
+
+    Raises:
+        OptionError: this machine has no such device.
+    """
     if name == "auto":
         if parameter is not None and parameter.device.type != "cpu":
             return parameter.device

@@ -11,6 +11,7 @@ from spectrascope.curvature.choose import ENGINES, EngineChoice, make_engine
 from spectrascope.curvature.engine import Curvature, Progress, Target
 from spectrascope.curvature.microbatches import Groups
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
+from spectrascope.measure.demand import curvature_samples, holds_out, null_draws, published
 from spectrascope.measure.gradients import GradientPass, blocks_within, gradient_memory, measure_gradients
 from spectrascope.measure.signal import (
     Deal,
@@ -26,7 +27,7 @@ from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import spectral_norm
 from spectrascope.records.decomposition import Factors
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.signal import Estimate, GradientSource, HeldOut, NullDraws, RankResamples
+from spectrascope.records.signal import GradientSource, HeldOut, NullDraws, RankResamples
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
 
@@ -163,8 +164,8 @@ def _target(
             deal,
             top_k=options.top_k,
             dtype=workload.dtype,
-            folds=_holds_out(options),
-            nulls=_null_draws(engine, options),
+            folds=holds_out(options),
+            nulls=null_draws(engine, options),
             seed=options.seed,
         )
         zero = "the gradient is exactly zero: the loss does not see this weight on this batch"
@@ -177,34 +178,14 @@ def _of_block(on_progress: OnProgress, number: int, blocks: int) -> Progress:
     return lambda done, n: on_progress("gradient", number * n + done, blocks * n)
 
 
-_USUAL_CURVATURE_SAMPLES = {True: 2048, False: 512}
-"""Samples for curvature where all weights are measured by the class-factor engine, and where some are not."""
-
-
 def _deal(workload: Workload, choices: Sequence[EngineChoice], options: ProbeOptions) -> Deal:
-    n = workload.source.n
-    fast = all(choice.engine is EngineName.GAUSS_NEWTON for choice in choices)
-    wanted = options.curvature_samples
     return deal_samples(
         workload.source,
         groups=options.groups,
-        folds=1
-        if options.estimate is Estimate.PUBLISHED or options.gradient is GradientSource.MOMENTUM
-        else options.folds,
-        curvature_samples=_USUAL_CURVATURE_SAMPLES[fast] if wanted == "auto" else n if wanted == "all" else int(wanted),
+        folds=options.folds if holds_out(options) else 1,
+        curvature_samples=curvature_samples([choice.engine for choice in choices], options, workload.source.n),
         seed=options.seed,
     )
-
-
-def _holds_out(options: ProbeOptions) -> bool:
-    """Whether folds hold out one another; directions of an optimizer's momentum need no folds."""
-    return options.estimate is not Estimate.PUBLISHED and options.gradient is GradientSource.BATCH
-
-
-def _null_draws(engine: EngineName, options: ProbeOptions) -> int:
-    if options.null_draws == "auto":
-        return 2 if engine is EngineName.GAUSS_NEWTON and options.estimate is not Estimate.PUBLISHED else 0
-    return int(options.null_draws)
 
 
 def measure_targets(
@@ -213,12 +194,8 @@ def measure_targets(
     """Measure gradient, directions, curvature: the work that costs time. The model is already held still."""
     found = find_targets(workload, layers, choices, run)
     choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
-    return measure_curvature(
-        found,
-        [choice_of[t.layer.name] for t in found.targets],
-        run,
-        published=run.options.estimate is not Estimate.HELD_OUT or run.options.gradient is GradientSource.MOMENTUM,
-    )
+    chosen = [choice_of[t.layer.name] for t in found.targets]
+    return measure_curvature(found, chosen, run, published=published(run.options))
 
 
 def measure_curvature(found: FoundTargets, choices: Sequence[EngineChoice], run: Run, *, published: bool) -> Measured:

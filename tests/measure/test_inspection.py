@@ -16,7 +16,8 @@ from spectrascope.measure.inspect import inspect_headers, inspect_model
 from spectrascope.measure.run import run_probe
 from spectrascope.records.inspection import Inspection
 from spectrascope.records.report import DataInfo, LayerReport, ModelInfo, ProbeOptions
-from spectrascope.records.values import EngineName, LayerRole, Missing
+from spectrascope.records.signal import Estimate
+from spectrascope.records.values import ALL_SAMPLES, EngineName, LayerRole, Missing
 from spectrascope.reports.render import Format, render
 from spectrascope.workload import Run, TensorSource
 from tests.support.cases import CASES, make_workload
@@ -63,17 +64,49 @@ def test_it_says_what_probe_does(name):
 def test_cost_of_a_linear_layer_by_hand():
     net = nn.Linear(64, 10, bias=False)
     source = TensorSource(torch.zeros(3, 64), torch.zeros(3, dtype=torch.long))
-    cost = _inspect(net, source, num_samples=100, top_k=4).cost
+    alone = {"num_samples": 100, "top_k": 4, "estimate": Estimate.PUBLISHED}
+    cost = _inspect(net, source, **alone).cost
     assert cost.flops_per_sample == 2 * 64 * 10
     assert (cost.gradient_passes, cost.sweep_passes, cost.tangent_passes) == (3, 0, 4 + 1.2 * 4)
     assert cost.total_flops == pytest.approx((3 + 4 + 1.2 * 4) * 1280 * 100)
-    assert cost.fixed_bytes == 640 * 4 + 2 * 640 * 8 + 4 * (64 + 10) * 8
+    gradients = 640 * (3 * 8 + 16 * 4)  # the batch's, its halves' and each sample group's
+    assert cost.fixed_bytes == 640 * 4 + gradients + 4 * (64 + 10) * 8
     assert 64 * 4 <= cost.bytes_per_sample <= 64 * 4 + 20 * 10 * 8
     swept = _inspect(net, source, num_samples=100, top_k=4, engine=EngineName.GAUSS_NEWTON).cost
     assert (swept.gradient_passes, swept.sweep_passes, swept.tangent_passes) == (3, 11, 0)
     assert swept.total_flops == 14 * 1280 * 100
-    double = _inspect(net, source, num_samples=100, top_k=4, engine=EngineName.DOUBLE_BACKPROP).cost
+    double = _inspect(net, source, **alone, engine=EngineName.DOUBLE_BACKPROP).cost
     assert (double.sweep_passes, double.product_passes) == (0, 4 + 2.5 * 4)
+
+
+def test_cost_of_what_is_held_out_by_hand():
+    net = nn.Linear(64, 10, bias=False)
+    source = TensorSource(torch.zeros(3, 64), torch.zeros(3, dtype=torch.long))
+    both = {"num_samples": 4096, "top_k": 4}
+    swept = _inspect(net, source, **both).cost  # two sets of directions make sweeps the cheaper way
+    assert (swept.gradient_passes, swept.sweep_passes, swept.tangent_passes) == (3, 11 / 2, 0)  # 2,048 of 4,096 samples
+    assert swept.fixed_bytes == 640 * 4 + 640 * (3 * 8 + 16 * 4) + (1 + 4 + 2) * 4 * (64 + 10) * 8
+    smooth = _inspect(net, source, **both, engine=EngineName.TANGENT).cost
+    assert smooth.tangent_passes == (4 + 1.2 * 2 * 4) / 8  # 512 of 4,096 samples
+    assert smooth.total_passes == 3 + smooth.tangent_passes
+    drawn = _inspect(net, source, **both, engine=EngineName.TANGENT, null_draws=3, curvature_samples="all").cost
+    assert drawn.tangent_passes == 4 + 1.2 * 5 * 4
+    apart = _inspect(net, source, **both, estimate=Estimate.HELD_OUT, curvature_samples=64, null_draws=0).cost
+    assert apart.fixed_bytes == 640 * 4 + 640 * (3 * 8 + 16 * 4) + 4 * 4 * (64 + 10) * 8
+    unknown = _inspect(net, source, num_samples=ALL_SAMPLES, top_k=4).cost
+    assert unknown.gradient_passes == 3
+    assert unknown.sweep_passes == unknown.total_passes == unknown.total_flops
+    assert "how many samples" in unknown.total_passes.reason
+
+
+def test_gradients_in_blocks_take_a_pass_each(monkeypatch):
+    net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 10, bias=False))
+    source = TensorSource(torch.zeros(3, 64), torch.zeros(3, dtype=torch.long))
+    whole = _inspect(net, source).cost
+    monkeypatch.setattr("spectrascope.measure.inspect.gradient_memory", lambda device: 4096 * 88)
+    cut = _inspect(net, source).cost
+    assert (whole.gradient_passes, cut.gradient_passes) == (3, 6)
+    assert whole.fixed_bytes - cut.fixed_bytes == 640 * 88
 
 
 def test_products_need_more_memory_than_sweeps():
@@ -268,5 +301,6 @@ def test_weights_are_listed_where_no_sample_is_known():
     ]
     assert found.inputs == found.cost.total_passes == why
     assert all(row.engine == why for row in found.weights if row.measured)
-    assert found.cost.fixed_bytes == known.cost.fixed_bytes
+    draws = 2 * 8 * sum(2 * size for size in (7, 6))  # directions of noise, which the engine would ride along
+    assert found.cost.fixed_bytes == known.cost.fixed_bytes - draws
     assert json.loads(render(found, Format.JSON))["inputs"] == {"missing": why.reason}
