@@ -19,6 +19,7 @@ from spectrascope.losses import make_loss, task_of
 from spectrascope.measure.prepare import prepare, require_sensible
 from spectrascope.measure.run import run_probe
 from spectrascope.network.effective import unwrapped
+from spectrascope.network.kept import fixed_source
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
@@ -32,7 +33,6 @@ from spectrascope.workload import (
     SampleSource,
     shape_of,
     silent,
-    source_from_batches,
 )
 
 __all__ = ["decompose", "describe_source", "list_engines", "probe", "require_options", "weights"]
@@ -199,7 +199,7 @@ def _run(
         raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
     chosen = _with_kinds({**_DEFAULTS, **given})
     most = chosen["num_samples"]
-    source = source_from_batches(batches, most)
+    source = fixed_source(batches, most)
     data_info = describe_source(source)
     if most is not None and source.n > most:  # a source of the user's own
         source = FirstSamples(source, most)

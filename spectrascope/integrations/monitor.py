@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -22,15 +19,16 @@ from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudge
 from spectrascope.integrations.loggers import Log
 from spectrascope.integrations.metrics import report_metrics
 from spectrascope.losses import make_loss, task_of
+from spectrascope.network.kept import fixed_source, random_state_kept
 from spectrascope.records.report import Report
 from spectrascope.records.signal import Estimate
 from spectrascope.records.values import EngineName
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.write import write_text_atomically
 from spectrascope.text import first_line
-from spectrascope.workload import LossFunction, silent, source_from_batches
+from spectrascope.workload import LossFunction, silent
 
-__all__ = ["CurvatureMonitor", "make_monitor", "random_state_kept", "require_monitor_options"]
+__all__ = ["CurvatureMonitor", "make_monitor", "require_monitor_options"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -102,8 +100,7 @@ class CurvatureMonitor:
         self._clock = clock
         self._steps = 0
         self._warned: set[str] = set()
-        with random_state_kept():  # a loader draws its order from the global generator
-            self._source = source_from_batches(batches, num_samples)
+        self._source = fixed_source(batches, num_samples)
         self._num_samples = num_samples
         if self._reports is not None:
             try:
@@ -247,18 +244,6 @@ def make_monitor(
         return None
     monitor.start()
     return monitor
-
-
-@contextlib.contextmanager
-def random_state_kept() -> Iterator[None]:
-    """Restore at the end the random state of torch (every device), NumPy and Python as it was."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []):
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
 
 
 def _bare(model: nn.Module) -> nn.Module:

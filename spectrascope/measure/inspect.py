@@ -22,6 +22,7 @@ from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradie
 from spectrascope.measure.prepare import device_named
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.kept import random_state_kept
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
@@ -73,7 +74,7 @@ def inspect_model(
         cost = _cost_without_passes(network, layers, source, options, size)
     else:
         workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
-        with _ShapesOnly():
+        with _ShapesOnly(), random_state_kept():
             plan = _plan(workload, layers, options)
             cost = _cost(workload, layers, plan, options, size)
         inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))
@@ -281,7 +282,7 @@ def _fixed_bytes(
 
 def _pass(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> tuple[int | Missing, int | Missing]:
     """Count one sample's forward FLOPs, and the bytes autograd keeps of it (``twice``: of the gradient's graph too)."""
-    held = {_storage(t) for t in _tensors(workload.model)}
+    held = {_storage(t) for t in _tensors(workload.model) if t.layout is torch.strided}
     kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:

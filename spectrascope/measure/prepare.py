@@ -60,7 +60,7 @@ def prepare(run: Run) -> Iterator[Ready]:
     layers = [c for c in candidates if isinstance(c, WeightLayer)]
     if not layers:
         raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
-    with held_still(workload.model, [layer.parameter for layer in layers], workload.device):
+    with held_still(workload.model, [layer.parameter for layer in layers], workload.device, workload.loss_fn):
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
             workload = relabel(_with_matching_labels(workload), options.labels, options.seed)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
+from spectrascope.network.kept import GRADIENT_HOOKS, random_state_kept, state_kept
 from spectrascope.workload import Inputs, Workload
 
 __all__ = [
@@ -25,33 +26,23 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.device) -> Iterator[None]:
+def held_still(
+    model: nn.Module, weights: Sequence[nn.Parameter], device: torch.device, loss_fn: object = None
+) -> Iterator[None]:
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
-    Restored, also after an exception or Ctrl-C: the training flag of every module, ``requires_grad`` and
-    ``.grad`` of every parameter, its values (networks write them too: ``Embedding(max_norm=…)`` does in every
-    forward pass; a copy is small beside the summed gradients), buffers (values and identity), hooks (none are added),
-    the random state of the CPU and of ``device``, autocast and TF32 settings, the attention fast path, the key-value
-    cache of Hugging Face language models, gradient checkpointing, the padding row of embedding tables, the fused
-    kernels of recurrent layers.
+    Restored, also after an exception or Ctrl-C: all that the network and its loss hold (:func:`state_kept`), the random
+    state, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face language models,
+    gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers. Hooks on
+    gradients, by which training masks or clips them, have no effect: what is measured is the loss.
     """
     modules = list(model.modules())
-    training = [module.training for module in modules]
     parameters = list(model.parameters())
-    flags = [p.requires_grad for p in parameters]
-    grads = [p.grad for p in parameters]
-    values = [(p.data, None if isinstance(p, UninitializedParameter) else p.detach().clone()) for p in parameters]
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in modules
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
     wanted = {id(w) for w in weights}
-    devices = [device] if device.type == "cuda" else []
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(random_state_kept())
+        stack.enter_context(state_kept(model, loss_fn))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_without_autocast_inside())
         stack.enter_context(_ieee_float32())
@@ -63,27 +54,16 @@ def held_still(model: nn.Module, weights: Sequence[nn.Parameter], device: torch.
             model.eval()
             for p in parameters:
                 p.requires_grad_(id(p) in wanted)
+                p.grad = None
+                for name in GRADIENT_HOOKS:
+                    setattr(p, name, None)
+            for module in modules:
+                for name in ("_backward_hooks", "_backward_pre_hooks"):
+                    setattr(module, name, OrderedDict())
             torch.backends.mha.set_fastpath_enabled(False)
             yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
-            for module, flag in zip(modules, training, strict=True):
-                module.training = flag
-            for p, flag, grad in zip(parameters, flags, grads, strict=True):
-                p.requires_grad_(flag)
-                p.grad = grad
-            with torch.no_grad():
-                for p, (data, kept) in zip(parameters, values, strict=True):
-                    if kept is None:
-                        continue
-                    if p.data_ptr() != data.data_ptr():
-                        p.data = data
-                    if not _same(p, kept):
-                        p.copy_(kept)
-                for module, name, buffer, value in buffers:
-                    if not _same(buffer, value):
-                        buffer.copy_(value)
-                    module._buffers[name] = buffer
 
 
 @contextlib.contextmanager
@@ -169,13 +149,6 @@ def _without_padding_rows(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for table, row in tables:
             table.padding_idx = row
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    """Equal entry by entry, NaN counting as equal to NaN."""
-    if a.layout is not torch.strided:
-        return a is b or (a.layout is b.layout and torch.equal(a.to_dense(), b.to_dense()))
-    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())  # noqa: PLR0124
 
 
 @contextlib.contextmanager

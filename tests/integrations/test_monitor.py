@@ -14,7 +14,8 @@ from spectrascope.cli import main
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import JsonLinesLog
-from spectrascope.integrations.monitor import CurvatureMonitor, random_state_kept
+from spectrascope.integrations.monitor import CurvatureMonitor
+from spectrascope.network.kept import random_state_kept
 from spectrascope.records.report import LayerReport
 from spectrascope.reports.read import read_report
 from tests.support.training_runs import image_task, mini_gpt2, same_weights, small_cnn, token_blocks, train_cnn
