@@ -252,7 +252,7 @@ def _advise_layer(candidate: _Candidate, pools: _Pools, noise: float, report: Re
         beta = min(max(found[0].value, 0.0), LARGEST_EXPONENT)
         relative, damping_reason = find_damping(found[2], beta, noise)
         if isinstance(measured, LayerReport):
-            damping = relative * schatten4(training_sigma(measured, noise)) ** beta
+            damping = relative * schatten4(training_sigma(measured, noise)) ** 2
         else:
             damping = measured
     null = measured if isinstance(measured, Missing) else measured.null

@@ -27,8 +27,8 @@ __all__ = [
 
 Vector = NDArray[np.float64]
 
-LEAST_DAMPING = 0.01
-"""Relative to the gradient's Schatten 4-norm to the power b: less is numerically no damping."""
+LEAST_DAMPING = 1e-4
+"""Relative to the gradient's squared Schatten 4-norm: what is below a hundredth of sigma_1 is noise in any training."""
 
 _DAMPINGS = np.geomspace(LEAST_DAMPING, 1.0, 81)
 
@@ -122,7 +122,7 @@ def find_damping(rows: Sequence[LayerReport], beta: float, noise: float) -> tupl
         noise: see :func:`training_sigma`.
 
     Returns:
-        Damping in units of the Schatten 4-norm to the power beta, from 0.01 to 1, and words on where it comes from.
+        Damping in units of the squared Schatten 4-norm, from 1e-4 to 1, and words on where it comes from.
     """
     total, known = np.zeros(_DAMPINGS.size), False
     for row in rows:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
 from spectrascope.network.kept import GRADIENT_HOOKS, random_state_kept, state_kept
+from spectrascope.optim.precision import full_float32
 from spectrascope.workload import Inputs, Workload
 
 __all__ = [
@@ -45,7 +46,7 @@ def held_still(
         stack.enter_context(state_kept(model, loss_fn))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(_without_autocast_inside())
-        stack.enter_context(_ieee_float32())
+        stack.enter_context(full_float32())
         stack.enter_context(_without_caches(modules))
         stack.enter_context(_without_checkpointing(modules))
         stack.enter_context(_without_padding_rows(modules))
@@ -149,31 +150,6 @@ def _without_padding_rows(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for table, row in tables:
             table.padding_idx = row
-
-
-@contextlib.contextmanager
-def _ieee_float32() -> Iterator[None]:
-    """No TF32 or BF16 inside float32 products, whatever the process had set."""
-    holders = _precision_switches()
-    before = [getattr(holder, name) for holder, name, _ in holders]
-    try:
-        for holder, name, full in holders:
-            setattr(holder, name, full)
-        yield
-    finally:
-        for (holder, name, _), value in zip(holders, before, strict=True):
-            setattr(holder, name, value)
-
-
-def _precision_switches() -> list[tuple[Any, str, Any]]:
-    """(holder, attribute, value for full precision); torch 2.9 renamed them and forbids mixing old and new."""
-    backends: Any = torch.backends
-    if not hasattr(backends.cuda.matmul, "fp32_precision"):
-        return [(backends.cuda.matmul, "allow_tf32", False), (backends.cudnn, "allow_tf32", False)]
-    places = [backends.cuda.matmul]
-    for parent in (backends.cudnn, backends.mkldnn):
-        places += [getattr(parent, op) for op in ("conv", "rnn", "matmul") if hasattr(parent, op)]
-    return [(place, "fp32_precision", "ieee") for place in places if hasattr(place, "fp32_precision")]
 
 
 def _numbers(tensor: Tensor) -> Tensor:

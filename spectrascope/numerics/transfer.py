@@ -34,14 +34,14 @@ Float32 measurements of M are good to about 1e-5; below a thousandth, M⁻¹ wou
 
 
 def transfer(sigma: ArrayLike, beta: float, damping: float = 0.0) -> Vector:
-    """Return T(sigma; beta) = sigma / (sigma^beta + d), entry by entry.
+    """Return T(sigma; beta) = sigma / (sigma² + d)^(beta/2), entry by entry.
 
-    beta = 0 is scaled gradient descent, beta = 1 without damping Muon's orthogonalised step, beta = 2 Spectral Newton.
+    beta = 0 is gradient descent, beta = 1 without damping Muon's orthogonalised step, beta = 2 Spectral Newton.
 
     Args:
         sigma: singular values, positive, shape (k,).
         beta: the exponent, any number.
-        damping: d, 0 or more, in units of sigma^beta.
+        damping: d, 0 or more, in units of sigma²: directions with sigma below √d are damped, whatever beta is.
 
     Returns:
         T, shape (k,), in units of sigma^(1 - beta).
@@ -52,15 +52,15 @@ def transfer(sigma: ArrayLike, beta: float, damping: float = 0.0) -> Vector:
     Cost: O(k).
     Reference: MEASUREMENT section 8.
 
-    >>> transfer([4.0, 2.0], beta=2.0).tolist(), transfer([4.0, 2.0], beta=1.0, damping=4.0).tolist()
-    ([0.25, 0.5], [0.5, 0.3333333333333333])
+    >>> transfer([4.0, 2.0], beta=2.0).tolist(), transfer([4.0, 0.0625], beta=1.0, damping=9.0).tolist()[0]
+    ([0.25, 0.5], 0.8)
     """
     values = as_vector(sigma, "sigma")
     if not (values > 0).all():
         raise ValueError("sigma must be positive: directions past the numerical rank have no transfer")
     if not damping >= 0:
         raise ValueError(f"damping must be 0 or more, got {damping}")
-    return np.asarray(values / (values**beta + damping), dtype=np.float64)
+    return np.asarray(values / (values**2 + damping) ** (beta / 2), dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)

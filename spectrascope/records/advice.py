@@ -10,6 +10,7 @@ from spectrascope.records.signal import NullBeta, StepExponent
 from spectrascope.records.values import SCHEMA_VERSION, Interval, Missing, PowerFit
 
 __all__ = [
+    "STEP_FORMULA",
     "Advice",
     "BetaGroup",
     "BetaSource",
@@ -22,6 +23,10 @@ __all__ = [
     "ValidatedStep",
     "Validation",
 ]
+
+
+STEP_FORMULA = "sigma / (sigma^2 + damping)^(beta/2)"
+"""What beta and damping mean, in every file that an optimizer reads them from."""
 
 
 class Treatment(str, Enum):
@@ -80,8 +85,8 @@ class LayerAdvice:
 
     ``beta`` is recommended, with ``interval`` about it: the exponent that lowers the loss most on samples held out, of
     the weight itself or of its group taken together. ``doubts`` says why the weight's own was not used, and is empty
-    where it was. ``damping`` belongs to T(sigma; beta) of a training step's gradient (units of sigma^beta);
-    ``relative_damping`` is the same in units of the gradient's Schatten 4-norm, for ``scale_free`` steps.
+    where it was. ``damping`` belongs to T(sigma; beta) of a training step's gradient (units of sigma²);
+    ``relative_damping`` is the same in units of the gradient's squared Schatten 4-norm, for ``scale_free`` steps.
 
     Beside it stand what the samples that chose the directions say (``measured``, the published beta), the beta of
     noise alone (``null``), how many directions are signal, and ``own``, the weight's own held-out exponent,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from enum import Enum
 
-from spectrascope.records.advice import Advice, ParameterExponent
+from spectrascope.records.advice import STEP_FORMULA, Advice, ParameterExponent
 from spectrascope.text import printable
 
 __all__ = ["Emission", "emit_advice", "emit_torch", "emit_yaml"]
@@ -33,7 +33,7 @@ def emit_torch(advice: Advice) -> str:
         *_comments(advice),
         "from spectrascope.optim import SpectralNewton",
         "",
-        "exponents = {  # parameter: beta, damping relative to the size of its gradient",
+        "exponents = {  # parameter: beta, damping relative to the squared size of its gradient",
         *(f"    {p.name!r}: ({p.beta!r}, {_digits(p)!r})," for p in advice.parameters),
         "}",
     ]
@@ -59,6 +59,7 @@ def emit_yaml(advice: Advice) -> str:
 
     document = {
         "schema_version": advice.schema_version,
+        "step": STEP_FORMULA,
         "parameters": {
             p.name: {
                 "beta": p.beta,

@@ -31,7 +31,8 @@ def _random_problem(seed: int, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def test_special_cases_of_the_transfer() -> None:
     sigma = np.array([5.0, 2.0, 0.5])
-    assert np.allclose(transfer(sigma, 0, 1.0), sigma / 2)
+    assert np.allclose(transfer(sigma, 0, 1.0), sigma)
+    assert np.allclose(transfer(sigma, 1, 9.0), sigma / np.sqrt(sigma**2 + 9))
     assert np.allclose(transfer(sigma, 1), 1.0)
     assert np.allclose(transfer(sigma, 2, 0.1), sigma / (sigma**2 + 0.1))
 

@@ -45,13 +45,13 @@ def test_float32_is_accurate_above_the_damping(beta: float, decay: float, dampin
     for scale in (1e-2, 1.0, 1e2):
         matrix = (scale * matrix_with_spectrum(48, 96, power_law(48, decay))).float()
         left, sigma, right = torch.linalg.svd(matrix.double(), full_matrices=False)
-        above = sigma**beta > damping
+        above = sigma**2 > damping
         if not bool(above.any()):
             continue
         found = apply_transfer(matrix, beta, damping)
         assert found.dtype == torch.float32
         wrong = left.T @ (found.double() - transfer_by_svd(matrix, beta, damping)) @ right.T
-        largest = (sigma / (sigma**beta + damping))[above].max()
+        largest = (sigma / (sigma**2 + damping) ** (beta / 2))[above].max()
         assert float(wrong[above][:, above].abs().max() / largest) <= 1e-3, scale
 
 
@@ -81,9 +81,9 @@ def test_huge_and_tiny_matrices_in_float64(beta: float, scale: float) -> None:
     for route in _routes(beta):
         free = apply_transfer(scale * matrix, beta, 0.05, scale_free=True, route=route)
         assert _relative(free, apply_transfer(matrix, beta, 0.05, scale_free=True)) <= 1e-8, route
-        if scale < 1 and beta > 0:  # all is below the damping: T(sigma) = sigma / d
+        if scale < 1:  # all is below the damping: T(sigma) = sigma / d^(beta/2)
             found = apply_transfer(scale * matrix, beta, 0.1, route=route)
-            assert _relative(found / scale, matrix / 0.1) <= 1e-8, route
+            assert _relative(found / scale, matrix / 0.1 ** (beta / 2)) <= 1e-8, route
 
 
 @pytest.mark.parametrize("beta", BETAS)
@@ -180,6 +180,8 @@ def test_forced_float32_says_so_where_the_damping_is_lost() -> None:
         ({"beta": [1.0, 2.0]}, "beta: expected one value, or one for each of 1 matrices, got 2"),
         ({"beta": 1.0, "route": "cholesky"}, "route cholesky is for beta = 2 alone, got 1"),
         ({"beta": 1.0, "route": "scale"}, "route scale is for beta = 0 alone, got 1"),
+        ({"beta": 1.1, "route": "roots"}, "route roots is for one beta of ¼, ½, … 3, got 1.1"),
+        ({"beta": 1.0, "damping": 0.0, "route": "roots"}, "route roots needs a damping above 0"),
         ({"route": "qr"}, "'qr' is not a valid Route"),
     ],
 )

@@ -15,7 +15,8 @@ EXPONENTS = (
     ParameterExponent("3.weight", 0.8, 0.05, 0.3, "conv_transpose"),
 )
 YAML = """
-schema_version: 1
+schema_version: 2
+step: sigma / (sigma^2 + damping)^(beta/2)
 parameters:
   1.weight: {beta: 1.5, damping: 0.1, absolute_damping: 0.02, layout: flat}
   2.weight: {beta: 1.5, damping: 0.1, absolute_damping: 0.02}
@@ -61,6 +62,24 @@ def test_a_file_and_its_content_say_the_same(tmp_path: Path) -> None:
         assert [_names(model, g) for g in groups] == [_names(model, g) for g in parameter_groups(model, EXPONENTS)]
 
 
+def test_files_that_damp_outside_of_the_root_damp_the_same_directions() -> None:
+    yaml = pytest.importorskip("yaml")
+    older = {key: value for key, value in yaml.safe_load(YAML).items() if key != "step"}
+    for free, damping in ((True, 0.1), (False, 0.02)):
+        group = parameter_groups(_model(), older, scale_free=free)[0]
+        assert group["damping"] == pytest.approx(damping ** (2 / 1.5))  # sigma^1.5 = d where sigma² = that
+
+
+def test_exponents_are_rounded_only_where_a_grid_is_named() -> None:
+    exponents = [
+        ParameterExponent(f"{i}.weight", beta, 0.1, 0.1, "flat") for i, beta in ((1, 1.37), (2, 0.1), (3, 0.0))
+    ]
+    assert [g["beta"] for g in parameter_groups(_model(), exponents)] == [1.37, 0.1, 0.0, None]
+    assert [g["beta"] for g in parameter_groups(_model(), exponents, beta_grid=0.25)] == [1.25, 0.25, 0.0, None]
+    with pytest.raises(ValueError, match=r"beta_grid 0: expected a positive number such as 0\.25, or None"):
+        parameter_groups(_model(), exponents, beta_grid=0)
+
+
 def test_an_optimizer_takes_them_and_steps() -> None:
     model = _model()
     optimizer = SpectralNewton(parameter_groups(model, EXPONENTS), lr=0.1)
@@ -102,6 +121,7 @@ def test_no_group_is_empty() -> None:
         ("parameters: {1.weight: 2}", "parameter '1.weight' needs numbers"),
         ("parameters: {1.weight: {beta: x, damping: 1, absolute_damping: 1}}", "needs numbers"),
         ("a: [", "cannot be read as YAML"),
+        ("step: sigma\nparameters: {}", "step 'sigma' is not known here, expected 'sigma / "),
         (
             "parameters: {9.weight: {beta: 1, damping: 1, absolute_damping: 1}}",
             "the network has no parameter '9.weight'",

@@ -223,13 +223,13 @@ def difference_of_losses(
 
 
 def transfer_by_svd(matrix: Tensor, beta: float, damping: float) -> Tensor:
-    """U diag(sigma / (sigma^beta + d)) Vᵀ in float64; zero singular values give zero."""
+    """U diag(sigma / (sigma² + d)^(beta/2)) Vᵀ in float64; zero singular values give zero."""
     left, sigma, right = torch.linalg.svd(matrix.double(), full_matrices=False)
     result = torch.zeros_like(matrix, dtype=torch.float64)
     cut = max(matrix.shape) * torch.finfo(matrix.dtype).eps * float(sigma.max())
     for k, value in enumerate(sigma.tolist()):
         if value > (0 if damping else cut):
-            result += value / (value**beta + damping) * torch.outer(left[:, k], right[k])
+            result += value / (value**2 + damping) ** (beta / 2) * torch.outer(left[:, k], right[k])
     return result
 
 

@@ -181,8 +181,8 @@ def _validation_sheet(found: Validation) -> Sheet:
 def _closing(advice: Advice) -> tuple[Line, ...]:
     lines: list[Line] = [
         (
-            "T(σ; b) = σ / (σ^b + damping): b ≈ 0 is gradient descent, b ≈ 1 a Muon-like step of equal sizes, b ≈ 2 a "
-            "Newton-like one. Recommended is the b that lowers the loss most on samples that did not choose the "
+            "T(σ; b) = σ / (σ² + damping)^(b/2): b ≈ 0 is gradient descent, b ≈ 1 a Muon-like step of equal sizes, b ≈ "
+            "2 a Newton-like one. Recommended is the b that lowers the loss most on samples that did not choose the "
             "directions, of the weight itself or of its group together, with its jackknife interval. Published β and "
             "noise's β stand beside it and decide nothing.",
             Tone.PLAIN,
@@ -193,8 +193,8 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
             Tone.PLAIN,
         ),
         (
-            "Damping is relative to the gradient's Schatten 4-norm (about σ_1), as scale_free steps take it, chosen on "
-            "the same held-out numbers: 0.01 is none.",
+            "Damping is relative to the gradient's squared Schatten 4-norm (about σ_1²), as scale_free steps take it, "
+            "chosen on the same held-out numbers: 1e-4 is none.",
             Tone.PLAIN,
         ),
     ]
