@@ -23,7 +23,7 @@ from spectrascope.network.kept import fixed_source
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
-from spectrascope.records.values import EngineName, Missing
+from spectrascope.records.values import EngineName, LossName, Missing
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.workload import (
     FirstSamples,
@@ -97,9 +97,11 @@ def probe(
         batches: an ``(inputs, targets)`` pair of tensors, a dict of tensors with ``labels`` (the rest is passed to
             the model by keyword), an iterable of either (a ``DataLoader``; read once, in its own order), or a
             :class:`spectrascope.workload.SampleSource`.
-        loss_fn: ``(output, targets) -> scalar``, the mean over samples, or a name: ``cross-entropy``, ``bce``,
-            ``mse``, ``causal-lm``, ``masked-lm``. When ``None``: what a Hugging Face class name states, else
-            softmax cross-entropy.
+        loss_fn: ``(output, targets) -> scalar``, or a name: ``cross-entropy``, ``bce``, ``mse``, ``causal-lm``,
+            ``masked-lm``. When ``None``: the loss of a Hugging Face network's own, else softmax cross-entropy.
+            torch's own losses are measured as they are on the whole batch: with class weights, labels that are
+            ignored, more labels in some samples than in others, ``reduction="sum"``. A function of the user's own
+            must be a mean over samples, and is held to it on all of them.
         on_progress: called with (stage, done, total); ``done`` may be a fraction.
         options: any of the following.
         num_samples: use at most this many samples; all when ``None``.
@@ -210,7 +212,7 @@ def _run(
     chosen |= {"num_samples": source.n, "layers": tuple(chosen["layers"]), "exclude": tuple(chosen["exclude"])}
     model = unwrapped(model)
     if isinstance(loss_fn, str):
-        loss_fn = make_loss(loss_fn, task=task_of(model))
+        loss_fn = None if loss_fn == LossName.AUTO.value else make_loss(loss_fn, task=task_of(model))
     momentum = chosen.pop("momentum")
     if isinstance(momentum, Optimizer):
         momentum = momentum_of(momentum, model)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import DataError
-from spectrascope.losses import require_labels_below, scores_of, takes_scores
+from spectrascope.losses import ignored_by, require_labels_below, scores_of, takes_scores
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 
 __all__ = [
@@ -41,7 +41,7 @@ Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """One tensor (b, …), passed to the model as it is, or several by keyword (``input_ids``, ``attention_mask``)."""
 
 LossFunction = Callable[[Any, Tensor], Tensor]
-"""(model output, targets) -> scalar, the MEAN over the loss terms (samples) it is given."""
+"""(model output, targets) -> scalar, the MEAN over the samples it is given; what torch's losses weigh by is known."""
 
 OnProgress = Callable[[str, float, int], None]
 """(stage, done, total), called as a stage advances; ``done`` may be a fraction, ``total`` 0 where it is not known.
@@ -84,6 +84,10 @@ class SampleSource(ABC):
 
         The same range must give the same tensors every time.
         """
+
+    def fetch_targets(self, start: int, stop: int) -> Tensor:
+        """Return the targets alone, where inputs would cost time."""
+        return self.fetch(start, stop)[1]
 
     def digest(self, chunk: int = 256) -> str:
         """Hash inputs and targets in order: a sha256, as hex."""
@@ -130,6 +134,10 @@ class TensorSource(SampleSource):
             return self.inputs[start:stop], self.targets[start:stop]
         return {name: tensor[start:stop] for name, tensor in self.inputs.items()}, self.targets[start:stop]
 
+    def fetch_targets(self, start: int, stop: int) -> Tensor:
+        """Return a view of the targets."""
+        return self.targets[start:stop]
+
 
 @dataclass(frozen=True)
 class FirstSamples(SampleSource):
@@ -146,6 +154,10 @@ class FirstSamples(SampleSource):
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Return the same samples as the whole source does."""
         return self.source.fetch(start, stop)
+
+    def fetch_targets(self, start: int, stop: int) -> Tensor:
+        """Return the same targets as the whole source does."""
+        return self.source.fetch_targets(start, stop)
 
 
 @dataclass(frozen=True)
@@ -213,7 +225,7 @@ class Workload:
         """
         inputs, targets = self.source.fetch(start, stop)
         if self.n_classes is not None:
-            require_labels_below(targets, self.n_classes)
+            require_labels_below(targets, self.n_classes, ignored_by(self.loss_fn))
         if isinstance(inputs, Tensor):
             return self._move(inputs), self._move(targets)
         return {name: self._move(tensor) for name, tensor in inputs.items()}, self._move(targets)

@@ -43,9 +43,10 @@ def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run
     own = loaded.workload
     if own is None or target.dataset is not None:
         from spectrascope.loading.data.open import load_dataset
-        from spectrascope.losses import make_loss
+        from spectrascope.losses import make_loss, problem_loss
 
-        loss_fn = make_loss(target.loss, task=loaded.info.task, label_smoothing=target.label_smoothing)
+        name = problem_loss(loaded.model) if target.loss is LossName.AUTO else target.loss
+        loss_fn = make_loss(name, task=loaded.info.task, label_smoothing=target.label_smoothing)
         data = load_dataset(
             target.dataset,
             loaded,

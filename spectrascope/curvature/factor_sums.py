@@ -199,12 +199,12 @@ class TargetSums:
         group = group_numbers(self.borders, start, start + len(squares)).to(self.device)
         self.rays.index_add_(0, group, per_sample)
 
-    def finish(self, n: int, terms: int, draws: int, columns: int, exact: bool, options: DecomposeOptions) -> Factors:
+    def finish(self, n: int, terms: float, draws: int, columns: int, exact: bool, options: DecomposeOptions) -> Factors:
         """Divide by counts and read off spectra.
 
         Args:
             n: samples.
-            terms: loss terms of one sample.
+            terms: loss terms of one sample, on average.
             draws: random columns each sum is over (1: exact).
             columns: cotangents pulled back per sample.
             exact: whether the columns are.
@@ -246,7 +246,7 @@ class TargetSums:
             group_rayleigh_delta=tuple(tuple(row) for row in per_group[:, 0].tolist()),
             group_rayleigh_a=tuple(tuple(row) for row in per_group[:, 1].tolist()),
             concentration=_concentration(ratio, contributions, self.by_position),
-            profile=predict_profile(values_delta, values_a, n * terms, k) if full else too_large,
+            profile=predict_profile(values_delta, values_a, round(n * terms), k) if full else too_large,
             s_weight=fit_alpha_g(window),
         )
 

@@ -17,11 +17,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.losses import IGNORED, CausalLM, CrossEntropy, Loss, MaskedLM
+from spectrascope.losses import BatchLoss, Loss, aligned, curvature_weights, terms_per_sample, weighing_of
 from spectrascope.records.decomposition import DecomposeOptions, FisherType
 from spectrascope.records.values import LossName
 from spectrascope.workload import LossFunction
@@ -63,7 +62,7 @@ def output_model(output: Tensor, targets: Tensor, loss_fn: LossFunction) -> Outp
     """Choose the representation for a micro-batch of outputs (b, C)."""
     slope = gradient_column(output, targets, loss_fn)
     if _is_softmax(output, targets, loss_fn):
-        return _SoftmaxCrossEntropy(output.detach(), slope)
+        return _SoftmaxCrossEntropy(output.detach(), slope, _term_weights(targets, loss_fn))
     return _AnyLoss(output.detach(), targets, loss_fn, slope)
 
 
@@ -71,6 +70,7 @@ def output_model(output: Tensor, targets: Tensor, loss_fn: LossFunction) -> Outp
 class _SoftmaxCrossEntropy:
     output: Tensor
     slope: Tensor
+    weights: Tensor | None  # of the samples (b,); 1 each where there are none
 
     def columns(self) -> Tensor:
         batch, classes = self.output.shape
@@ -87,6 +87,8 @@ class _SoftmaxCrossEntropy:
         p_top = p.amax(1)[None, :, None]
         mean = (p_others * s).sum(0, keepdim=True)
         rows = torch.cat([p_others.sqrt() * (s - mean), p_top.sqrt() * -mean])  # S^T applied, centred
+        if self.weights is not None:
+            rows = rows * self.weights.to(dtype).sqrt()[:, None]
         slope = (self.slope.to(dtype).gather(1, others).T[:, :, None] * s).sum(0)
         flat = rows.flatten(0, 1)
         return slope, rows.square().sum(0), flat.T @ flat
@@ -115,11 +117,11 @@ class _AnyLoss:
 class LossColumns:
     """Columns (c, *scores.shape) whose outer products, summed and divided by ``draws``, are the wanted matrix.
 
-    ``terms`` is the number of loss terms of one sample; each column is of terms that are *not* divided by it.
+    ``terms`` is the number of loss terms of one sample, on average and by weight; columns are *not* divided by it.
     """
 
     columns: Tensor
-    terms: int
+    terms: float
     draws: int
     exact: bool
 
@@ -170,9 +172,9 @@ def softmax_slopes(scores: Tensor, targets: Tensor, loss_fn: LossFunction, s: Te
         s: derivative of each column of :func:`curvature_columns` along each direction (C−1, b, K).
 
     Returns:
-        Slopes (b, K); ``None`` for a loss other than softmax cross-entropy.
+        Slopes (b, K); ``None`` for a loss other than softmax cross-entropy that weighs samples alike.
     """
-    if not _is_softmax(scores, targets, loss_fn):
+    if not _is_softmax(scores, targets, loss_fn) or _term_weights(targets, loss_fn) is not None:
         return None
     others, _, rest, p_top = (x.T[:, :, None] for x in _probabilities(scores.detach()))
     root_top = p_top.to(s.dtype).sqrt()
@@ -191,7 +193,7 @@ def curvature_columns(scores: Tensor, targets: Tensor, loss_fn: LossFunction) ->
     """
     scores = scores.detach()
     if _is_softmax(scores, targets, loss_fn):
-        return _softmax_root(scores), None
+        return _softmax_root(scores, _term_weights(targets, loss_fn)), None
     hessian = _hessian(scores, targets, loss_fn).double()
     values, vectors = torch.linalg.eigh(hessian)
     columns = (vectors * values.abs().sqrt()[:, None, :]).permute(2, 0, 1).to(scores.dtype)
@@ -230,10 +232,10 @@ def random_column(loss_fn: LossFunction, scores: Tensor, labels: Tensor, generat
         )
     if labels.is_floating_point():
         raise UnsupportedModelError("gauss-newton-sketch needs class numbers as labels, not class probabilities")
-    found, targets = loss_fn.labelled(scores, labels) if isinstance(loss_fn, Loss) else (scores, labels)
+    found, targets = aligned(scores, labels, loss_fn)
     axis = -1 if found.shape[:-1] == targets.shape else 1
-    counts = targets != int(getattr(loss_fn, "ignore_index", IGNORED))
-    weight = (counts.to(scores.dtype) / counts.sum()).sqrt().unsqueeze(axis)
+    weights = curvature_weights(targets, loss_fn)
+    weight = (weights.to(scores.dtype) / (len(labels) * terms_per_sample(labels, loss_fn))).sqrt().unsqueeze(axis)
     p = found.softmax(axis)
     root = p.sqrt()
     at = signs[:, : found.shape[1]] if found.shape != signs.shape else signs
@@ -253,10 +255,18 @@ def _is_softmax(scores: Tensor, targets: Tensor, loss_fn: LossFunction) -> bool:
 
 
 def _is_cross_entropy(loss_fn: LossFunction) -> bool:
-    """Whether the loss is mean softmax cross-entropy without class weights (label smoothing allowed)."""
-    if isinstance(loss_fn, (CrossEntropy, CausalLM, MaskedLM)) or loss_fn is functional.cross_entropy:
-        return True
-    return type(loss_fn) is nn.CrossEntropyLoss and loss_fn.weight is None and loss_fn.reduction == "mean"
+    """Whether the loss is softmax cross-entropy, a mean over samples."""
+    weighing = weighing_of(loss_fn)
+    if weighing is None or weighing.logs:
+        return False
+    return isinstance(loss_fn, BatchLoss) or (weighing.weight is None and weighing.reduction == "mean")
+
+
+def _term_weights(targets: Tensor, loss_fn: LossFunction) -> Tensor | None:
+    """Of losses with one term per sample, its weight in the mean over samples (b,); ``None`` where all are 1."""
+    if not isinstance(loss_fn, BatchLoss):
+        return None
+    return curvature_weights(targets, loss_fn) / loss_fn.mean_weight
 
 
 def _softmax_columns(
@@ -265,36 +275,28 @@ def _softmax_columns(
     """Columns of a cross-entropy with one term or several per sample."""
     single = scores.dim() == 2
     if options.fisher is FisherType.GGN and single and scores.shape[1] <= EXACT_UP_TO:
-        return LossColumns(_softmax_root(scores), 1, 1, True)
-    aligned, labels = (scores, targets)
-    if isinstance(loss_fn, Loss):
-        aligned, labels = loss_fn.labelled(scores, targets)
-    axis = -1 if aligned.shape[:-1] == labels.shape else 1
-    by_term = aligned.movedim(axis, -1)  # (b, …, C)
-    labelled = labels != int(getattr(loss_fn, "ignore_index", IGNORED))
-    terms = round(float(labelled.reshape(len(labels), -1).sum(1).double().mean()))
+        return LossColumns(_softmax_root(scores, _term_weights(targets, loss_fn)), 1, 1, True)
+    found, labels = aligned(scores, targets, loss_fn)
+    axis = -1 if found.shape[:-1] == labels.shape else 1
+    by_term = found.movedim(axis, -1)  # (b, …, C)
+    root = curvature_weights(labels, loss_fn).sqrt().to(scores.dtype)[..., None]
+    terms = terms_per_sample(targets, loss_fn)
     draws = 1 if options.fisher is FisherType.EMPIRICAL and single else options.draws
     columns = scores.new_zeros(draws, *scores.shape)
     for column in columns:
-        place = loss_fn.labelled(column, targets)[0] if isinstance(loss_fn, Loss) else column
-        place.movedim(axis, -1).copy_(_drawn(by_term, labels, labelled, loss_fn, options.fisher, generator))
+        place = aligned(column, targets, loss_fn)[0].movedim(axis, -1)
+        place.copy_(root * _drawn(by_term, labels, options.fisher, generator))
         if options.fisher is FisherType.EMPIRICAL:
             column.copy_(gradient_column(scores, targets, loss_fn) * terms)
+            place.div_(torch.where(root > 0, root, 1.0))  # a term's weight counts once in a product of two columns
             if not single:
                 signs = _signs(tuple(labels.shape), generator, scores)
-                place.movedim(axis, -1).mul_(signs[..., None])
+                place.mul_(signs[..., None])
     exact = single and options.fisher is FisherType.EMPIRICAL
     return LossColumns(columns, terms, draws, exact)
 
 
-def _drawn(
-    scores: Tensor,
-    labels: Tensor,
-    labelled: Tensor,
-    loss_fn: LossFunction,
-    fisher: FisherType,
-    generator: torch.Generator,
-) -> Tensor:
+def _drawn(scores: Tensor, labels: Tensor, fisher: FisherType, generator: torch.Generator) -> Tensor:
     """One random column per term: the gradient for a label drawn from the model, or random signs through S."""
     p = scores.softmax(-1)
     if fisher is FisherType.MC:
@@ -305,11 +307,11 @@ def _drawn(
         root = p.sqrt()
         signs = _signs(tuple(p.shape), generator, p)
         column = root * signs - p * (root * signs).sum(-1, keepdim=True)
-    return column * labelled[..., None]
+    return column
 
 
-def _softmax_root(scores: Tensor) -> Tensor:
-    """A square root (C−1, b, C) of diag(p) − p pᵀ, without cancellation where one class is nearly certain.
+def _softmax_root(scores: Tensor, weights: Tensor | None = None) -> Tensor:
+    """A square root (C−1, b, C) of w (diag(p) − p pᵀ), without cancellation where one class is nearly certain.
 
     Over the classes other than the most likely, r, the matrix is diag(p) − p pᵀ = L Lᵀ with L = diag(√p)(I − g √p √pᵀ),
     g = (1 − √p_r) / (1 − p_r); measured from r, column c of the root has its entries there and minus their sum at r.
@@ -322,6 +324,8 @@ def _softmax_root(scores: Tensor) -> Tensor:
     columns = scores.new_zeros(batch, classes - 1, classes)
     columns.scatter_(2, others[:, None, :].expand(-1, classes - 1, -1), lower.transpose(1, 2))
     columns.scatter_(2, top[:, :, None].expand(-1, classes - 1, -1), -lower.sum(1)[:, :, None])
+    if weights is not None:
+        columns *= weights.to(scores.dtype).sqrt()[:, None, None]
     return columns.transpose(0, 1).contiguous()
 
 

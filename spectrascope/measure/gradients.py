@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
-from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
-from spectrascope.losses import IGNORED, Loss
+from spectrascope.errors import NonFiniteError, UnsupportedModelError
+from spectrascope.losses import aligned, ignored_by
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.text import first_line
@@ -93,7 +93,6 @@ def measure_gradients(
         Mean gradients in float64 (float32 on devices without it), on the workload's device.
 
     Raises:
-        DataError: the loss ignores some samples.
         NonFiniteError: loss or gradient is NaN or infinite.
         UnsupportedModelError: no weight reaches the loss, or autograd fails on the network.
 
@@ -102,8 +101,7 @@ def measure_gradients(
     n = workload.source.n
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     sums = _GradientSums(workload, parameters, borders)
-    totals = torch.zeros(4, dtype=sums.dtype, device=workload.device)
-    per_sample: set[int] = set()
+    totals = torch.zeros(3, dtype=sums.dtype, device=workload.device)
     classes = [True]
     schedule = Schedule(n, micro_batch, sums.cuts, device=workload.device)
 
@@ -118,23 +116,12 @@ def measure_gradients(
         if counts is None:
             classes[0] = False
         else:
-            totals[1:] += counts[:3]
-            per_sample.update(counts[3:].tolist())
+            totals[1:] += counts
         totals[0] += loss.detach() * (stop - start)
 
     schedule.run(work, progress)
-    loss, n_correct, n_labels, n_without = totals.tolist()
+    loss, n_correct, n_labels = totals.tolist()
     loss /= n
-    if n_without:
-        raise DataError(
-            f"{round(n_without)} of {n} samples have only labels {_ignored_by(workload.loss_fn)}, which the loss "
-            "ignores: leave them out, so that the loss is a mean over all samples"
-        )
-    if len(per_sample) > 1:
-        raise DataError(
-            f"samples have from {min(per_sample)} to {max(per_sample)} labels that count: the mean over labels is then "
-            "no mean over samples; give every sample as many (blocks of text without padding, as many masked tokens)"
-        )
     if not torch.isfinite(totals[0]):
         raise NonFiniteError(f"the mean loss over {n} samples is {loss}: check the preprocessing and the labels")
     accuracy = n_correct / n_labels if classes[0] and n_labels else None
@@ -206,16 +193,11 @@ def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor |
         raise UnsupportedModelError(f"autograd cannot differentiate this network: {first_line(error)}") from error
 
 
-def _ignored_by(loss_fn: object) -> int:
-    return int(getattr(loss_fn, "ignore_index", IGNORED))
-
-
 def _count_labels(loss_fn: object, output: object, targets: Tensor) -> Tensor | None:
-    """Count labels: predicted, in all, samples without any, then each number that a sample has; else ``None``."""
+    """Count labels (2,): predicted, and in all; ``None`` where outputs are no class scores."""
     if not isinstance(output, Tensor) or targets.is_floating_point():
         return None
-    if isinstance(loss_fn, Loss):
-        output, targets = loss_fn.labelled(output, targets)
+    output, targets = aligned(output, targets, loss_fn)
     if output.dim() == targets.dim() + 1 and output.shape[:-1] == targets.shape:
         best = output.detach().argmax(-1) if output.shape[-1] > 1 else None
     elif output.dim() == targets.dim() + 1 and output.shape[:1] + output.shape[2:] == targets.shape:
@@ -224,7 +206,5 @@ def _count_labels(loss_fn: object, output: object, targets: Tensor) -> Tensor | 
         return None
     if best is None:  # one score is not one score per class
         return None
-    labelled = targets != _ignored_by(loss_fn)
-    counts = labelled.reshape(len(targets), -1).sum(1)
-    sums = torch.stack([(best == targets).logical_and(labelled).sum(), labelled.sum(), (counts == 0).sum()])
-    return torch.cat([sums, counts.unique()])
+    labelled = targets != ignored_by(loss_fn)
+    return torch.stack([(best == targets).logical_and(labelled).sum(), labelled.sum()])

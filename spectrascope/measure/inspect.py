@@ -73,7 +73,7 @@ def inspect_model(
         inputs = plan = source
         cost = _cost_without_passes(network, layers, source, options, size)
     else:
-        workload = Workload(network, source, loss_fn or usual_loss(network), _META, dtype)
+        workload = Workload(network, source, loss_fn or usual_loss(network, source.fetch_targets(0, 1)), _META, dtype)
         with _ShapesOnly(), random_state_kept():
             plan = _plan(workload, layers, options)
             cost = _cost(workload, layers, plan, options, size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import OptionError
-from spectrascope.losses import IGNORED, BinaryCrossEntropy, CrossEntropy, Loss
+from spectrascope.losses import BinaryCrossEntropy, aligned, weighing_of
 from spectrascope.records.signal import LabelSource
 from spectrascope.workload import Inputs, SampleSource, Workload
 
@@ -37,6 +37,10 @@ class RelabelledSamples(SampleSource):
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """The source's inputs, these targets."""
         return self.source.fetch(start, stop)[0], self.targets[start:stop]
+
+    def fetch_targets(self, start: int, stop: int) -> Tensor:
+        """These targets."""
+        return self.targets[start:stop]
 
 
 def relabel(
@@ -84,22 +88,23 @@ def _draw(workload: Workload, start: int, stop: int, generator: torch.Generator)
     scores, targets = scores.detach().cpu().double(), targets.detach().cpu().clone()
     if isinstance(loss, BinaryCrossEntropy):
         return (torch.rand(targets.shape, generator=generator) < scores.reshape(targets.shape).sigmoid()).to(targets)
-    plain = getattr(loss, "weight", None) is None and not getattr(loss, "label_smoothing", 0.0)
+    weighing = weighing_of(loss)
+    plain = weighing is None or (weighing.weight is None and not weighing.label_smoothing)
     if targets.is_floating_point() or not plain:
         raise OptionError(
             "--labels model needs a loss of class labels without weights or smoothing: "
             f"{getattr(loss, 'label', 'this loss')} has no labels that a softmax could draw; try --labels shuffled"
         )
-    aligned, labelled = loss.labelled(scores, targets) if isinstance(loss, Loss) else (scores, targets)
-    tokens_last = aligned.shape[:-1] == labelled.shape
-    if not tokens_last and aligned.shape[:1] + aligned.shape[2:] == labelled.shape:
-        aligned = aligned.movedim(1, -1)
+    found, labelled = aligned(scores, targets, loss)
+    tokens_last = found.shape[:-1] == labelled.shape
+    if not tokens_last and found.shape[:1] + found.shape[2:] == labelled.shape:
+        found = found.movedim(1, -1)
     elif not tokens_last:
         raise OptionError(
             f"--labels model: scores {tuple(scores.shape)} and labels {tuple(targets.shape)} do not belong together"
         )
-    if aligned.shape[-1] < 2 or not (isinstance(loss, (CrossEntropy, Loss)) or "CrossEntropy" in type(loss).__name__):
+    if weighing is None or weighing.logs or found.shape[-1] < 2:
         raise OptionError("--labels model draws from a softmax over classes, which this loss and output have not")
-    drawn = torch.multinomial(aligned.reshape(-1, aligned.shape[-1]).softmax(-1), 1, generator=generator)
-    labelled.copy_(torch.where(labelled == getattr(loss, "ignore_index", IGNORED), labelled, drawn.view_as(labelled)))
+    drawn = torch.multinomial(found.reshape(-1, found.shape[-1]).softmax(-1), 1, generator=generator)
+    labelled.copy_(torch.where(labelled == weighing.ignore_index, labelled, drawn.view_as(labelled)))
     return targets  # ``labelled`` is a view of it

@@ -13,7 +13,7 @@ import torch
 from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
 from spectrascope.errors import DataError, OptionError
-from spectrascope.losses import WeightedByClass, class_weights_of, usual_loss
+from spectrascope.losses import usual_loss, with_whole_batch
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
@@ -21,10 +21,10 @@ from spectrascope.network.guards import (
     held_still,
     require_deterministic,
     require_finite_weights,
-    require_mean_loss,
     require_whole_weights,
 )
 from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.network.mean_loss import require_mean_loss
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line
 from spectrascope.workload import Inputs, Run, Workload
@@ -108,7 +108,7 @@ def prepare_workload(run: Run) -> Workload:
         raise OptionError(
             f"--curvature-samples {most}: expected at least one for each of the {options.groups} sample groups"
         )
-    loss_fn = run.loss_fn or usual_loss(model)
+    loss_fn = run.loss_fn or usual_loss(model, run.source.fetch_targets(0, 1))
     if parametrized_weights(model):
         model = with_effective_weights(model)
     tensors = [*model.parameters(), *model.buffers()]
@@ -194,17 +194,10 @@ def _with_matching_labels(workload: Workload) -> Workload:
 
 
 def _with_whole_batch_weights(workload: Workload) -> Workload:
-    """Have class weights divided by their sum over the whole batch, whichever samples are looked at."""
-    weights = class_weights_of(workload.loss_fn)
-    if weights is None or workload.fetch(0, 1)[1].is_floating_point():  # of class probabilities it is a plain mean
-        return workload
-    total, weights = 0.0, weights.detach().double().cpu()
-    for start in range(0, workload.source.n, 64):
-        labels = workload.fetch(start, min(start + 64, workload.source.n))[1].cpu()
-        total += float(weights[labels[labels != workload.loss_fn.ignore_index]].sum())  # type: ignore[attr-defined]
-    if not total > 0:
-        raise DataError("the class weights of all labels of the batch are zero: the loss is not defined")
-    return replace(workload, loss_fn=WeightedByClass(workload.loss_fn, total / workload.source.n))  # type: ignore[arg-type]
+    """Have a loss that weighs its terms divided by the weights of the whole batch, whichever samples are looked at."""
+    source = workload.source
+    targets = (source.fetch_targets(i, min(i + 64, source.n)) for i in range(0, source.n, 64))
+    return replace(workload, loss_fn=with_whole_batch(workload.loss_fn, source.n, lambda: targets))
 
 
 def _first_output(workload: Workload, inputs: Inputs) -> tuple[Workload, object]:

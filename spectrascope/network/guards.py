@@ -14,13 +14,12 @@ from torch import Tensor, nn
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
 from spectrascope.network.kept import GRADIENT_HOOKS, random_state_kept, state_kept
 from spectrascope.optim.precision import full_float32
-from spectrascope.workload import Inputs, Workload
+from spectrascope.workload import Workload
 
 __all__ = [
     "held_still",
     "require_deterministic",
     "require_finite_weights",
-    "require_mean_loss",
     "require_whole_tensor",
     "require_whole_weights",
 ]
@@ -240,67 +239,3 @@ def require_deterministic(workload: Workload, n_samples: int = 32) -> None:
             f"two identical passes gave losses {first:.9g} and {second:.9g}: the model or loss is random in eval "
             "mode; make it deterministic (no dropout or sampling) before measuring"
         )
-
-
-def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
-    """Compare the loss of samples with the mean of the losses of their two halves: of the first, and of some all over.
-
-    Samples sorted by class are alike at the front, where even a weighted mean looks like a plain one.
-
-    Raises:
-        UnsupportedModelError: they differ: the loss is a sum, weighs samples, or a sample changes another's output.
-    """
-    n = workload.source.n
-    size = min(n_samples, n) // 2 * 2
-    if not size:
-        return
-    first = workload.fetch(0, size)
-    _require_mean_over(workload, *first)
-    if n > size:
-        spread = [round(i * (n - 1) / (size - 1)) for i in range(size)]
-        parts = [workload.fetch(i, i + 1) for i in spread]
-        try:
-            inputs, targets = joined([x for x, _ in parts]), torch.cat([y for _, y in parts])
-        except RuntimeError:  # samples of different sizes, which go together only as the source has them
-            return
-        _require_mean_over(workload, inputs, targets)
-
-
-def joined(parts: Sequence[Inputs]) -> Inputs:
-    """Put samples after one another."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat([part for part in parts if isinstance(part, Tensor)])
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}  # type: ignore[index]
-
-
-def _part(inputs: Inputs, rows: slice) -> Inputs:
-    return inputs[rows] if isinstance(inputs, Tensor) else {name: tensor[rows] for name, tensor in inputs.items()}
-
-
-def _require_mean_over(workload: Workload, inputs: Inputs, targets: Tensor) -> None:
-    half = len(targets) // 2
-    rows = [slice(0, 2 * half), slice(0, half), slice(half, 2 * half)]
-    with torch.no_grad():
-        outputs = [workload.forward(_part(inputs, r)) for r in rows]
-        whole, first, second = (
-            float(workload.loss_fn(o, targets[r]).detach()) for o, r in zip(outputs, rows, strict=True)
-        )
-    mean = (first + second) / 2
-    tolerance = 1e-7 if workload.dtype == torch.float64 else 1e-3
-    if not math.isfinite(whole) or abs(whole - mean) <= tolerance * (max(abs(whole), abs(mean)) + 1e-3):
-        return  # NaN is the gradient pass's to report, which sees every sample
-    if all(isinstance(o, Tensor) for o in outputs) and not torch.allclose(
-        outputs[0], torch.cat(outputs[1:]), rtol=1e-3, atol=1e-5
-    ):
-        cause = "a sample changes another's output (statistics across the batch)"
-    elif abs(whole - 2 * mean) <= tolerance * (abs(whole) + 1e-3):
-        cause = "it is a sum: pass the same loss with reduction='mean'"
-    else:
-        cause = (
-            "it weighs samples by what else is in the batch: pass torch.nn.CrossEntropyLoss(weight=...), whose "
-            "weights are known, or a plain mean of weighted terms"
-        )
-    raise UnsupportedModelError(
-        f"the loss of {2 * half} samples is {whole:.6g}, but the mean over their halves is {mean:.6g}: it must be "
-        f"a mean over independent samples, and {cause}"
-    )

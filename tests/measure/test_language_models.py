@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.errors import DataError
 from spectrascope.records.report import SkippedLayer
 from tests.support import oracles
 
@@ -70,12 +69,61 @@ def test_a_masked_language_model_with_a_padding_row_passes_its_self_check():
     assert report.provenance.self_check.residual < 1e-3
 
 
-def test_uneven_numbers_of_labels_are_refused():
-    net = make("AutoModelForMaskedLM", "bert", **BERT)
-    labels = masked(2)
-    labels[::2, 3] = -100
-    with pytest.raises(DataError, match="samples have from 1 to 2 labels that count"):
-        spectrascope.probe(net, {"input_ids": IDS, "labels": labels}, top_k=2)
+@pytest.mark.parametrize(
+    ("auto", "kind"),
+    [
+        ("AutoModelForMaskedLM", "bert"),
+        ("AutoModelForCausalLM", "gpt2"),
+        ("AutoModelForTokenClassification", "bert"),
+        ("AutoModelForSequenceClassification", "bert"),
+    ],
+)
+def test_uneven_numbers_of_labels_are_weighed_as_the_model_itself_does(auto, kind):
+    small = {"n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 31, "n_positions": 16, "tie_word_embeddings": False}
+    net = make(auto, kind, **(BERT if kind == "bert" else small)).double().eval()
+    labels = masked(3)
+    labels[::2, 3] = labels[1::4, 2] = -100
+    if "Classification" in auto:
+        labels = torch.where(labels >= 0, labels % 2, labels)
+        labels = labels[:, 3] if "Sequence" in auto else labels
+    mask = torch.ones_like(IDS)
+    mask[::3, 6:] = 0
+    batch = {"input_ids": IDS, "attention_mask": mask}
+    report = spectrascope.probe(net, {**batch, "labels": labels}, top_k=2, curvature_samples="all", layers=["*.0.*"])
+
+    def own() -> torch.Tensor:
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return net(**batch, labels=labels).loss
+
+    assert report.provenance.loss == pytest.approx(own().item(), rel=1e-7)  # causal models take their loss in float32
+    for row in [r for r in report.layers if not isinstance(r, SkippedLayer)][-2:]:
+        weight = net.get_parameter(row.info.name)
+        gradient = torch.autograd.grad(own(), weight)[0]
+        flip = (lambda m: m.T) if row.info.shape != tuple(weight.shape) else (lambda m: m)
+        _, left, right, _ = oracles.svd_directions(flip(gradient), 2, 2**-52)
+        along = [flip(torch.from_numpy(left[:, k : k + 1] @ right[:, k : k + 1].T)) for k in range(2)]
+        (truth,) = oracles.curvature_of_weights(own, [weight], [along])
+        assert list(row.measurement.h) == pytest.approx(truth.diagonal().tolist(), rel=1e-4, abs=1e-10)
+
+
+PROBLEMS = {
+    "named, several labels": (3, "multi_label_classification", torch.float32, "bce"),
+    "left open, several labels": (3, None, torch.float32, "bce"),
+    "left open, one label": (1, None, torch.float32, "mse"),
+    "named, several numbers": (3, "regression", torch.float32, "mse"),
+    "left open, classes": (3, None, torch.int64, "cross-entropy"),
+}
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize("name", [None, "auto"])
+def test_a_classifiers_own_loss_is_measured(problem, name):
+    count, kind, dtype, expected = PROBLEMS[problem]
+    net = make("AutoModelForSequenceClassification", "bert", **BERT, num_labels=count, problem_type=kind).eval()
+    labels = (IDS[:, : 1 if dtype is torch.int64 else count] % 2).squeeze(1).to(dtype)
+    found = spectrascope.probe(net, {"input_ids": IDS, "labels": labels}, name, top_k=1, self_check=False).provenance
+    assert net.config.problem_type == kind
+    assert (found.loss_name, found.loss) == (expected, pytest.approx(net(IDS, labels=labels).loss.item(), rel=1e-6))
 
 
 def test_an_adapter_in_memory_keeps_the_task_of_its_base():

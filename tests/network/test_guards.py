@@ -13,8 +13,8 @@ from spectrascope.network.guards import (
     held_still,
     require_deterministic,
     require_finite_weights,
-    require_mean_loss,
 )
+from spectrascope.network.mean_loss import require_mean_loss
 from tests.support.cases import Net, batch_norm, labels, make_workload, vec
 
 

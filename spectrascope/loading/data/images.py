@@ -245,3 +245,7 @@ class DecodedImages(SampleSource):
                 )
             pixels.append(one)
         return normalise(torch.stack(pixels), self.preprocessing), self.targets[start:stop]
+
+    def fetch_targets(self, start: int, stop: int) -> Tensor:
+        """Labels of images ``start … stop−1``, of which none is decoded."""
+        return self.targets[start:stop]

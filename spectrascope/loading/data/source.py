@@ -10,6 +10,7 @@ from pathlib import Path
 from spectrascope.errors import DataError
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.preprocessing import Preprocessing
+from spectrascope.losses import problem_loss
 from spectrascope.records.report import DataInfo
 from spectrascope.records.values import LossName, Task
 from spectrascope.workload import SampleSource
@@ -53,6 +54,9 @@ class DataRequest:
         """The loss that will be measured, ``auto`` resolved by the network's task."""
         if self.loss is not LossName.AUTO:
             return self.loss
+        stated = problem_loss(self.loaded.model)
+        if stated is not LossName.AUTO:
+            return stated
         return _TASK_LOSS.get(self.loaded.info.task, LossName.CROSS_ENTROPY)
 
     @property

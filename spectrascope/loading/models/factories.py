@@ -28,7 +28,8 @@ from spectrascope.loading.models.fit import Reading, readings
 from spectrascope.loading.models.named import with_seed
 from spectrascope.loading.models.source import ModelRequest, ModelSource
 from spectrascope.loading.preprocessing import Preprocessing
-from spectrascope.losses import make_loss, task_of
+from spectrascope.losses import make_loss, task_of, usual_loss
+from spectrascope.records.values import LossName
 from spectrascope.workload import Workload, source_from_batches
 
 __all__ = ["FACTORIES", "Factory", "Made", "fill_factory", "find_factory", "finish_factory", "is_factory", "seeded"]
@@ -101,7 +102,9 @@ def _understand(name: str, returned: Any) -> Made:
     network, batches, loss = _bare(returned[0]), returned[1], returned[2]
     try:
         source = source_from_batches(batches)
-        loss = make_loss(loss, task=task_of(network)) if isinstance(loss, str) else loss
+        if isinstance(loss, str):
+            own = usual_loss(network, source.fetch_targets(0, 1))
+            loss = own if loss == LossName.AUTO.value else make_loss(loss, task=task_of(network))
     except (DataError, OptionError) as error:
         raise LoadError(f"{name}: {error}") from None
     if not callable(loss):

@@ -24,13 +24,10 @@ __all__ = [
     "Loss",
     "MaskedLM",
     "MeanSquaredError",
-    "WeightedByClass",
-    "class_weights_of",
-    "loss_label",
     "make_loss",
+    "problem_loss",
     "require_labels_below",
     "scores_of",
-    "takes_scores",
     "task_of",
     "usual_loss",
 ]
@@ -167,50 +164,6 @@ class MaskedLM(Loss):
         return functional.cross_entropy(scores.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
-@dataclass(frozen=True)
-class WeightedByClass:
-    """Cross-entropy with class weights as a mean over samples: Σ w_i ℓ_i / Σ w_i over the whole batch.
-
-    torch divides by the weights of the samples it is handed, so that losses of micro-batches do not average to that of
-    the batch. Divided by the mean weight of the *whole* batch instead, every sample is a term of its own, and all
-    engines measure the loss that the user passed.
-    """
-
-    loss: nn.CrossEntropyLoss | nn.NLLLoss
-    mean_weight: float
-    """Σ w_i / N, over all labelled positions of all N samples."""
-
-    def __call__(self, scores: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the samples given, a scalar."""
-        weight = None if self.loss.weight is None else self.loss.weight.to(scores)
-        ignored = self.loss.ignore_index
-        if isinstance(self.loss, nn.NLLLoss):
-            total = functional.nll_loss(scores, targets, weight, ignore_index=ignored, reduction="sum")
-        else:
-            smoothing = self.loss.label_smoothing
-            total = functional.cross_entropy(
-                scores, targets, weight, ignore_index=ignored, label_smoothing=smoothing, reduction="sum"
-            )
-        return total / (len(targets) * self.mean_weight)
-
-    @property
-    def ignore_index(self) -> int:
-        """The label that stands for none."""
-        return self.loss.ignore_index
-
-    @property
-    def __name__(self) -> str:
-        """What the report calls it."""
-        return f"{type(self.loss).__name__} (class weights)"
-
-
-def class_weights_of(loss_fn: Any) -> Tensor | None:
-    """The class weights that a loss of torch divides by, ``None`` where it does not."""
-    if type(loss_fn) in (nn.CrossEntropyLoss, nn.NLLLoss) and loss_fn.reduction == "mean":
-        return loss_fn.weight  # type: ignore[no-any-return]
-    return None
-
-
 _USUAL = {
     Task.IMAGE_CLASSIFICATION: LossName.CROSS_ENTROPY,
     Task.SEQUENCE_CLASSIFICATION: LossName.CROSS_ENTROPY,
@@ -243,10 +196,15 @@ def make_loss(name: LossName | str, *, task: Task = Task.UNKNOWN, label_smoothin
     return _LOSSES[chosen]()
 
 
+def _base(model: nn.Module) -> nn.Module:
+    inside = getattr(model, "get_base_model", None)  # PEFT's wrapper may not say in its own name
+    found: nn.Module = inside() if callable(inside) else model
+    return found
+
+
 def task_of(model: nn.Module) -> Task:
     """The task a Hugging Face class name states (also of a PEFT wrapper); ``UNKNOWN`` for any other module."""
-    inside = getattr(model, "get_base_model", None)  # PEFT's wrapper may not say in its own name
-    name = type(inside() if callable(inside) else model).__name__
+    name = type(_base(model)).__name__
     if name.endswith(("ForCausalLM", "LMHeadModel")):
         return Task.CAUSAL_LM
     if name.endswith("ForMaskedLM"):
@@ -256,25 +214,31 @@ def task_of(model: nn.Module) -> Task:
     return Task.IMAGE_CLASSIFICATION if name.endswith("ForImageClassification") else Task.UNKNOWN
 
 
-def usual_loss(model: nn.Module) -> Loss:
-    """The loss measured where none is named: by the model's class, cross-entropy for most."""
-    return make_loss(LossName.AUTO, task=task_of(model))
+def problem_loss(model: nn.Module, targets: Tensor | None = None) -> LossName:
+    """The loss that a Hugging Face classifier takes of its own, by ``problem_type``; ``auto`` where there is none.
+
+    Where the configuration leaves it open the model decides by the number of labels and, where ``targets`` are given,
+    by their dtype; so does this.
+    """
+    if task_of(model) not in (Task.SEQUENCE_CLASSIFICATION, Task.IMAGE_CLASSIFICATION):
+        return LossName.AUTO
+    config = getattr(_base(model), "config", None)
+    kind = getattr(config, "problem_type", None)
+    if kind is None and getattr(config, "num_labels", None) == 1:
+        kind = "regression"
+    elif kind is None and targets is not None and targets.is_floating_point():
+        kind = "multi_label_classification"
+    known = {"regression": LossName.MSE, "multi_label_classification": LossName.BCE}
+    return known.get(kind or "", LossName.AUTO)
 
 
-def loss_label(loss_fn: Any) -> str:
-    """A loss in words: its name and settings, or the name of the user's function."""
-    if isinstance(loss_fn, Loss):
-        return loss_fn.label
-    return str(getattr(loss_fn, "__name__", type(loss_fn).__name__))
+def usual_loss(model: nn.Module, targets: Tensor | None = None) -> Loss:
+    """The loss measured where none is named: a Hugging Face network's own, cross-entropy for others."""
+    return make_loss(problem_loss(model, targets), task=task_of(model))
 
 
-def takes_scores(loss_fn: Any) -> bool:
-    """Whether a loss wants scores rather than the model's raw output: ours do, and torch's own."""
-    return isinstance(loss_fn, (Loss, WeightedByClass)) or getattr(loss_fn, "__module__", "").startswith("torch.nn")
-
-
-def require_labels_below(targets: Tensor, n_classes: int) -> None:
-    """Refuse labels outside 0 … n_classes − 1, −100 ("no label") aside.
+def require_labels_below(targets: Tensor, n_classes: int, ignored: int = IGNORED) -> None:
+    """Refuse labels outside 0 … n_classes − 1, ``ignored`` ("no label") aside.
 
     Raises:
         DataError: the first such label.
@@ -283,10 +247,12 @@ def require_labels_below(targets: Tensor, n_classes: int) -> None:
         return
     low, high = (int(value) for value in torch.aminmax(targets))
     if high >= n_classes or low < 0:
-        if high < n_classes:
-            low = int(targets[targets != IGNORED].min()) if bool((targets != IGNORED).any()) else 0
-            if low >= 0:
-                return
+        labels = targets[targets != ignored]
+        if not labels.numel():
+            return
+        low, high = (int(value) for value in torch.aminmax(labels))
+        if low >= 0 and high < n_classes:
+            return
         wrong = high if high >= n_classes else low
         raise DataError(
             f"label {wrong} does not fit a model with {n_classes} outputs (0 … {n_classes - 1}): "
