@@ -167,23 +167,23 @@ def test_a_policy_option_wins_over_the_project(project: Path, saved: Path, tmp_p
     assert json.loads(capsys.readouterr().out)["policy"]["source"] == str(tmp_path / "p.toml")
 
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+GUIDE = (Path(__file__).parents[1] / "spectrascope/data/explain/guides/gate.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_s_table_is_accepted(tmp_path: Path) -> None:
-    (table,) = re.findall(r"```toml\n(.*?)```", README, re.S)
+def test_the_guide_s_table_is_accepted(tmp_path: Path) -> None:
+    (table,) = re.findall(r"```toml\n(.*?)```", GUIDE, re.S)
     (tmp_path / "pyproject.toml").write_text(table)
     found = find_configuration(tmp_path)
-    policy = policy_from_table(found.policy, "README")
+    policy = policy_from_table(found.policy, "gate.md")
     assert [rule.text for rule in policy.rules] == [*DEFAULT_RULES, "beta @ fc*: +-0.3", "accuracy: -1%"]
     assert found.baseline == tmp_path / "curvature" / "baseline.json"
 
 
-def test_the_readme_names_the_default_rules_and_every_condition() -> None:
-    text = " ".join(README.split())
+def test_the_guide_names_the_default_rules_and_every_condition() -> None:
+    text = " ".join(GUIDE.split())
     for rule in DEFAULT_RULES:
         assert "(informational)" in rule or f"`{rule}`" in text
-    rows = re.findall(r"^\| (`[^|]*`) \| (?:a|the|what|no|anything)", README.split("## Gate a pipeline")[1], re.M)
+    rows = re.findall(r"^\| (`[^|]*`) \| (?:a|the|what|no|anything)", GUIDE, re.M)
     examples = [example for row in rows for example in re.findall(r"`([^`]+)`", row)]
     assert len(examples) >= 12
     for example in examples:

@@ -53,6 +53,18 @@ def test_every_command_and_option_in_the_readme_exists() -> None:
                 assert word in known, f"{word} in {line!r}"
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 200
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith(("http", "#"))]
+    assert len(links) > 15
+    for link in links:
+        assert (ROOT / link).exists(), link
+    anchors = {
+        re.sub(r"[^a-z -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)
+    }
+    assert {link[1:] for link in re.findall(r"\]\((#[^)]+)\)", README)} <= anchors
+
+
 def test_every_command_is_in_the_readme() -> None:
     import typer.main
 

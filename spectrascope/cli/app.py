@@ -11,6 +11,7 @@ from spectrascope.cli.compare import compare
 from spectrascope.cli.compose import SectionedCommand, composed
 from spectrascope.cli.decompose import decompose
 from spectrascope.cli.defaults import set_project_defaults
+from spectrascope.cli.explain import explain
 from spectrascope.cli.gate import gate
 from spectrascope.cli.inspect import inspect
 from spectrascope.cli.plot import plot
@@ -58,6 +59,7 @@ for _command, _short_help in (
     (triangle, "The α triangle α_H ≈ β·α_G alone, of a network or a saved report."),
     (suggest_beta, "Which exponent fits each weight: gradient descent, Muon, Newton."),
     (inspect, "What probe would measure, and at what cost; measures nothing."),
+    (explain, "What a word of the tables means, and what a report says of it."),
     (show, "Render a saved report again; measures nothing."),
     (gate, "Hold a network or a saved report to a baseline."),
     (compare, "What changed between two saved reports."),
@@ -67,4 +69,5 @@ for _command, _short_help in (
     (weights, "Power-law tails of the weights' spectra; needs no data."),
     (decompose, "Why β is what it is: factors, their alignment, and the rest."),
 ):
-    app.command(cls=SectionedCommand, short_help=_short_help)(composed(_command))
+    _settings = {"ignore_unknown_options": True} if _command is explain else {}  # it explains those of others
+    app.command(cls=SectionedCommand, short_help=_short_help, context_settings=_settings)(composed(_command))

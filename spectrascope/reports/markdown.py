@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from spectrascope.reports.views.document import Document, Sheet, Tone
 from spectrascope.text import printable
 
-__all__ = ["document_markdown"]
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["document_markdown", "markdown_view"]
 
 _SPECIAL = str.maketrans({char: "\\" + char for char in "\\`*_[]<>#|~&$"})
 
@@ -40,3 +45,10 @@ def _table_line(cells: list[str]) -> str:
 
 def _escape(text: str) -> str:
     return printable(text).translate(_SPECIAL)
+
+
+def markdown_view(text: str) -> RenderableType:
+    """Markdown as a terminal shows it."""
+    from rich.markdown import Markdown
+
+    return Markdown(text)

@@ -1,6 +1,6 @@
-"""Which engine measures which family, and how far its numbers are from the reference: the README's table.
+"""Which engine measures which family, and how far its numbers are from the reference: a table of the guide.
 
-    python -m tests.support.exactness README.md      # writes the table between its markers
+    python -m tests.support.exactness      # writes the table between its markers
 
 Everything is measured here: the engine ``auto`` takes for every weight of every family of the catalogue, and h and the
 matrix M of those engines against double backprop in float64 (differences of the gradient where torch cannot derive
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from tests.support.measure_helpers import hold, layers_of, stored_directions, ta
 
 K = 3
 KINDS = {"torchvision": "torchvision", "huggingface": "Hugging Face", "torch": "plain torch", "timm": "timm"}
-START, END = "<!-- exactness: python -m tests.support.exactness README.md -->", "<!-- end of exactness -->"
+PLACE = "spectrascope/data/explain/guides/exactness.md"
+START, END = "<!-- exactness: python -m tests.support.exactness -->", "<!-- end of exactness -->"
 
 
 @functools.cache
@@ -100,13 +100,13 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def written(readme: str) -> str:
+def written(guide: str) -> str:
     """What stands between the markers."""
-    return readme.partition(START)[2].partition(END)[0].strip()
+    return guide.partition(START)[2].partition(END)[0].strip()
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
+    path = Path(__file__).parents[2] / PLACE
     before = path.read_text(encoding="utf-8")
     head, _, rest = before.partition(START)
     path.write_text(f"{head}{START}\n{table()}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
