@@ -181,7 +181,7 @@ def find_signal_target(
             own = _combine(by_group, [float(size) if g in part.groups else 0.0 for g, size in enumerate(sizes)])
             inside = sum(sizes[g] for g in part.groups)
             found.append(top_directions((total - own) / (n - inside), top_k, dtype))
-        k = min(d.k for d in found)
+        k = min(directions.k, *(d.k for d in found))
         found = [d.pick(range(k)) for d in found]
         held_out = torch.cat([_slopes(by_group, d, p.groups) for p, d in zip(deal.parts, found, strict=True)])
     draws = (

@@ -12,8 +12,8 @@ from spectrascope.errors import OptionError
 from spectrascope.loading.data.open import load_dataset
 from spectrascope.loading.models.open import load_model
 from spectrascope.measure.gradients import blocks_within
-from spectrascope.measure.signal import deal_samples
-from spectrascope.network.layers import find_layers
+from spectrascope.measure.signal import deal_samples, find_signal_target
+from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.fits import fit_beta
 from spectrascope.numerics.signal import draw_signs
 from spectrascope.records.report import LayerReport, Report
@@ -177,6 +177,21 @@ def test_weights_in_blocks_give_what_they_give_together(monkeypatch: pytest.Monk
     alone = measure(model)
     for one, other in zip(together.layers, alone.layers, strict=True):
         assert held(one) == held(other)
+
+
+def test_folds_with_more_directions_than_the_whole_batch() -> None:
+    """Gradients of the groups that cancel: the mean has a lower numerical rank than any fold's complement."""
+    layer = next(c for c in find_layers(nn.Linear(5, 4)) if isinstance(c, WeightLayer))
+    deal = deal_samples(
+        TensorSource(torch.zeros(32, 1), torch.zeros(32)), groups=8, folds=4, curvature_samples=32, seed=0
+    )
+    one, other = (torch.randn(4, 1).double() @ torch.randn(1, 5).double() for _ in range(2))
+    by_group = one + torch.tensor([1.0, 1, -1, -1, 2, 2, -2, -2])[:, None, None] * other
+    target = find_signal_target(
+        layer, by_group.mean(0), by_group, deal, top_k=3, dtype=torch.float64, folds=True, nulls=0, seed=0
+    )
+    assert target.directions.k == 1
+    assert [d.k for d in target.folds] == [1] * 4
 
 
 def test_blocks_hold_what_fits_and_keep_blocks_of_one_parameter_together() -> None:
