@@ -23,7 +23,7 @@ from spectrascope.network.kept import fixed_source
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
-from spectrascope.records.values import EngineName, LossName, Missing
+from spectrascope.records.values import CheckScope, EngineName, LossName, Missing
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.workload import (
     FirstSamples,
@@ -52,7 +52,7 @@ class ProbeKeywords(TypedDict, total=False):
     micro_batch: int | str
     seed: int
     groups: int
-    self_check: bool
+    self_check: CheckScope | str | bool
     split_fused: bool
     estimate: Estimate | str
     null_draws: int | str
@@ -117,7 +117,8 @@ def probe(
         micro_batch: samples per pass, or ``auto``.
         seed: of whatever is drawn at random: the pairs the self-check compares, columns that stand for many.
         groups: sample groups of the jackknife.
-        self_check: compare a few (weight, k) pairs with a reference; off saves a little time.
+        self_check: ``all`` compares every weight's engine with a reference, on two samples drawn anywhere in the batch,
+            and a few weights in full; ``sampled`` these few alone; ``off`` (or ``False``) nothing.
         split_fused: measure the q, k and v of a fused weight as three rows, where its layout is known.
         estimate: ``both``, ``published`` (directions and curvature from the same samples) or ``held-out`` (curvature
             along directions that other samples chose).
@@ -236,11 +237,14 @@ def _run(
 
 def _with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
     """Turn words into members of their fixed lists."""
+    if isinstance(chosen["self_check"], bool):
+        chosen["self_check"] = CheckScope.ALL if chosen["self_check"] else CheckScope.OFF
     for option, kind in (
         ("engine", EngineName),
         ("estimate", Estimate),
         ("labels", LabelSource),
         ("gradient", GradientSource),
+        ("self_check", CheckScope),
     ):
         try:
             chosen[option] = kind(chosen[option])

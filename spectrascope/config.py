@@ -24,7 +24,7 @@ __all__ = ["OPTIONS", "Configuration", "find_configuration", "read_policy_table"
 
 OPTIONS = (
     "num-classes", "dataset", "data-root", "image-size", "block-size", "balanced", "skip-bad", "loss",
-    "label-smoothing", *(item.name.replace("_", "-") for item in fields(ProbeOptions) if item.name != "self_check"),
+    "label-smoothing", *(item.name.replace("_", "-") for item in fields(ProbeOptions)),
 )  # fmt: skip
 """Options whose defaults a project may set, as on the command line without the dashes."""
 

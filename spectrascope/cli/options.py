@@ -18,7 +18,7 @@ from spectrascope.cli import parsers
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
-from spectrascope.records.values import EngineName, LossName
+from spectrascope.records.values import CheckScope, EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
 from spectrascope.reports.write import check_writable
@@ -234,6 +234,10 @@ class MeasurementOptions:
             help="Whose singular directions: the batch's, or the momentum of the checkpoint's optimizer."
         ),
     ] = _DEFAULT.gradient
+    self_check: Annotated[
+        CheckScope,
+        measurement_option(help="Weights compared with a reference: every one on two samples, or a few; off is said."),
+    ] = _DEFAULT.self_check
     labels: Annotated[
         LabelSource,
         measurement_option(

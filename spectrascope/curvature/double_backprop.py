@@ -28,7 +28,7 @@ from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Inputs, Workload
 
-__all__ = ["DoubleBackprop", "hessian_products", "loss_gradients"]
+__all__ = ["DoubleBackprop", "hessian_products", "loss_gradients", "loss_gradients_found"]
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,26 @@ def _problem_of(workload: Workload, target: Target) -> str | None:
 def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Inputs, labels: Tensor) -> list[Tensor]:
     """Differentiable gradients of the micro-batch's mean loss, one per target, each shaped like its weight.
 
+    Raises:
+        UnsupportedModelError: a weight does not reach the loss.
+    """
+    out = []
+    for target, gradient in zip(targets, loss_gradients_found(workload, targets, inputs, labels), strict=True):
+        if gradient is None:  # never zero: the graph may be broken, or the weight unused
+            raise UnsupportedModelError(f"weight {target.layer.name!r} does not reach the loss")
+        out.append(gradient)
+    return out
+
+
+def loss_gradients_found(
+    workload: Workload, targets: Sequence[Target], inputs: Inputs, labels: Tensor
+) -> list[Tensor | None]:
+    """Differentiable gradients of the micro-batch's mean loss, ``None`` for a weight that does not reach it.
+
     Fused attention has no second derivative, so the math kernel is forced around the forward pass.
 
     Raises:
-        UnsupportedModelError: a weight does not reach the loss.
+        UnsupportedModelError: no weight reaches the loss.
     """
     parameters = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
     with torch.enable_grad():
@@ -133,13 +149,7 @@ def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Inputs
             )
         found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     by_id = dict(zip(map(id, parameters), found, strict=True))
-    out = []
-    for target in targets:
-        gradient = by_id[id(target.layer.parameter)]
-        if gradient is None:  # never zero: the graph may be broken, or the weight unused
-            raise UnsupportedModelError(f"weight {target.layer.name!r} does not reach the loss")
-        out.append(gradient)
-    return out
+    return [by_id[id(target.layer.parameter)] for target in targets]
 
 
 def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]) -> list[Tensor]:

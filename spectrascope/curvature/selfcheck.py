@@ -1,57 +1,92 @@
-"""Compare what the exact engines say with an independent reference, on a few pairs, in every run.
+"""Compare what the exact engines say with an independent reference, in every run: every weight, and a few in full.
 
 Every exact engine is held to its ``reference`` on the same samples and precision: Gauss–Newton and tangents to double
 backprop, or where that does not exist to what double backprop itself is held to, central differences of the gradient
 on a float64 copy of the model, which share none of its second-order machinery. Estimates carry an error of their own
 and are not compared.
+
+A difference that shrinks with the precision is rounding, one that stays is a fault of an engine: where an engine and
+its reference disagree, both are asked again in the other precision.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.choose import ENGINES, make_engine
-from spectrascope.curvature.double_backprop import hessian_products, loss_gradients
+from spectrascope.curvature.choose import engine_named, make_engine
 from spectrascope.curvature.engine import CurvatureEngine, Target
 from spectrascope.curvature.microbatches import is_out_of_memory
+from spectrascope.curvature.references import Copies, Pick, difference_rows, product_rows
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.network.effective import copy_of
 from spectrascope.records.report import SelfCheck
-from spectrascope.records.values import EngineName, Missing
-from spectrascope.workload import FirstSamples, Workload
+from spectrascope.records.values import CheckScope, EngineName, Missing
+from spectrascope.text import first_line
+from spectrascope.workload import FirstSamples, PickedSamples, Workload
 
-__all__ = ["CheckedPairs", "check_engines", "tolerance_of"]
+__all__ = ["CheckedPairs", "Suspect", "check_engines", "tolerance_of"]
 
 _SAMPLES = 16
-_SCORES = 1 << 20  # output scores, over all samples compared
-_LAYERS = 4  # per engine: the earliest, the last and two drawn by seed
+_SCORES = 1 << 20  # output scores, over all samples of a full pair
+_LAYERS = 4  # per engine, in full pairs: the earliest, the last and two drawn by seed
+_DRAWS = (2, 2, 4, 8, 16, 32)
+"""Samples drawn for one pair of every weight: two, and more for weights that these hardly bend the loss along."""
+_WORTH = 0.05
+"""Curvature worth comparing, as a share of the largest that was measured of the weight."""
+_ROUNDING = 1e-2  # a difference that shrinks by this much in the higher precision is rounding
 
 
-@dataclass(frozen=True)
+@dataclass
 class CheckedPairs:
-    """Residual per weight name (or why its reference failed), and the run's summary.
+    """Residual per weight name (or why it has none), weights lost in rounding and why, and the run's summary.
 
     ``summary`` is ``Missing`` if no pair could be compared.
     """
 
-    residuals: dict[str, float | Missing]
-    summary: SelfCheck | Missing
+    tolerance: float = 0.0
+    residuals: dict[str, float | Missing] = field(default_factory=dict)
+    rounding: dict[str, str] = field(default_factory=dict)
+    n_pairs: int = 0
+    n_samples: int = 0
+    why_not: str = "no pair could be compared"
 
     def residual_of(self, name: str) -> float | Missing:
         """The residual of one weight, or why there is none."""
         return self.residuals.get(name, Missing("not among the pairs compared"))
 
-    def worst(self) -> tuple[str, float]:
-        """The weight that differs most from its reference, and by how much."""
-        found = {name: value for name, value in self.residuals.items() if not isinstance(value, Missing)}
-        name = max(found, key=lambda n: found[n])
-        return name, found[name]
+    @property
+    def faults(self) -> dict[str, float]:
+        """Weights whose engine differs from its reference by more than rounding, and by how much."""
+        return {
+            name: value
+            for name, value in self.residuals.items()
+            if not isinstance(value, Missing) and not value <= self.tolerance
+        }
+
+    @property
+    def summary(self) -> SelfCheck | Missing:
+        """The run's check in a few numbers."""
+        found = [value for value in self.residuals.values() if not isinstance(value, Missing)]
+        if not found:
+            return Missing(self.why_not)
+        return SelfCheck(max(found), self.tolerance, self.n_pairs, self.n_samples, n_weights=len(found))
+
+    def without(self, names: Container[str]) -> CheckedPairs:
+        """The same without some weights."""
+        return replace(self, residuals={name: value for name, value in self.residuals.items() if name not in names})
+
+    def joined(self, other: CheckedPairs) -> CheckedPairs:
+        """Both checks as one."""
+        return replace(
+            self,
+            residuals=self.residuals | other.residuals,
+            rounding=self.rounding | other.rounding,
+            n_pairs=self.n_pairs + other.n_pairs,
+        )
 
 
 def tolerance_of(dtype: torch.dtype) -> float:
@@ -62,151 +97,219 @@ def tolerance_of(dtype: torch.dtype) -> float:
     return 1e-6 if dtype == torch.float64 else 1e-3
 
 
-def check_engines(
-    workload: Workload, targets: Sequence[Target], engines: Sequence[EngineName], seed: int
-) -> CheckedPairs:
-    """Compare a few (weight, k) pairs on the first samples of the batch.
+@dataclass(frozen=True)
+class Suspect:
+    """A weight as it was measured: by which engine, and the largest curvature it found."""
+
+    target: Target
+    engine: EngineName
+    largest: float
+
+
+def check_engines(workload: Workload, suspects: Sequence[Suspect], seed: int, scope: CheckScope) -> CheckedPairs:
+    """Compare the engines with their references: one pair of every weight, and a few weights in full.
 
     Args:
         workload: as measured.
-        targets: all measured weights, in network order.
-        engines: the engine that measured each.
-        seed: draws the weights and directions compared, besides the earliest and last of each engine.
+        suspects: all measured weights, in network order.
+        seed: draws the samples, weights and directions compared, besides the earliest and last of each engine.
+        scope: whether every weight is looked at, or those in full alone.
 
     Returns:
-        Residuals max |h − h_reference| / max |h_reference| per weight compared.
+        Residuals max |M_kj − M_kj of the reference| / max |M_kj of the reference| per weight compared, over the rows k
+        that were drawn.
     """
-    head = replace(workload, source=FirstSamples(workload.source, _sample_count(workload)))
-    rng = np.random.default_rng(seed)
-    checked = CheckedPairs({}, Missing("no pair could be compared"))
-    n_pairs = 0
-    for engine in ENGINES:
-        group = [t for t, e in zip(targets, engines, strict=True) if e is engine.name and t.directions.k]
+    check = _Comparisons(workload, suspects, seed)
+    for name in dict.fromkeys(s.engine for s in suspects):
+        engine = engine_named(name)
+        group = [s.target for s in suspects if s.engine is name and s.target.directions.k]
         if not engine.reference:
             continue
-        for target in _draw(group, rng):
+        check.some_in_full(engine, group)
+        if scope is CheckScope.ALL:
+            check.every(engine, group)
+    return check.found
+
+
+class _Comparisons:
+    """The comparisons of one run."""
+
+    def __init__(self, workload: Workload, suspects: Sequence[Suspect], seed: int) -> None:
+        self.workload = workload
+        self.rng = np.random.default_rng(seed)
+        self.copies = Copies(workload)
+        self.scores = _scores_per_sample(workload)
+        self.largest = {s.target.layer.name: s.largest for s in suspects}
+        n = max(1, min(_SAMPLES, workload.source.n, _SCORES // self.scores))
+        self.head = replace(workload, source=FirstSamples(workload.source, n))
+        self.found = CheckedPairs(tolerance_of(workload.dtype), n_samples=n)
+
+    def some_in_full(self, engine: type[CurvatureEngine], group: Sequence[Target]) -> None:
+        """Compare two directions of a few weights on the first samples."""
+        for target in _draw(group, self.rng):
             k = target.directions.k
-            picks = sorted({0, int(rng.integers(k))})
-            try:
-                found = _engine_values(make_engine(engine.name, head.source.n), head, target, picks)
-                truth = _reference_values(engine.reference[0], head, target, picks)
-                agree = _residual(found, truth, target, head.dtype) <= tolerance_of(head.dtype)
-                # Always of the earliest weight, whose directions cross every operation downstream.
-                if len(engine.reference) > 1 and (target is group[0] or not agree):
-                    truth = _third_opinion(head, target, picks, truth)
-            except (UnsupportedModelError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                why = (str(error).splitlines() or [type(error).__name__])[0]
-                checked.residuals[target.layer.name] = Missing(f"no reference: {why}")
+            places = sorted({0, int(self.rng.integers(k))})
+            pick = Pick(replace(target, directions=target.directions.pick(places)), tuple(range(len(places))))
+            # Always of the earliest weight, whose directions cross every operation downstream.
+            self._judge(engine, self.head, pick, third=target is group[0])
+
+    def every(self, engine: type[CurvatureEngine], group: Sequence[Target]) -> None:
+        """Compare one row of M of every weight, on samples drawn anywhere in the batch."""
+        left = [Pick(t, (int(self.rng.integers(t.directions.k)),)) for t in group]
+        most = max(1, min(self.workload.source.n, 16 * _SCORES // self.scores))
+        for size in dict.fromkeys((_DRAWS[0], most)) if most <= _DRAWS[0] else _DRAWS:
+            if not left:
+                return
+            drawn = self.rng.choice(self.workload.source.n, min(size, most), replace=False)
+            few = replace(self.workload, source=PickedSamples(self.workload.source, tuple(sorted(drawn.tolist()))))
+            left = self._compare(engine, few, left)
+        for pick in left:
+            self._note(pick, Missing("none of the samples drawn for the check reaches it"))
+
+    def _compare(self, engine: type[CurvatureEngine], few: Workload, picks: Sequence[Pick]) -> list[Pick]:
+        """Compare one row of each weight; returned are those that these samples hardly see."""
+        try:
+            truths = self._references(engine, few, picks)
+            reached = [p for p, truth in zip(picks, truths, strict=True) if isinstance(truth, Tensor)]
+            rows = dict(zip([p.name for p in reached], _engine_rows(engine, few, reached), strict=True))
+        except (UnsupportedModelError, RuntimeError) as error:
+            self._give_up(picks, error)
+            return []
+        again = []
+        for pick, truth in zip(picks, truths, strict=True):
+            if isinstance(truth, str):
+                self._note(pick, Missing(f"no reference: {truth}"))
                 continue
-            checked.residuals[target.layer.name] = _residual(found, truth, target, head.dtype)
-            n_pairs += len(picks)
-    if not n_pairs:
-        return checked
-    residual = checked.worst()[1]
-    return replace(checked, summary=SelfCheck(residual, tolerance_of(workload.dtype), n_pairs, head.source.n))
+            if truth is None or not bool(truth.abs().max() > _WORTH * self.largest[pick.name]):
+                again.append(pick)
+            if truth is None:
+                continue
+            row = rows[pick.name]
+            if isinstance(row, Tensor) and (residual := self._residual(pick, row - truth, truth)) <= self._tolerance:
+                self._note(pick, residual)
+            else:
+                self._judge(engine, few, pick, together=row)
+        return again
+
+    def _judge(
+        self,
+        engine: type[CurvatureEngine],
+        few: Workload,
+        pick: Pick,
+        *,
+        third: bool = False,
+        together: Tensor | str | None = None,
+    ) -> None:
+        """Compare one weight with all the references there are; where it differs, in the other precision as well.
+
+        ``together``: what the engine said of it among other weights.
+        """
+        try:
+            gap, truth = self._gap(engine, few, pick, third=third, rows=together)
+            residual = self._residual(pick, gap, truth)
+            if residual > self._tolerance and together is not None:
+                gap, truth = self._gap(engine, few, pick)
+            if self._residual(pick, gap, truth) <= self._tolerance:  # a fault if it is one among others alone
+                self._note(pick, residual)
+                return
+            other = torch.float32 if few.dtype is torch.float64 else torch.float64
+            again, _ = self._gap(engine, *self.copies.of(few, pick, other))
+        except (UnsupportedModelError, RuntimeError) as error:
+            self._give_up([pick], error)
+            return
+        double, single = (again, gap) if other is torch.float64 else (gap, again)
+        if bool(double.abs().max() <= _ROUNDING * single.abs().max()):
+            self.found.rounding[pick.name] = (
+                f"its curvature is lost in the rounding of {str(few.dtype).removeprefix('torch.')}, which is "
+                f"{residual:.2g} of the largest" + ("; try --dtype float64" if other is torch.float64 else "")
+            )
+        else:
+            self._note(pick, residual)
+
+    def _gap(
+        self,
+        engine: type[CurvatureEngine],
+        few: Workload,
+        pick: Pick,
+        *,
+        third: bool = False,
+        rows: Tensor | str | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """How far the engine's rows are from the reference's, and these.
+
+        Raises:
+            UnsupportedModelError: there is nothing to compare.
+        """
+        (truth,) = self._references(engine, few, [pick])
+        if rows is None:
+            (rows,) = _engine_rows(engine, few, [pick])
+        if not isinstance(truth, Tensor) or not isinstance(rows, Tensor):
+            why = rows if isinstance(rows, str) else truth if isinstance(truth, str) else "no sample reaches it"
+            raise UnsupportedModelError(why)
+        if len(engine.reference) > 1 and (third or self._residual(pick, rows - truth, truth) > self._tolerance):
+            # Autograd itself can be wrong (weight norm); where differences settle they have the last word.
+            settled = self._differences(few, pick)
+            truth = settled if isinstance(settled, Tensor) else truth
+        return rows - truth, truth
+
+    def _references(
+        self, engine: type[CurvatureEngine], few: Workload, picks: Sequence[Pick]
+    ) -> list[Tensor | str | None]:
+        if engine.reference[0] is not EngineName.DOUBLE_BACKPROP:
+            return [self._differences(few, pick) for pick in picks]
+        products = product_rows(few, picks)
+        return [
+            self._differences(few, pick) if isinstance(row, str) else row
+            for pick, row in zip(picks, products, strict=True)
+        ]
+
+    def _differences(self, few: Workload, pick: Pick) -> Tensor | str:
+        try:
+            return difference_rows(*self.copies.of(few, pick, torch.float64), self._tolerance)
+        except UnsupportedModelError as error:
+            return str(error)
+
+    @property
+    def _tolerance(self) -> float:
+        return self.found.tolerance
+
+    def _residual(self, pick: Pick, gap: Tensor, truth: Tensor) -> float:
+        # Beside what all samples give, these may hardly bend the loss: then there is only rounding to compare.
+        size = max(float(truth.abs().max()), _WORTH * self.largest[pick.name])
+        return float(gap.abs().max()) / size if size else float(gap.abs().max() > 0)
+
+    def _give_up(self, picks: Sequence[Pick], error: Exception) -> None:
+        if is_out_of_memory(error):
+            raise error
+        for pick in picks:
+            self._note(pick, Missing(f"no reference: {first_line(error)}"))
+
+    def _note(self, pick: Pick, found: float | Missing) -> None:
+        known = self.found.residuals.get(pick.name)
+        if isinstance(found, Missing):
+            self.found.residuals.setdefault(pick.name, found)
+            return
+        self.found.n_pairs += len(pick.rows)
+        self.found.residuals[pick.name] = found if known is None or isinstance(known, Missing) else max(known, found)
 
 
-def _sample_count(workload: Workload) -> int:
-    """As many samples as keep double backprop's graph small: a language model's has scores at every token."""
+def _engine_rows(engine: type[CurvatureEngine], few: Workload, picks: Sequence[Pick]) -> list[Tensor | str]:
+    found = make_engine(engine.name, few.source.n).measure_each(few, [pick.target for pick in picks], groups=1)
+    return [c if isinstance(c, str) else c.matrix[list(pick.rows)] for pick, c in zip(picks, found, strict=True)]
+
+
+def _scores_per_sample(workload: Workload) -> int:
+    """Output scores of a sample: a language model has some at every token, and double backprop's graph is of all."""
     inputs, _ = workload.fetch(0, 1)
     with torch.no_grad():
         output = workload.forward(inputs)
     scores = getattr(output, "logits", output)
-    size = scores.numel() if isinstance(scores, Tensor) else 1
-    return max(1, min(_SAMPLES, workload.source.n, _SCORES // max(size, 1)))
+    return max(1, scores.numel()) if isinstance(scores, Tensor) else 1
 
 
-def _residual(found: Tensor, truth: Tensor, target: Target, dtype: torch.dtype) -> float:
-    # Where predictions are certain curvature vanishes beside squared slopes, and only rounding is left to compare.
-    rounding = 1e4 * torch.finfo(dtype).eps * float(target.directions.sigma[0]) ** 2
-    size = max(float(truth.abs().max()), rounding, float(torch.finfo(torch.float32).tiny))
-    return float((found - truth).abs().max()) / size
-
-
-def _draw(group: list[Target], rng: np.random.Generator) -> list[Target]:
+def _draw(group: Sequence[Target], rng: np.random.Generator) -> Sequence[Target]:
     if len(group) <= _LAYERS:
         return group
     # Always an early weight: its directions cross every operation downstream.
     middle = rng.choice(np.arange(1, len(group) - 1), size=_LAYERS - 2, replace=False)
     return [group[i] for i in sorted({0, len(group) - 1, *middle.tolist()})]
-
-
-def _engine_values(engine: CurvatureEngine, head: Workload, target: Target, picks: list[int]) -> Tensor:
-    (curvature,) = engine.measure(head, [replace(target, directions=target.directions.pick(picks))], groups=1)
-    return curvature.h
-
-
-def _reference_values(reference: EngineName, head: Workload, target: Target, picks: list[int]) -> Tensor:
-    if reference is EngineName.DOUBLE_BACKPROP:
-        with suppress(UnsupportedModelError):
-            return _double_backprop_values(head, target, picks)
-    return _difference_values(head, target, picks)
-
-
-def _third_opinion(head: Workload, target: Target, picks: list[int], reference: Tensor) -> Tensor:
-    """Differences of the gradient where they settle, else the reference: autograd itself can be wrong (weight norm)."""
-    try:
-        return _difference_values(head, target, picks)
-    except UnsupportedModelError:  # a kink in between, or no float64: differences prove nothing
-        return reference
-
-
-def _double_backprop_values(head: Workload, target: Target, picks: list[int]) -> Tensor:
-    inputs, labels = head.fetch(0, head.source.n)
-    (gradient,) = loss_gradients(head, [target], inputs, labels)
-    d = target.directions
-    return torch.stack(
-        [
-            _form(target.layer.matrix(product), d.left[:, k], d.right[:, k])
-            for k, product in zip(picks, hessian_products(target, gradient, picks), strict=True)
-        ]
-    )
-
-
-def _form(matrix: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    return left @ matrix.detach().cpu().double() @ right
-
-
-def _difference_values(head: Workload, target: Target, picks: list[int]) -> Tensor:
-    """Central differences of ``.backward()`` gradients in float64, on a copy of the model.
-
-    Taken at two steps: where they disagree, a kink lies in between or cancellation wins, and differences prove
-    nothing.
-
-    Raises:
-        UnsupportedModelError: the two steps disagree, or no gradient arrives.
-    """
-    if head.device.type == "mps":
-        raise UnsupportedModelError("central differences need float64, which this device lacks")
-    model = copy_of(head.model).double()
-    weight = model.get_parameter(target.layer.info.name.split("[", maxsplit=1)[0])
-    layer = replace(target.layer, parameter=weight)
-    inputs, labels = replace(head, dtype=torch.float64).fetch(0, head.source.n)
-    start = weight.detach().clone()
-    step = 1e-5 * max(float(start.norm()) / max(start.numel(), 1) ** 0.5, 1e-3)
-
-    def gradient(shift: Tensor) -> Tensor:
-        with torch.no_grad():
-            weight.copy_(start + shift)
-        model.zero_grad(set_to_none=True)
-        with torch.enable_grad():
-            head.loss(inputs, labels, model).backward()
-        if weight.grad is None:
-            raise UnsupportedModelError(f"weight {target.layer.name!r} gets no gradient from backward()")
-        return layer.matrix(weight.grad.detach())
-
-    d = target.directions
-    columns = []
-    for size in (step, step / 8):
-        values = []
-        for k in picks:
-            direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight) * size
-            difference = (gradient(direction) - gradient(-direction)) / (2 * size)
-            values.append(_form(difference, d.left[:, k], d.right[:, k]))
-        columns.append(torch.stack(values))
-    coarse, fine = columns
-    if float((coarse - fine).abs().max()) > 0.1 * tolerance_of(head.dtype) * float(fine.abs().max()):
-        raise UnsupportedModelError("central differences do not settle here (a kink or cancellation)")
-    return fine

@@ -17,6 +17,7 @@ from spectrascope.measure.stages import (
     find_targets,
     forced_micro_batch,
     join_curvatures,
+    join_measured,
     measure_curvature,
 )
 from spectrascope.network.layers import WeightLayer
@@ -87,7 +88,7 @@ def _measure_with_factors(
         with run.clock.stage("factors"):
             second.factors = _pass(rest, second.targets, run, decompose)
         parts.append(second)
-    return _join(layers, parts)
+    return join_measured(layers, parts)
 
 
 def _for_curvature(found: FoundTargets) -> Workload:
@@ -151,22 +152,3 @@ def _pass(
 
 def _by_name(targets: Sequence[Target], factors: Sequence[Factors | Missing]) -> dict[str, Factors | Missing]:
     return {target.layer.name: found for target, found in zip(targets, factors, strict=True)}
-
-
-def _join(layers: Sequence[WeightLayer], parts: Sequence[Measured]) -> Measured:
-    """Put both parts together, in network order."""
-    if len(parts) == 1:
-        return parts[0]
-    first, second = parts
-    pairs = {t.layer.name: (t, c) for part in parts for t, c in zip(part.targets, part.curvatures, strict=True)}
-    ordered = [pairs[layer.name] for layer in layers if layer.name in pairs]
-    return replace(
-        first,
-        targets=[t for t, _ in ordered],
-        curvatures=[c for _, c in ordered],
-        reasons=first.reasons | second.reasons,
-        failed=first.failed | second.failed,
-        held_out=first.held_out | second.held_out,
-        null=first.null | second.null,
-        factors=first.factors | second.factors,
-    )

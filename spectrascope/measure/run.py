@@ -5,19 +5,18 @@ from __future__ import annotations
 import platform
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from importlib.metadata import version
 
 import torch
 from torch import nn
 
-from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Curvature, Target
-from spectrascope.curvature.selfcheck import CheckedPairs, check_engines
-from spectrascope.errors import SelfCheckError, UnsupportedModelError
+from spectrascope.curvature.selfcheck import CheckedPairs
+from spectrascope.errors import UnsupportedModelError
 from spectrascope.losses import loss_label
-from spectrascope.measure.gradients import measure_gradients
+from spectrascope.measure.checked import Stages, measure_and_check
 from spectrascope.measure.prepare import device_name, prepare
 from spectrascope.measure.stages import Measured, measure_targets
 from spectrascope.network.effective import parametrized_weights, unwrapped
@@ -35,7 +34,6 @@ from spectrascope.records.report import (
     Report,
     SkippedLayer,
 )
-from spectrascope.records.signal import GradientSource
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.workload import Run, Workload
 
@@ -52,9 +50,7 @@ def run_probe(run: Run) -> Report:
     return measure_by(run, measure_targets)[0]
 
 
-def measure_by(
-    run: Run, stages: Callable[[Workload, Sequence[WeightLayer], Sequence[EngineChoice], Run], Measured]
-) -> tuple[Report, Measured]:
+def measure_by(run: Run, stages: Stages) -> tuple[Report, Measured]:
     """Measure by the stages given, and hand back the report together with what they found.
 
     Args:
@@ -65,22 +61,10 @@ def measure_by(
         SpectrascopeError: one of its kinds.
     """
     with prepare(run) as ready:
-        workload = ready.workload
-        found = stages(workload, ready.layers, ready.choices, run)
-        if run.options.gradient is GradientSource.BATCH:
-            _drop_rounding(found, workload)
-        _require_same_slopes(found, workload.dtype)
-        checked = CheckedPairs({}, Missing("switched off"))
-        if run.options.self_check and found.targets:
-            with run.clock.stage("self-check"):
-                run.on_progress("self-check", 0, 1)
-                engines = [c.engine for c in found.curvatures]
-                checked = check_engines(workload, found.targets, engines, run.options.seed)
-                run.on_progress("self-check", 1, 1)
-            _require_agreement(checked)
+        found, checked = measure_and_check(ready, stages, run)
     with run.clock.stage("fits"):
         rows = _rows(ready.candidates, found, checked, run.options)
-    return Report(_provenance(run, workload, found, checked), run.options, rows, summarise(rows)), found
+    return Report(_provenance(run, ready.workload, found, checked), run.options, rows, summarise(rows)), found
 
 
 def _notes_on(model: nn.Module) -> list[str]:
@@ -89,70 +73,6 @@ def _notes_on(model: nn.Module) -> list[str]:
         return []
     which = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
     return [f"{len(names)} parametrized weights ({which}) measured as the effective weight they evaluate to"]
-
-
-def _require_agreement(checked: CheckedPairs) -> None:
-    if isinstance(checked.summary, Missing) or checked.summary.residual <= checked.summary.tolerance:
-        return
-    name, residual = checked.worst()
-    raise SelfCheckError(
-        f"self-check failed: weight {name!r} differs from the reference by {residual:.2g} of its "
-        f"largest curvature (tolerance {checked.summary.tolerance:g}); try --dtype float64, or --engine "
-        "double-backprop, and report this network"
-    )
-
-
-_ROUNDING = "the gradient is zero but for rounding: two passes over the batch disagree on it"
-
-
-def _drop_rounding(found: Measured, workload: Workload) -> None:
-    """Take back weights whose gradient is zero but for rounding, as that of a gate which always picks one expert.
-
-    Their gradient is next to nothing beside the largest, and comes out different when the batch is cut another way.
-    """
-    largest = max((float(t.directions.sigma[0]) for t in found.targets), default=0.0)
-    least = 100 * torch.finfo(workload.dtype).eps * largest
-    tiny = [t for t in found.targets if float(t.directions.sigma[0]) <= least]
-    if not tiny:
-        return
-    size = max(2, 2 * found.gradient.micro_batch)
-    again = measure_gradients(workload, [t.layer for t in tiny], micro_batch=size).gradients
-    for target in tiny:
-        d, gradient = target.directions, again.get(target.layer.name)
-        if gradient is None:
-            continue
-        slopes = torch.einsum("mk,mn,nk->k", d.left, gradient.cpu().double(), d.right)
-        if not float((slopes - d.sigma).abs().max()) <= 0.1 * float(d.sigma[0]):
-            found.drop(
-                target.layer.name, "the gradient is zero but for rounding: two passes over the batch disagree on it"
-            )
-
-
-def _require_same_slopes(found: Measured, dtype: torch.dtype) -> None:
-    """Check that the curvature pass, which sees every sample's slope along D_k again, has sigma_k as their mean.
-
-    Two passes and two ways of differentiating agree on the whole batch, or one of them is wrong (or the data
-    changed in between).
-    """
-    tolerance = 1e-8 if dtype == torch.float64 else 1e-3
-    largest = max((float(t.directions.sigma[0]) for t in found.targets), default=0.0)
-    noise: list[str] = []
-    for target, curvature in zip(found.targets, found.curvatures, strict=True):
-        sizes = torch.tensor(curvature.group_sizes, dtype=torch.float64)
-        slopes = sizes @ curvature.group_sigma / sizes.sum()
-        sigma = target.directions.sigma
-        gap = float((slopes - sigma).abs().max() / sigma[0])
-        if not gap <= tolerance and float(sigma[0]) <= 100 * torch.finfo(dtype).eps * largest:
-            # Zero in exact arithmetic (the gate of a mixture that picks one expert): nothing to measure, nothing wrong.
-            noise.append(target.layer.name)
-        elif not gap <= tolerance:
-            raise SelfCheckError(
-                f"self-check failed: weight {target.layer.name!r} has different slopes in the gradient and the "
-                f"curvature pass ({gap:.2g} of sigma_1, tolerance {tolerance:g}): is the data the same on every read? "
-                "Otherwise report this network"
-            )
-    for name in noise:
-        found.drop(name, _ROUNDING)
 
 
 def _rows(

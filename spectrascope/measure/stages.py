@@ -47,12 +47,32 @@ class Measured:
     factors: dict[str, Factors | Missing] = field(default_factory=dict)
     resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
 
-    def drop(self, name: str, reason: str) -> None:
-        """Take back the measurement of a weight: its row says ``reason`` instead."""
-        keep = [i for i, target in enumerate(self.targets) if target.layer.name != name]
+    def take_back(self, names: Container[str]) -> None:
+        """Forget the measurements of some weights."""
+        keep = [i for i, target in enumerate(self.targets) if target.layer.name not in names]
         self.targets = [self.targets[i] for i in keep]
         self.curvatures = [self.curvatures[i] for i in keep]
+
+    def drop(self, name: str, reason: str) -> None:
+        """Take back the measurement of a weight: its row says ``reason`` instead."""
+        self.take_back((name,))
         self.failed[name] = reason
+
+
+def join_measured(layers: Sequence[WeightLayer], parts: Sequence[Measured]) -> Measured:
+    """Put the measurements of several lots of weights together, in network order; the later has the last word."""
+    first = parts[0]
+    pairs = {t.layer.name: (t, c) for part in parts for t, c in zip(part.targets, part.curvatures, strict=True)}
+    joined = Measured(first.gradient, [], [], {}, {}, {})
+    for layer in layers:
+        if layer.name in pairs:
+            target, curvature = pairs[layer.name]
+            joined.targets.append(target)
+            joined.curvatures.append(curvature)
+    for part in parts:
+        for name in ("reasons", "failed", "noise", "held_out", "null", "factors", "resamples"):
+            getattr(joined, name).update(getattr(part, name))
+    return joined
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from spectrascope.records.values import (
     ADDED_LATER,
     SCHEMA_VERSION,
     BetaQuartile,
+    CheckScope,
     EngineName,
     Interval,
     LayerKind,
@@ -67,6 +68,8 @@ __all__ = [
 NOT_SELECTED = "not selected by --layers"
 """Reason of weights the user's own choice leaves out; tables count them instead of listing them."""
 
+
+_NOT_COUNTED = Missing("the report was written before compared weights were counted")
 
 NOT_DECOMPOSED = Missing("not asked for: see `spectrascope decompose`")
 
@@ -232,15 +235,17 @@ class DataInfo:
 
 @dataclass(frozen=True, slots=True)
 class SelfCheck:
-    """The fast engines against plain double backprop on ``n_pairs`` (layer, k) pairs of ``n_samples`` samples.
+    """The exact engines against their references, on ``n_pairs`` (weight, k) pairs of ``n_weights`` weights.
 
-    ``residual`` is the largest |h − h_reference| / max|h_reference of the layer|.
+    Of every weight a pair is compared on two samples drawn anywhere in the batch, of a few weights two pairs on the
+    first ``n_samples``. ``residual`` is the largest |h − h_reference| / max|h_reference of the weight|.
     """
 
     residual: float
     tolerance: float
     n_pairs: int
     n_samples: int
+    n_weights: int | Missing = field(default=_NOT_COUNTED, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +287,7 @@ class ProbeOptions:
     micro_batch: int | str = "auto"
     seed: int = 0
     groups: int = 16
-    self_check: bool = True
+    self_check: CheckScope = CheckScope.ALL
     split_fused: bool = field(default=True, metadata=ADDED_LATER)
     estimate: Estimate = field(default=Estimate.BOTH, metadata=ADDED_LATER)
     null_draws: int | str = field(default="auto", metadata=ADDED_LATER)

@@ -13,6 +13,7 @@ __all__ = [
     "ALL_SAMPLES",
     "SCHEMA_VERSION",
     "BetaQuartile",
+    "CheckScope",
     "EngineName",
     "Interval",
     "LayerKind",
@@ -46,6 +47,14 @@ class LayerStatus(str, Enum):
     OK = "ok"
     SKIPPED = "skipped"
     FAILED = "failed"
+
+
+class CheckScope(str, Enum):
+    """How much of a run its self-check compares with a reference."""
+
+    ALL = "all"
+    SAMPLED = "sampled"
+    OFF = "off"
 
 
 class LayerKind(str, Enum):

@@ -92,5 +92,6 @@ def _describe_check(run: Provenance) -> str:
     references = " and ".join(dict.fromkeys(words for engine, words in _REFERENCES.items() if engine in run.engines))
     return (
         f"self-check against {references or 'a reference'} {check.residual:.1e} "
-        f"(tolerance {check.tolerance:.0e}, {format_count(check.n_pairs, 'pair')})"
+        f"(tolerance {check.tolerance:.0e}, {format_count(check.n_pairs, 'pair')}"
+        + (")" if isinstance(check.n_weights, Missing) else f" of {format_count(check.n_weights, 'weight')})")
     )
