@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli.bench import bench
+from spectrascope.cli.card import card
 from spectrascope.cli.compare import compare
 from spectrascope.cli.compose import SectionedCommand, composed
 from spectrascope.cli.decompose import decompose
@@ -63,6 +64,7 @@ for _command, _short_help in (
     (show, "Render a saved report again; measures nothing."),
     (gate, "Hold a network or a saved report to a baseline."),
     (compare, "What changed between two saved reports."),
+    (card, "A section for a Hub model card, from a saved report."),
     (plot, "Draw saved reports as PNG, SVG or PDF."),
     (trajectory, "Checkpoints of one run, in a row."),
     (bench, "Time this engine against plain double backprop."),

@@ -10,32 +10,32 @@ from spectrascope.text import printable
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-__all__ = ["document_markdown", "markdown_view"]
+__all__ = ["document_markdown", "escape", "markdown_view"]
 
 _SPECIAL = str.maketrans({char: "\\" + char for char in "\\`*_[]<>#|~&$"})
 
 
 def document_markdown(document: Document) -> str:
     """Write a document as headings, lists and tables; user strings cannot become markup."""
-    lines = [f"## {_escape(document.title)}", ""]
-    lines += [f"- **{_escape(label)}**: {_escape(value)}" for label, value in document.facts]
+    lines = [f"## {escape(document.title)}", ""]
+    lines += [f"- **{escape(label)}**: {escape(value)}" for label, value in document.facts]
     for sheet in document.sheets:
-        lines += ["", f"### {_escape(sheet.title)}", "", *_sheet_lines(sheet)]
+        lines += ["", f"### {escape(sheet.title)}", "", *_sheet_lines(sheet)]
     if document.closing:
         lines.append("")
     for text, tone in document.closing:
-        lines.append(f"- **{_escape(text)}**" if tone in (Tone.WARNING, Tone.ALARM) else f"- {_escape(text)}")
+        lines.append(f"- **{escape(text)}**" if tone in (Tone.WARNING, Tone.ALARM) else f"- {escape(text)}")
     return "\n".join(lines)
 
 
 def _sheet_lines(sheet: Sheet) -> list[str]:
     lines = [
-        _table_line([_escape(column.title) for column in sheet.columns]),
+        _table_line([escape(column.title) for column in sheet.columns]),
         _table_line(["---:" if column.right else ":---" for column in sheet.columns]),
-        *(_table_line([_escape(cell.strip()) for cell in row.cells]) for row in sheet.rows),
+        *(_table_line([escape(cell.strip()) for cell in row.cells]) for row in sheet.rows),
     ]
     if sheet.footnotes:
-        lines += ["", *(f"{_escape(note)}  " for note in sheet.footnotes)]
+        lines += ["", *(f"{escape(note)}  " for note in sheet.footnotes)]
     return lines
 
 
@@ -43,7 +43,8 @@ def _table_line(cells: list[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
+    """A string as text, whatever markup it may hold."""
     return printable(text).translate(_SPECIAL)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 from spectrascope.errors import DataError, LoadError
 from spectrascope.loading import installed
@@ -16,51 +22,10 @@ from spectrascope.loading.data.source import LoadedData
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models import open as model_room
 
-# What a new source takes, whole: this text is also what the made-up distribution below installs.
-MODEL = """
-from torch import nn
-from spectrascope.loading.models.finish import finish
-from spectrascope.loading.models.source import Architecture, ModelSource
-from spectrascope.loading.preprocessing import Preprocessing
-
-
-class Lines(ModelSource):
-    usage, prefix = "lines:WIDTH", "lines:"
-
-    def architecture(self, name):
-        if not name.startswith(self.prefix):
-            return None
-        width = int(name.removeprefix(self.prefix))
-        return Architecture(
-            name, "lines", lambda n: nn.Sequential(nn.Flatten(), nn.Linear(width, n or 3)),
-            lambda network: Preprocessing(size=(1, width), channels=1), lambda n: {},
-        )
-
-    def open(self, request):
-        architecture = self.architecture(request.spec)
-        return finish(
-            request.spec, architecture, architecture.build(request.num_classes), request.num_classes, weights="random"
-        )
-
-
-SOURCE = Lines()
-"""
-DATA = """
-import torch
-from spectrascope.loading.data.sampling import Batch, describe
-from spectrascope.loading.data.source import DataSource
-from spectrascope.workload import TensorSource
-
-
-def ramp(spec, request):
-    n = request.num_samples
-    x = torch.linspace(0, 1, n * 12).view(n, 1, 3, 4)
-    batch = Batch(TensorSource(x, torch.arange(n) % 3), n, "as they are")
-    return describe(request, spec, batch, n_classes=3, label_order="in turns")
-
-
-RAMP = DataSource(("ramp[:SLOPE]",), ramp, images=True)
-"""
+EXAMPLE = Path(__file__).parents[2] / "examples" / "plugin"
+MODEL = (EXAMPLE / "spectrascope_lines" / "models.py").read_text(encoding="utf-8")
+DATA = (EXAMPLE / "spectrascope_lines" / "datasets.py").read_text(encoding="utf-8")
+"""What a new source takes, whole: the example distribution's text."""
 
 
 def defined(text: str, name: str) -> object:
@@ -74,21 +39,25 @@ def defined(text: str, name: str) -> object:
 def distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A distribution with entry points, installed where nothing else is."""
     site = tmp_path / "site"
-    info = site / "plug_in-1.0.dist-info"
+    info = site / "spectrascope_lines-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: plug-in\nVersion: 1.0\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: spectrascope-lines\nVersion: 1.0\n")
+    points = tomllib.loads((EXAMPLE / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"]
     (info / "entry_points.txt").write_text(
-        "[spectrascope.models]\nlines = plug_in_models:SOURCE\nbroken = plug_in_broken:SOURCE\nwrong = json:dumps\n"
-        "[spectrascope.datasets]\nramp = plug_in_data:RAMP\nbroken = plug_in_broken:SOURCE\nwrong = json:dumps\n"
+        "\n".join(
+            f"[{group}]\n"
+            + "\n".join(f"{name} = {place}" for name, place in own.items())
+            + "\nbroken = plug_in_broken:SOURCE\nwrong = json:dumps"
+            for group, own in points.items()
+        )
     )
-    (site / "plug_in_models.py").write_text(MODEL)
-    (site / "plug_in_data.py").write_text(DATA)
+    shutil.copytree(EXAMPLE / "spectrascope_lines", site / "spectrascope_lines")
     (site / "plug_in_broken.py").write_text("raise RuntimeError('half installed')\n")
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.chdir(tmp_path)
     yield site
-    for name in ("plug_in_models", "plug_in_data"):
-        sys.modules.pop(name, None)
+    for name in [name for name in sys.modules if name.startswith("spectrascope_lines")]:
+        del sys.modules[name]
 
 
 @pytest.fixture
@@ -149,7 +118,7 @@ def test_an_installed_distribution_adds_sources(distribution: Path, tmp_path: Pa
 def test_a_broken_installed_source_is_one_line(distribution: Path) -> None:
     loaded = model_room.load_model(None)
     with pytest.raises(
-        LoadError, match=r"^broken: the installed plug-in offers plug_in_broken:SOURCE, which cannot be"
+        LoadError, match=r"^broken: the installed spectrascope-lines offers plug_in_broken:SOURCE, which cannot be"
     ):
         model_room.load_model("broken:x/y")
     with pytest.raises(DataError, match=r"cannot be imported \(RuntimeError: half installed\); reinstall it"):
