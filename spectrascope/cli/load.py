@@ -110,7 +110,7 @@ def read_tensors(target: Network, *, headers_only: bool) -> tuple[dict[str, Tens
         source="checkpoint",
         path=str(checkpoint.path),
         sha256=checkpoint.sha256,
-        weights="checkpoint",
+        weights=f"checkpoint ({checkpoint.choice})" if checkpoint.choice else "checkpoint",
         n_parameters=sum(tensor.numel() for tensor in tensors.values() if tensor.is_floating_point()),
     )
     return tensors, info

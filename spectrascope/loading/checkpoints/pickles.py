@@ -183,10 +183,11 @@ def _brief(error: BaseException) -> str:
 
 
 # Where training scripts keep the weights, best guess first.
+_MAIN = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module")
 _NESTS = (
-    "state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params", "module",
-    "model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "averaged_model", "teacher", "student",
+    *_MAIN, "model_ema", "state_dict_ema", "ema_state_dict", "ema", "ema_model", "averaged_model", "teacher", "student",
 )  # fmt: skip
+_AVERAGED = re.compile(r"(.*_)?(ema|swa|averaged?|shadow)(_.*)?", re.IGNORECASE)
 _DEPTH = 3
 
 
@@ -223,7 +224,7 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
         raise LoadError(
             f"{where} holds an optimizer's state; expected a network's weights, saved by model.state_dict()"
         )
-    found = _search(content, key, 0)
+    found = _search(content, key, 0, where)
     if _holds_packed(content, 0):
         raise QuantizedError(
             f"{where} holds the packed weights of torch's quantised layers (…._packed_params); quantised weights have "
@@ -244,19 +245,15 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
             f"{where} holds no weights: expected a state dict (parameter name -> tensor), bare or under "
             f"'state_dict' or 'model', got a dict with keys {keys or 'none'}"
         )
-    tensors, place = found
-    beside = _descend(content, place.removeprefix(key).removeprefix("."), where)
+    beside = _descend(content, found.place.removeprefix(key).removeprefix("."), where)
     for name, value in beside.items():  # an epoch number may be left aside, a weight may not
         if isinstance(value, StandIn) and ("." in str(name) and not str(name).endswith("_extra_state")):
             raise LoadError(f"{where}{_asks_to_run(value.named)}")
     first = next((name for name in _NESTS if name in content), "")
     network = names_network(content[first]) if first and isinstance(content[first], StandIn) else ""
-    if network and place.partition(".")[0] not in _NESTS:
+    if network and found.place.partition(".")[0] not in _NESTS:
         raise LoadError(f"{where}{_pickled_network(network)}")
-    top = place.removeprefix(f"{key}.") if key else place
-    others = [name for name in _NESTS if name in content and name != top.partition(".")[0]]
-    others = [name for name in others if isinstance(content[name], Mapping) and _search(content[name], name, 1)]
-    return Found(tensors, place, tuple(others) if top else ())
+    return found
 
 
 def _descend(content: Mapping[Any, Any], key: str, where: str) -> Mapping[Any, Any]:
@@ -286,7 +283,12 @@ def _holds_packed(content: Mapping[Any, Any], depth: int) -> bool:
     return depth < _DEPTH and any(_holds_packed(v, depth + 1) for v in content.values() if isinstance(v, Mapping))
 
 
-def _search(content: Mapping[Any, Any], place: str, depth: int) -> tuple[dict[str, Tensor], str] | None:
+def _search(content: Mapping[Any, Any], place: str, depth: int, where: str) -> Found | None:
+    """Find the weights in a dict, and which else there are.
+
+    Raises:
+        LoadError: there are several sets, and no name says which one is the network.
+    """
     if _is_optimizer(content):
         return None
     tensors = {
@@ -294,15 +296,37 @@ def _search(content: Mapping[Any, Any], place: str, depth: int) -> tuple[dict[st
     }
     others = [key for key in content if key not in tensors and not str(key).endswith("_extra_state")]
     if tensors and not others:
-        return tensors, place
+        return Found(tensors, place)
     if depth < _DEPTH:
         names = [key for key in _NESTS if key in content]
         names += [key for key in others if key not in names and "optim" not in str(key)]
-        for key in names:
-            if isinstance(content[key], Mapping):
-                below = _search(content[key], f"{place}.{key}" if place else str(key), depth + 1)
-                if below is not None:
-                    return below
+        held = {key: _search_below(content, key, place, depth, where) for key in names}
+        found = {key: below for key, below in held.items() if below is not None}
+        sets = [key for key, below in found.items() if _has_matrix(below)]
+        chosen = next(iter(sets or found), None)
+        plain = [key for key in sets if not _AVERAGED.fullmatch(str(key))]
+        if len(sets) > 1 and chosen not in _MAIN:
+            if len(plain) != 1:
+                counts = ", ".join(f"{key!r} ({len(found[key].tensors)} tensors)"[:60] for key in sets[:8])
+                raise LoadError(
+                    f"{where} holds several sets of weights: {counts}; name the one to take, as "
+                    f"{where}::{found[sets[0]].place}"
+                )
+            chosen = plain[0]
+        if chosen is not None:
+            below = found[chosen]
+            return Found(below.tensors, below.place, (*(str(key) for key in sets if key != chosen), *below.others))
     # A state dict with an epoch number or the like beside its tensors.
     weights = {key: value for key, value in tensors.items() if "." in key}
-    return (weights, place) if weights else None
+    return Found(weights, place) if weights else None
+
+
+def _search_below(content: Mapping[Any, Any], key: Any, place: str, depth: int, where: str) -> Found | None:
+    inside = content[key]
+    if not isinstance(inside, Mapping):
+        return None
+    return _search(inside, f"{place}.{key}" if place else str(key), depth + 1, where)
+
+
+def _has_matrix(found: Found) -> bool:
+    return any(value.ndim >= 2 and value.is_floating_point() for value in found.tensors.values())

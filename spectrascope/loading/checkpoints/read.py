@@ -46,9 +46,9 @@ class Checkpoint:
     """The weights of one checkpoint, wrapper prefixes removed, floats still in the file's precision.
 
     ``format`` says how the file was written and where in it the weights were ("pytorch, under 'state_dict'");
-    ``place`` is that dotted place, ``metadata`` a safetensors header's strings. ``sha256`` is of the file's bytes; of
-    several files, of the lines "name:sha256" sorted by name. Where only headers were read, the tensors are on the meta
-    device.
+    ``place`` is that dotted place, ``others`` names what else held weights there, ``metadata`` a safetensors header's
+    strings. ``sha256`` is of the file's bytes; of several files, of the lines "name:sha256" sorted by name. Where only
+    headers were read, the tensors are on the meta device.
     """
 
     state_dict: dict[str, Tensor]
@@ -57,6 +57,13 @@ class Checkpoint:
     format: str
     metadata: dict[str, str]
     place: str = ""
+    others: tuple[str, ...] = ()
+
+    @property
+    def choice(self) -> str:
+        """Which of several sets of weights these are, for the report; empty where there is one."""
+        names = ", ".join(repr(name)[:40] for name in self.others)
+        return f"those under {self.place!r}, not {names}" if names else ""
 
     @property
     def narrow_dtypes(self) -> tuple[str, ...]:
@@ -147,7 +154,9 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
     if not headers_only:
         require_finite(weights, str(path))
     sha256 = Missing("only headers were read") if headers_only else _sha256_of(parts.files)
-    return Checkpoint(strip_wrappers(tensors), sha256, path, _describe(parts), parts.metadata, parts.found.place)
+    return Checkpoint(
+        strip_wrappers(tensors), sha256, path, _describe(parts), parts.metadata, parts.found.place, parts.found.others
+    )
 
 
 def read_step(path: Path) -> int | None:

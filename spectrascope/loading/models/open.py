@@ -230,7 +230,7 @@ def _note(recognised: Recognised) -> str:
 def _describe(checkpoint: Checkpoint, note: str) -> str:
     other = ", ".join(checkpoint.narrow_dtypes)
     converted = f"{other}, converted to float32" if other else ""
-    details = "; ".join(part for part in (converted, note) if part)
+    details = "; ".join(part for part in (converted, checkpoint.choice, note) if part)
     return f"checkpoint ({details})" if details else "checkpoint"
 
 
