@@ -16,11 +16,13 @@ from typing_extensions import Unpack
 from spectrascope.errors import OptionError
 from spectrascope.loading.checkpoints.momentum import momentum_of
 from spectrascope.losses import make_loss, task_of
+from spectrascope.measure.inspect import inspect_model
 from spectrascope.measure.prepare import prepare, require_sensible
 from spectrascope.measure.run import run_probe
 from spectrascope.network.effective import unwrapped
 from spectrascope.network.kept import fixed_source
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
+from spectrascope.records.inspection import CostEstimate
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import CheckScope, EngineName, LossName, Missing
@@ -298,6 +300,24 @@ def list_engines(
     few = FirstSamples(source, min(4, source.n))
     with prepare(_run("probe", model, few, loss_fn, None, {**options, "num_samples": None})) as ready:
         return {choice.engine for choice in ready.choices}
+
+
+def foretell_cost(
+    model: nn.Module, source: SampleSource, loss_fn: LossFunction | str | None, **options: Unpack[ProbeKeywords]
+) -> CostEstimate:
+    """Say roughly what :func:`probe` would cost, from shapes alone.
+
+    Args:
+        model: as for :func:`probe`, and so are the others.
+        source: the samples; the shape of the first of them is looked at.
+        loss_fn: the mean loss, or its name.
+        options: any of :func:`probe`.
+
+    Raises:
+        SpectrascopeError: it cannot be measured.
+    """
+    run = _run("probe", model, source, loss_fn, None, options)
+    return inspect_model(run.model, run.source, run.loss_fn, options=run.options, model_info=run.model_info).cost
 
 
 def weights(

@@ -1,4 +1,7 @@
-"""The optimizers that are compared, each with a grid of three learning rates a factor of four apart."""
+"""The optimizers that are compared, each with a grid of learning rates a factor of two apart to begin with.
+
+Wherever the best of a grid lies at its end the comparison goes on beyond it, for everyone alike.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,7 @@ class Contender:
     name: str
     rates: tuple[float, ...]
     make: Callable[[nn.Module, float, Measured], torch.optim.Optimizer]
+    adaptive: bool = False  # exponents are measured again while it trains, paid for with steps
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -74,6 +78,10 @@ class ScalarScaledAdamW(torch.optim.AdamW):
         super().__init__(groups, lr=lr, weight_decay=WEIGHT_DECAY)
 
 
+DAMPING = 1e-3
+"""Relative, where no measurement says anything: a thirtieth of the largest singular value."""
+
+
 def _spectral(model: nn.Module, lr: float, measured: Measured, **options: Any) -> torch.optim.Optimizer:
     groups = parameter_groups(model, adamw=measured.adamw)
     return SpectralNewton(groups, lr, weight_decay=WEIGHT_DECAY, adamw_lr=ADAMW_LR, adjust_lr_fn="original", **options)
@@ -84,9 +92,13 @@ def _muon(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimi
     return MuonWithAdamW(groups[0]["params"], groups[1]["params"], lr)
 
 
-def _suggested(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimizer:
-    groups = parameter_groups(model, measured.exponents, adamw=measured.adamw)
+def _held_out(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimizer:
+    groups = parameter_groups(model, measured.exponents, adamw=measured.adamw, default_beta=1.0)
     return SpectralNewton(groups, lr, weight_decay=WEIGHT_DECAY, adamw_lr=ADAMW_LR, adjust_lr_fn="original")
+
+
+def _muon_like(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimizer:
+    return _spectral(model, lr, measured, beta=1.0, damping=DAMPING, scale_free=True)
 
 
 def _adamw(model: nn.Module, lr: float, _: Measured) -> torch.optim.Optimizer:
@@ -97,15 +109,17 @@ def _sgd(model: nn.Module, lr: float, _: Measured) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
-_ADAMW_RATES = (1e-3, 4e-3, 1.6e-2)
-_MUON_RATES = (0.01, 0.04, 0.16)
+_ADAMW_RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+_MUON_RATES = (0.01, 0.02, 0.04, 0.08, 0.16)
 
 CONTENDERS = (
-    Contender("AdamW", _ADAMW_RATES, _adamw),
-    Contender("SGD", (0.025, 0.1, 0.4), _sgd),
     Contender("Muon", _MUON_RATES, _muon),
-    Contender("SN, β = 2", _MUON_RATES, lambda m, lr, found: _spectral(m, lr, found, scale_free=True)),
-    Contender("SN, β = 2, paper's damping", (0.1, 0.4, 1.6), _spectral),
-    Contender("SN, suggested β", _MUON_RATES, _suggested),
+    Contender("SN, held-out β", _MUON_RATES, _held_out),
+    Contender("SN, adaptive", _MUON_RATES, _muon_like, adaptive=True),
+    Contender("SN, β = 1", _MUON_RATES, _muon_like),
+    Contender("AdamW", _ADAMW_RATES, _adamw),
+    Contender("SGD", (0.025, 0.05, 0.1, 0.2, 0.4), _sgd),
+    Contender("SN, β = 2", _MUON_RATES, lambda m, lr, found: _spectral(m, lr, found, damping=0.01, scale_free=True)),
+    Contender("SN, paper", (0.1, 0.2, 0.4, 0.8, 1.6), _spectral),
     Contender("scalar control", _ADAMW_RATES, lambda m, lr, found: ScalarScaledAdamW(m, lr, found.alpha_h)),
 )

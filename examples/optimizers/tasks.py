@@ -29,6 +29,9 @@ class Task:
     flip: bool = False
     top_k: int = 20
     probe_samples: int = 512
+    curvature_samples: int = 512
+    adaptive: tuple[int, int, int, int] = (192, 48, 20, 3)
+    """Samples, samples for curvature, directions, and into how many parts measurements divide the training."""
 
     def steps(self) -> int:
         """The budget of one training run."""
@@ -76,7 +79,7 @@ def cifar(folder: Path, full: bool) -> Task:
         "cifar", lambda: load_model("cifar-resnet20@none", seed=torch.initial_seed()).model,
         (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out]),
         epochs=30 if full else 1.5, batch=128 if full else 32, score_name="test accuracy, %",
-        higher_is_better=True, flip=True,
+        higher_is_better=True, flip=True, adaptive=(192, 96, 20, 2),
     )  # fmt: skip
 
 
@@ -93,7 +96,9 @@ def text(file: Path, full: bool) -> Task:
     return Task(
         "text", lambda: MiniGPT(len(places), block, width, depth), (x[:cut], y[:cut]), size,
         epochs=10 if full else 0.34, batch=32 if full else 16,
-        score_name="test loss, nats per character", higher_is_better=False, top_k=12, probe_samples=512 if full else 96,
+        score_name="test loss, nats per character", higher_is_better=False,
+        top_k=12, probe_samples=512 if full else 256, curvature_samples=512 if full else 64,
+        adaptive=(128, 16, 8, 2),
     )  # fmt: skip
 
 

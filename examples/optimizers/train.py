@@ -5,9 +5,14 @@
     python examples/optimizers/train.py text --data FILE        # a mini GPT-2 on characters
     python examples/optimizers/train.py cifar --data FOLDER --full --device cuda   # 30 epochs
 
-Everyone gets the same budget of steps, the same batches, one cosine schedule and a grid of three learning rates, tried
-on a seed of its own; the best of each then trains on three fresh seeds. Exponents for "SN, suggested β" come from one
-``spectrascope.probe`` after a warm-up by AdamW of a third of the budget, whose network is thrown away.
+Everyone gets the same budget, the same batches and one cosine schedule. Learning rates a factor of two apart are tried
+on a seed of their own, five to begin with and more wherever the best lies at the end of the grid; the best trains on
+fresh seeds, with as many steps as everyone (``steps``), then with as many as take the CPU time of Muon's (``time``).
+Exponents and dampings of "SN, held-out β" come from one probe along the momentum of a warm-up of a third of the budget,
+whose network is thrown away. "SN, adaptive" starts as "SN, β = 1" and measures while it trains, for at most a quarter
+of the training's forward passes; it takes a fifth fewer steps than everyone, so that the passes are equal.
+
+Every run leaves one file in --runs, and is not repeated: what was broken off goes on.
 """
 
 from __future__ import annotations
@@ -15,56 +20,106 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tasks
 import torch
-from contenders import CONTENDERS, Contender, Measured
+from contenders import CONTENDERS, DAMPING, Contender, Measured
+from decrease import watch_step
+from summary import summarise
 from torch import nn
 
 import spectrascope
 from spectrascope.advice.advise import advise
+from spectrascope.integrations.adaptive import AdaptiveExponents
+from spectrascope.optim import SpectralNewton, parameter_groups
+from spectrascope.records.advice import ParameterExponent
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import PowerFit
 
 TUNING_SEED = 0
+ADAPTIVE_BUDGET = 0.25
+WATCHED = 8
+"""Steps of each run whose promise is compared with what they keep."""
+
+_WIDEST = 6  # rates tried beyond either end of a grid
 
 
 @dataclass(frozen=True)
-class Result:
-    """One contender on one task: scores over seeds at its best learning rate, and seconds per run."""
+class Setting:
+    """What all runs of a comparison share."""
 
-    contender: str
-    rate: float
-    scores: tuple[float, ...]
-    seconds: float
-    tuning: dict[str, float]
+    task: tasks.Task
+    measured: Measured
+    folder: Path
+    device: str
+
+    def run(self, contender: Contender, rate: float, seed: int, steps: int, budget: str) -> dict[str, Any]:
+        """Train once, or read what came out when that was done before."""
+        name = f"{contender.name} lr {rate:g} seed {seed} {budget}".replace("/", "-")
+        file = self.folder / self.task.name / f"{name}.json"
+        if file.exists():
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            if found["steps"] == steps:
+                return found
+        found = {"contender": contender.name, "rate": rate, "seed": seed, "budget": budget, "steps": steps}
+        found |= train(self, contender, rate, seed, steps)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial = file.with_suffix(".part")
+        partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        partial.replace(file)
+        return found
 
 
-def train(
-    task: tasks.Task, contender: Contender, rate: float, measured: Measured, seed: int, device: str
-) -> tuple[float, float]:
-    """Train once; returns the score (NaN when it diverged) and the seconds of training."""
+def train(setting: Setting, contender: Contender, rate: float, seed: int, steps: int) -> dict[str, Any]:
+    """Train once: the score (``None`` when it diverged), CPU seconds without what is only watched, and the watch."""
+    task, device = setting.task, setting.device
     torch.manual_seed(seed)
     model = task.make_model().to(device).train()
-    optimizer = contender.make(model, rate, measured)
-    began = time.perf_counter()
-    finite = run_steps(task, model, optimizer, task.steps(), seed, device)
-    seconds = time.perf_counter() - began
-    return (task.score(model, device) if finite else math.nan), seconds
+    optimizer = contender.make(model, rate, setting.measured)
+    adaptive = None
+    if contender.adaptive and isinstance(optimizer, SpectralNewton):
+        n, for_curvature, top_k, parts = task.adaptive
+        samples = (task.train[0][-n:].to(device), task.train[1][-n:].to(device))
+        adaptive = AdaptiveExponents(
+            optimizer, model, samples, tasks.loss_of, train_batch=task.batch, every=steps // parts + 1,
+            budget=ADAPTIVE_BUDGET, top_k=top_k, curvature_samples=for_curvature,
+        )  # fmt: skip
+    watched: list[dict[str, float]] = []
+    seconds = run_steps(task, model, optimizer, steps, seed, device, adaptive, watched)
+    found: dict[str, Any] = {"score": None, "seconds": seconds, "watched": watched}
+    if math.isfinite(seconds):
+        score = task.score(model, device)
+        found["score"] = score if math.isfinite(score) else None
+    else:
+        found["seconds"] = None
+    if adaptive is not None:
+        betas = {n: optimizer.state[p].get("beta") for n, p in model.named_parameters() if p in optimizer.state}
+        found |= {"measurements": adaptive.describe(), "betas": {n: b for n, b in betas.items() if b is not None}}
+    return found
 
 
 def run_steps(
-    task: tasks.Task, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed: int, device: str
-) -> bool:
-    """Take some steps under a cosine schedule; stops early, and says so, when the loss is no longer finite."""
+    task: tasks.Task,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    steps: int,
+    seed: int,
+    device: str,
+    adaptive: AdaptiveExponents | None = None,
+    watched: list[dict[str, float]] | None = None,
+) -> float:
+    """Take some steps under a cosine schedule and return their CPU seconds; infinity, and an early end, on NaN."""
     generator = torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
+    held_out = (task.test[0][:128].to(device), task.test[1][:128].to(device))
     order: list[torch.Tensor] = []
-    for _ in range(steps):
+    seconds = 0.0
+    for step in range(steps):
+        began = time.process_time()
         if not order:
             order = list(torch.randperm(len(task.train[1]), generator=generator).split(task.batch))
             order = [index for index in order if len(index) == task.batch]
@@ -76,23 +131,34 @@ def run_steps(
         optimizer.zero_grad()
         loss = tasks.loss_of(model(x.to(device)), y.to(device))
         if not bool(torch.isfinite(loss)):
-            return False
+            return math.inf
         loss.backward()
-        optimizer.step()
+        if watched is not None and step % max(1, steps // WATCHED) == steps // (2 * WATCHED):
+            seconds += time.process_time() - began
+            taken = watch_step(model, held_out, tasks.loss_of, step, optimizer.step)
+            watched.append({**asdict(taken), "best_length": taken.best_length, "at_best_length": taken.at_best_length})
+            began = time.process_time()
+        else:
+            optimizer.step()
         schedule.step()
-    return True
+        if adaptive is not None:
+            adaptive.step()
+        seconds += time.process_time() - began
+    return seconds
 
 
 def measure(task: tasks.Task, device: str) -> Measured:
-    """Warm up with AdamW, probe, and take the advice."""
+    """Warm up with Muon's exponent, probe along the momentum, and take the advice."""
     torch.manual_seed(TUNING_SEED)
     model = task.make_model().to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), 3e-3, weight_decay=0.01)
+    optimizer = SpectralNewton(parameter_groups(model), 0.02, 1.0, DAMPING, scale_free=True, adamw_lr=3e-3)
     run_steps(task, model, optimizer, max(1, task.steps() // 3), TUNING_SEED, device)
-    n = task.probe_samples
-    samples = (task.train[0][:n], task.train[1][:n])
-    report = spectrascope.probe(model, samples, tasks.loss_of, top_k=task.top_k, device=device)
-    advice = advise(report, train_batch=task.batch, momentum=0.95)
+    samples = (task.train[0][-task.probe_samples :], task.train[1][-task.probe_samples :])
+    report = spectrascope.probe(
+        model, samples, tasks.loss_of, top_k=task.top_k, device=device, gradient="momentum", momentum=optimizer,
+        curvature_samples=min(task.curvature_samples, len(samples[1])),
+    )  # fmt: skip
+    advice = advise(report)
     alpha_h = {
         row.info.name: row.analysis.alpha_h.value
         for row in report.layers
@@ -100,36 +166,59 @@ def measure(task: tasks.Task, device: str) -> Measured:
     }
     named = dict(model.named_parameters())
     head = [name for name in advice.adamw if name in named and named[name].dim() >= 2]
-    if head == [] and task.higher_is_better:  # probe does not know a Python network's classes
-        head = [next(name for name, p in reversed(named.items()) if p.dim() == 2)]
-    exponents = [e for e in advice.parameters if e.name not in head]
-    for e in exponents:
-        print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
-    return Measured(exponents, alpha_h, head)
+    last = next(name for name, p in reversed(named.items()) if p.dim() == 2)
+    if last not in head:  # probe does not know a Python network's task
+        head.append(last)
+    return Measured([e for e in advice.parameters if e.name not in head], alpha_h, head)
 
 
-def compare(task: tasks.Task, measured: Measured, seeds: int, device: str, only: list[str]) -> list[Result]:
-    """Tune every contender on one seed and train it on the others."""
-    results = []
-    for contender in CONTENDERS:
-        if only and contender.name not in only:
-            continue
-        sign = 1 if task.higher_is_better else -1
-        tuning = {rate: train(task, contender, rate, measured, TUNING_SEED, device)[0] for rate in contender.rates}
-        rate = max(tuning, key=lambda r: -math.inf if math.isnan(tuning[r]) else sign * tuning[r])
-        runs = [train(task, contender, rate, measured, TUNING_SEED + 1 + i, device) for i in range(seeds)]
-        seconds = statistics.mean(run[1] for run in runs)
-        scores = tuple(run[0] for run in runs)
-        results.append(Result(contender.name, rate, scores, seconds, {f"{r:g}": s for r, s in tuning.items()}))
-        print(f"  {line(results[-1])}   tuning {results[-1].tuning}", flush=True)
-    return results
+def measured_once(task: tasks.Task, folder: Path, device: str) -> Measured:
+    """As :func:`measure`, kept in a file."""
+    file = folder / task.name / "measured.json"
+    if not file.exists():
+        found = measure(task, device)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    return Measured([ParameterExponent(**e) for e in kept["exponents"]], kept["alpha_h"], kept["adamw"])
 
 
-def line(result: Result) -> str:
-    """One row of the printed table."""
-    deviation = statistics.stdev(result.scores) if len(result.scores) > 1 else 0.0
-    mean = statistics.mean(result.scores)
-    return f"{result.contender:<28}lr {result.rate:<7g}{mean:9.3f} ± {deviation:.3f}{result.seconds:9.1f} s"
+def tune(setting: Setting, contender: Contender, steps: int) -> float:
+    """Find the best learning rate on the tuning seed, one that does not lie at the end of what was tried."""
+    scores: dict[float, float] = {}
+
+    def score(rate: float) -> float:
+        if rate not in scores:
+            found = setting.run(contender, rate, TUNING_SEED, steps, "steps")["score"]
+            sign = 1 if setting.task.higher_is_better else -1
+            scores[rate] = -math.inf if found is None else sign * found
+        return scores[rate]
+
+    for rate in contender.rates:
+        score(rate)
+    for _ in range(_WIDEST):
+        rates = sorted(scores)
+        best = max(rates, key=score)
+        if best not in (rates[0], rates[-1]):
+            break
+        score(best / 2 if best == rates[0] else best * 2)
+    return max(scores, key=score)
+
+
+def compare(setting: Setting, seeds: int, only: list[str]) -> None:
+    """Tune everyone on one seed; train on the others with equal steps, then with equal time."""
+    chosen = [c for c in CONTENDERS if not only or c.name in only]
+    muon_seconds = 0.0
+    for contender in chosen:
+        whole = setting.task.steps()
+        steps = round(whole / (1 + ADAPTIVE_BUDGET)) if contender.adaptive else whole
+        rate = tune(setting, contender, steps)
+        runs = [setting.run(contender, rate, TUNING_SEED + 1 + i, steps, "steps") for i in range(seeds)]
+        seconds = min((run["seconds"] for run in runs if run["seconds"]), default=0.0)  # the least disturbed
+        muon_seconds = muon_seconds or seconds  # Muon comes first
+        for i in range(seeds if seconds and contender is not chosen[0] else 0):
+            setting.run(contender, rate, TUNING_SEED + 1 + i, max(2, round(steps * muon_seconds / seconds)), "time")
+        print(f"  {contender.name}: lr {rate:g}", flush=True)
 
 
 def main() -> None:
@@ -137,12 +226,13 @@ def main() -> None:
     parser.add_argument("task", choices=["digits", "cifar", "text"])
     parser.add_argument("--data", type=Path, help="folder of images (cifar) or text file (text)")
     parser.add_argument("--full", action="store_true", help="the size for a GPU")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epochs", type=float, help="instead of the size's own number")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", nargs="*", default=[], help="contenders by name")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--runs", type=Path, default=Path("optimizer-runs"), help="folder of one file per run")
+    parser.add_argument("--summary", type=Path, help="also write what came out here, as JSON")
     options = parser.parse_args()
     if options.task != "digits" and options.data is None:
         parser.error(f"{options.task} needs --data")
@@ -150,16 +240,18 @@ def main() -> None:
     made = {"cifar": tasks.cifar, "text": tasks.text}
     task = tasks.digits(options.full) if options.task == "digits" else made[options.task](options.data, options.full)
     if options.epochs is not None:
-        task = tasks.Task(**{**task.__dict__, "epochs": options.epochs})
+        task = replace(task, epochs=options.epochs)
     size = f"{len(task.train[1]):,} training samples, batch {task.batch}, {task.steps()} steps"
-    print(f"{task.name}: {size}, {options.seeds} seeds; {task.score_name}, mean ± standard deviation, seconds per run")
-    began = time.perf_counter()
-    measured = measure(task, options.device)
-    print(f"  warm-up and probe {time.perf_counter() - began:.1f} s")
-    results = compare(task, measured, options.seeds, options.device, options.only)
-    print(f"{task.name}: {time.perf_counter() - began:.0f} s in all")
-    if options.json is not None:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1), encoding="utf-8")
+    print(f"{task.name}: {size}, {options.seeds} seeds; {task.score_name}")
+    measured = measured_once(task, options.runs, options.device)
+    for e in measured.exponents:
+        print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
+    compare(Setting(task, measured, options.runs, options.device), options.seeds, options.only)
+    summary = summarise(options.runs / task.name, "Muon", task.higher_is_better)
+    print("\n".join(summary.lines()))
+    if options.summary is not None:
+        text = json.dumps({"task": task.name, "size": size, "score": task.score_name, **asdict(summary)}, indent=1)
+        options.summary.write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from spectrascope.advice.trajectory import STEP_KEY
-from spectrascope.api import list_engines, probe, require_options
+from spectrascope.api import foretell_cost, list_engines, probe, require_options
 from spectrascope.errors import OptionError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import Log
 from spectrascope.integrations.metrics import report_metrics
 from spectrascope.losses import make_loss, task_of
 from spectrascope.network.kept import fixed_source, random_state_kept
+from spectrascope.records.inspection import CostEstimate
 from spectrascope.records.report import Report
 from spectrascope.records.signal import Estimate
 from spectrascope.records.values import EngineName
@@ -147,6 +148,27 @@ class CurvatureMonitor:
             SpectrascopeError: it cannot be measured.
         """
         return self._probe(self._steps if step is None else step, None)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is probed, bare of what distributes it."""
+        return _bare(self.model)
+
+    @property
+    def n_samples(self) -> int:
+        """How many samples a probe measures on."""
+        return min(self._source.n, self._num_samples)
+
+    def foretell_cost(self) -> CostEstimate:
+        """Say roughly what a probe costs, from shapes alone.
+
+        Raises:
+            SpectrascopeError: it cannot be measured.
+        """
+        with random_state_kept(), torch.inference_mode(False):
+            return foretell_cost(
+                self.network, self._source, self._loss_fn, num_samples=self._num_samples, **self._options
+            )
 
     def close(self) -> None:
         """Close the logs; one that cannot be closed is a warning."""

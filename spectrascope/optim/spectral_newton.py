@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
 from spectrascope.optim.matrix_transfer import Precision, Route, apply_transfer, choose_route
+from spectrascope.records.advice import ParameterExponent
 
 __all__ = ["SpectralNewton"]
 
@@ -132,6 +133,23 @@ class SpectralNewton(Optimizer):
             _require_sound({**self.defaults, **group})
             super().add_param_group(group)
 
+    @torch.no_grad()
+    def set_exponents(self, exponents: Mapping[nn.Parameter, ParameterExponent]) -> None:
+        """Step parameters by exponents of their own from now on, in place of their groups'.
+
+        They are part of the state, so that a training that goes on later has them too. Parameters of AdamW groups,
+        and what the exponents say of layouts, are left alone.
+
+        Args:
+            exponents: by parameter; ``relative_damping`` where its group is ``scale_free``, else ``damping``.
+        """
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["beta"] is not None and p in exponents:
+                    found = exponents[p]
+                    self.state[p]["beta"] = found.beta
+                    self.state[p]["damping"] = found.relative_damping if group["scale_free"] else found.damping
+
     @overload
     def step(self, closure: None = None) -> None: ...
     @overload
@@ -182,7 +200,16 @@ class SpectralNewton(Optimizer):
             directions = list(torch._foreach_lerp(gradients, buffers, momentum)) if group["nesterov"] else buffers
         if group["weight_decay"]:
             torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
-        return [_Job(p, _as_matrices(d, group["layout"]), group) for p, d in zip(parameters, directions, strict=True)]
+        return [
+            _Job(
+                p,
+                _as_matrices(d, group["layout"]),
+                group,
+                float(self.state[p].get("beta", group["beta"])),
+                float(self.state[p].get("damping", group["damping"])),
+            )
+            for p, d in zip(parameters, directions, strict=True)
+        ]
 
     def _step_adamw(self, group: Group, parameters: list[Tensor]) -> None:
         for p in parameters:
@@ -221,6 +248,8 @@ class _Job:
     parameter: Tensor
     matrices: Tensor
     group: Group
+    beta: float
+    damping: float
 
     @property
     def wide(self) -> Tensor:
@@ -231,8 +260,8 @@ class _Job:
         """Return a key that is equal for jobs that can be transferred in one call."""
         group, wide = self.group, self.wide
         # One iteration for all that share a beta; the other routes take any.
-        route = choose_route(group["beta"], wide.device)
-        beta = group["beta"] if route is Route.ROOTS else None
+        route = choose_route(self.beta, wide.device)
+        beta = self.beta if route is Route.ROOTS else None
         return (*wide.shape[1:], wide.dtype, wide.device, route, beta, group["scale_free"], group["precision"])
 
     def add(self, wide: Tensor) -> None:
@@ -265,8 +294,8 @@ def _stacks(jobs: list[_Job]) -> Iterator[list[_Job]]:
 
 def _step_together(jobs: list[_Job]) -> None:
     sizes = [len(job.matrices) for job in jobs]
-    betas = [float(job.group["beta"]) for job, size in zip(jobs, sizes, strict=True) for _ in range(size)]
-    dampings = [float(job.group["damping"]) for job, size in zip(jobs, sizes, strict=True) for _ in range(size)]
+    betas = [job.beta for job, size in zip(jobs, sizes, strict=True) for _ in range(size)]
+    dampings = [job.damping for job, size in zip(jobs, sizes, strict=True) for _ in range(size)]
     group = jobs[0].group
     stacked = jobs[0].wide if len(jobs) == 1 else torch.cat([job.wide for job in jobs])
     found = apply_transfer(stacked, betas, dampings, scale_free=group["scale_free"], precision=group["precision"])

@@ -13,24 +13,78 @@ FOLDER = Path(__file__).resolve().parents[2] / "examples" / "optimizers"
 sys.path.insert(0, str(FOLDER))
 
 import contenders  # noqa: E402
+import decrease  # noqa: E402
 import step_cost  # noqa: E402
+import summary  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
 
 MEASURED = contenders.Measured((), {"0.weight": 0.5, "3.weight": 2.0}, ["3.*"])
 
 
-def test_the_comparison_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    file = tmp_path / "results.json"
-    arguments = ["digits", "--epochs", "0.05", "--seeds", "2", "--threads", "1", "--json", str(file)]
-    monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
+def _compare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
+    names = ["Muon", "SN, held-out β", "SN, adaptive"]
+    arguments = ["digits", "--epochs", "0.15", "--seeds", "2", "--runs", str(folder), "--only", *names]
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--summary", str(folder / "summary.json")])
     train.main()
-    results = json.loads(file.read_text())
-    assert [r["contender"] for r in results] == [c.name for c in contenders.CONTENDERS]
-    assert all(len(r["scores"]) == 2 and len(r["tuning"]) == 3 for r in results)
+    found: dict = json.loads((folder / "summary.json").read_text())
+    return found
+
+
+def test_the_comparison_runs_and_goes_on_where_it_was_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    found = _compare(tmp_path, monkeypatch)
+    rows = {(row["contender"], row["budget"]): row for row in found["rows"]}
+    others = {(name, budget) for name in ("SN, held-out β", "SN, adaptive") for budget in ("steps", "time")}
+    assert rows.keys() == {("Muon", "steps"), *others}
+    assert all(row["seeds"] == [1, 2] and len(row["scores"]) == 2 for row in rows.values())
+    assert rows["Muon", "steps"]["difference"] is None
+    assert all(row["interval"] is not None for key, row in rows.items() if key[0] != "Muon")
+    assert all(row["realised"] is not None for row in rows.values())
+    for name, scores in found["tuning"].items():
+        tried = [float(rate) for rate in scores]
+        assert len(tried) >= 5
+        assert min(tried) < rows[name, "steps"]["rate"] < max(tried) or len(tried) == 11, name
     out = capsys.readouterr().out
     assert out.count("damping") >= 4
     assert "fc2.weight" not in out  # the head is AdamW's
+    lost = next((tmp_path / "digits").glob("Muon * seed 2 steps.json"))
+    lost.unlink()
+    trained = []
+    again = train.train
+    monkeypatch.setattr(train, "train", lambda *given: trained.append(given[1].name) or again(*given))
+    monkeypatch.setattr(train, "measure", lambda *_: pytest.fail("measured again"))
+    steps = {key: row["scores"] for key, row in rows.items() if key[1] == "steps"}
+    after = {(row["contender"], row["budget"]): row["scores"] for row in _compare(tmp_path, monkeypatch)["rows"]}
+    assert trained.count("Muon") == 1
+    assert {key: after[key] for key in steps} == steps
+
+
+def test_differences_are_paired_by_seed() -> None:
+    folder = [{"score": s, "seconds": 1.0, "watched": [], "rate": 0.1} for s in (3.0, 5.0, 7.0)]
+    by_seed = dict(enumerate(folder, 1))
+    row = summary._row("SN", "steps", by_seed, {1: 2.0, 2: 4.5, 3: 6.0, 4: 99.0}, 1)
+    assert row.difference == pytest.approx(2.5 / 3)
+    assert row.interval == pytest.approx((2.5 / 3 - 0.7172, 2.5 / 3 + 0.7172), abs=1e-3)  # 4.303 · 0.2887 / √3
+    lower = summary._row("SN", "steps", by_seed, {1: 2.0, 2: 4.5, 3: 6.0}, -1)
+    assert lower.difference == pytest.approx(-2.5 / 3)
+
+
+def test_a_watched_step_is_the_step_and_its_quadratic_model() -> None:
+    torch.manual_seed(0)
+    model, twin = nn.Linear(3, 2, bias=False), nn.Linear(3, 2, bias=False)
+    twin.load_state_dict(model.state_dict())
+    x, y = torch.randn(32, 3), torch.randn(32, 2)
+    optimizers = [torch.optim.SGD(m.parameters(), 0.05) for m in (model, twin)]
+    for m in (model, twin):
+        nn.functional.mse_loss(m(x), y).backward()
+    taken = decrease.watch_step(model, (x, y), nn.functional.mse_loss, 7, optimizers[0].step)
+    optimizers[1].step()
+    assert torch.equal(model.weight, twin.weight)
+    assert torch.equal(model.weight.grad, twin.weight.grad)
+    assert taken.predicted == pytest.approx(taken.realised, rel=1e-4)  # a quadratic loss is its own model
+    assert taken.at_best_length >= taken.predicted > 0
 
 
 def test_the_step_cost_runs(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
@@ -49,7 +103,7 @@ def test_every_contender_learns(contender: contenders.Contender) -> None:
     model = _network()
     inputs = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     labels = (inputs.mean((1, 2, 3)) > 0).long()
-    optimizer = contender.make(model, contender.rates[1], MEASURED)
+    optimizer = contender.make(model, contender.rates[2], MEASURED)
     losses = []
     for _ in range(40):
         optimizer.zero_grad()
