@@ -43,7 +43,7 @@ class CurvatureTrainerCallback(TrainerCallback):
         reports: str | Path | None = None,
         **options: Any,
     ) -> None:
-        require_monitor_options(options)
+        require_monitor_options({"every": every, "budget": budget, **options}, loss_fn)
         self._batches = batches
         self._loss_fn = loss_fn
         self._options = {"every": every, "budget": budget, "logs": logs, "reports": reports, **options}

@@ -52,7 +52,7 @@ class CurvatureCallback(Callback):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
-        require_monitor_options(options)
+        require_monitor_options({"every": every, "budget": budget, **options}, loss_fn)
         self._batches = batches
         self._loss_fn = loss_fn
         self._network = network

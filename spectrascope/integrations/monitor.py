@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,10 @@ from spectrascope.errors import OptionError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import Log
 from spectrascope.integrations.metrics import report_metrics
-from spectrascope.losses import make_loss, task_of
+from spectrascope.losses import make_loss
+from spectrascope.network.effective import parametrized_weights, unwrapped
 from spectrascope.network.kept import fixed_source, random_state_kept
+from spectrascope.network.layers import find_layers
 from spectrascope.records.inspection import CostEstimate
 from spectrascope.records.report import Report
 from spectrascope.records.signal import Estimate
@@ -32,6 +35,7 @@ from spectrascope.workload import LossFunction, silent
 __all__ = ["CurvatureMonitor", "make_monitor", "require_monitor_options"]
 
 _LOG = logging.getLogger(__name__)
+_OWN = ("every", "budget", "logs", "reports", "per_layer", "clock")
 
 
 class CurvatureMonitor:
@@ -40,8 +44,8 @@ class CurvatureMonitor:
     Weights, gradients, buffers, optimizer, modes and the random state of torch, NumPy and Python are left as they were:
     the training goes on bit for bit as without, whatever fails: an error of the loss, the network, a log or this
     package is a probe left out, with a warning through ``logging`` (logger ``spectrascope.integrations.monitor``),
-    the first of each kind. Under ``torch.distributed`` only the process of rank 0 probes, the
-    others wait for it in their next collective call.
+    the first of each kind; ``skipped`` counts them, and :meth:`close` says how many. Ctrl-C is the user's. Under
+    ``torch.distributed`` only the process of rank 0 probes, the others wait for it in their next collective call.
 
     Args:
         model: the network as it trains; a ``DistributedDataParallel`` is looked into.
@@ -63,7 +67,8 @@ class CurvatureMonitor:
             beta would be a second pass, half of the probes that the budget pays for.
 
     Raises:
-        OptionError: ``every`` or ``budget`` is not positive, or one of ``options`` is misspelt or out of range.
+        OptionError: ``every`` or ``budget`` is not positive, one of ``options`` is misspelt or out of range, or a glob
+            matches no weight.
 
     Cost: nothing between probes but a comparison of two numbers; a probe costs what :func:`spectrascope.probe` does.
     """
@@ -83,16 +88,13 @@ class CurvatureMonitor:
         clock: Callable[[], float] = time.perf_counter,
         **options: Any,
     ) -> None:
-        if every < 1:
-            raise OptionError(f"every must be at least 1 step, got {every}")
-        require_options(options)
-        if isinstance(loss_fn, str):
-            make_loss(loss_fn, task=task_of(_bare(model)))
+        require_monitor_options({"every": every, "budget": budget, "num_samples": num_samples, **options}, loss_fn)
+        _require_layers(model, options)
         self.model = model
         self.every = every
         self.budget = TimeBudget(budget, clock)
         self.n_probes = 0
-        self.n_skipped = 0
+        self.skipped: Counter[str] = Counter()
         self._loss_fn = loss_fn
         self._logs = tuple(logs)
         self._reports = None if reports is None else Path(reports)
@@ -123,22 +125,23 @@ class CurvatureMonitor:
             The report, where a probe was due, covered by the budget, and went well. A probe that fails is logged as a
             warning: training goes on.
         """
-        self.budget.start()
-        self._steps = self._steps + 1 if step is None else step
-        if self._steps % self.every or self._steps == 0 or not _is_first_process():
-            return None
-        if not self.budget.may_begin():
-            left, expected = max(self.budget.left, 0.0), self.budget.expected
-            self._skip(f"{left:.2g} s are left of the time budget, a probe takes some {expected:.2g} s")
-            self.budget.wait()
-            return None
         try:
-            return self._probe(self._steps, self.budget.left)
+            self.budget.start()
+            self._steps = self._steps + 1 if step is None else int(step)
+            if self._steps % self.every or self._steps == 0 or not _is_first_process():
+                return None
+            if self.budget.may_begin():
+                return self._probe(self._steps, self.budget.left)
+            left, expected = max(self.budget.left, 0.0), self.budget.expected
+            self._skip("budget", f"{left:.2g} s are left of the time budget, a probe takes some {expected:.2g} s")
+            self.budget.wait()
         except OutOfTimeError as error:
-            self._skip(f"given up, as it would take some {error.expected:.2g} s, more than the time budget has left")
+            self._skip(
+                "budget", f"given up, as it would take some {error.expected:.2g} s, more than the time budget has left"
+            )
         except Exception as error:  # of the loss, the network, a log: whatever it is, the training goes on
             self._warn(error)
-            self._skip(first_line(error))
+            self._skip(type(error).__name__, first_line(error))
         return None
 
     def measure(self, step: int | None = None) -> Report:
@@ -171,7 +174,10 @@ class CurvatureMonitor:
             )
 
     def close(self) -> None:
-        """Close the logs; one that cannot be closed is a warning."""
+        """Close the logs, and say how many probes failed; a log that cannot be closed is a warning."""
+        failed = {kind: count for kind, count in self.skipped.items() if kind != "budget"}
+        if failed:
+            _LOG.warning("%d probes left out: %s", sum(failed.values()), _counts(failed))
         for log in self._logs:
             try:
                 log.close()
@@ -181,12 +187,13 @@ class CurvatureMonitor:
     def describe(self) -> str:
         """Say in a line how many probes were made and what they cost."""
         budget = self.budget
-        hint = ""
-        if self.n_skipped and not self.n_probes:
-            hint = f"; a probe takes some {budget.expected:.2g} s: try fewer layers, samples or directions (top_k)"
+        hint = f" ({_counts(self.skipped)})" if self.n_skipped else ""
+        slow = ""
+        if self.skipped["budget"] and not self.n_probes:
+            slow = f"; a probe takes some {budget.expected:.2g} s: try fewer layers, samples or directions (top_k)"
         return (
-            f"{self.n_probes} probes, {self.n_skipped} left out, {budget.spent:.1f} s on {budget.training:.1f} s of "
-            f"training: {100 * budget.overhead:.1f} % (budget {100 * budget.share:g} %){hint}"
+            f"{self.n_probes} probes, {self.n_skipped} left out{hint}, {budget.spent:.1f} s on {budget.training:.1f} s "
+            f"of training: {100 * budget.overhead:.1f} % (budget {100 * budget.share:g} %){slow}"
         )
 
     def _probe(self, step: int, seconds: float | None) -> Report:
@@ -227,8 +234,13 @@ class CurvatureMonitor:
             for log in self._logs:
                 log.write(step, metrics)
 
-    def _skip(self, reason: str) -> None:
-        self.n_skipped += 1
+    @property
+    def n_skipped(self) -> int:
+        """Probes that were due and not made."""
+        return sum(self.skipped.values())
+
+    def _skip(self, kind: str, reason: str) -> None:
+        self.skipped[kind] += 1
         for log in self._logs:
             try:
                 log.note(self._steps, reason)
@@ -243,16 +255,46 @@ class CurvatureMonitor:
             _LOG.warning("no probe at step %d: %s: %s", self._steps, kind, first_line(error))
 
 
-def require_monitor_options(options: Mapping[str, Any]) -> None:
+def require_monitor_options(options: Mapping[str, Any], loss_fn: object = None) -> None:
     """Refuse what a callback was given for its monitor, when the callback is made: long before training begins.
 
     Args:
-        options: keywords of :class:`CurvatureMonitor` that are not the callback's own.
+        options: keywords of :class:`CurvatureMonitor`.
+        loss_fn: a loss or its name.
 
     Raises:
         OptionError: one of them is misspelt or out of range.
     """
-    require_options({name: value for name, value in options.items() if name not in ("per_layer", "clock")})
+    rest = {name: value for name, value in options.items() if name not in _OWN}
+    every = options.get("every", 1)
+    if not isinstance(every, int) or every < 1:
+        raise OptionError(f"every must be at least 1 step, got {every!r}")
+    TimeBudget(options.get("budget", 1.0))
+    samples = rest.get("num_samples")
+    if samples is not None and (not isinstance(samples, int) or samples < 1):
+        raise OptionError(f"num_samples must be at least 1, got {samples!r}")
+    require_options(rest)
+    if isinstance(loss_fn, str):
+        make_loss(loss_fn)
+    elif loss_fn is not None and not callable(loss_fn):
+        raise OptionError(f"loss_fn is a {type(loss_fn).__name__}: expected a function (output, targets), or a name")
+
+
+def _require_layers(model: nn.Module, options: Mapping[str, Any]) -> None:
+    """Refuse globs that match no weight, where the weights can be told now."""
+    network = unwrapped(model)
+    if parametrized_weights(network):
+        return  # their names are those of the effective weights, in a copy made to measure
+    try:
+        find_layers(network, tuple(options.get("layers", ())), tuple(options.get("exclude", ())))
+    except OptionError:
+        raise
+    except Exception:  # a network that cannot be measured is left out at every step, and does not end the training
+        _LOG.debug("the weights of this network cannot be listed yet", exc_info=True)
+
+
+def _counts(skipped: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} × {kind}" for kind, count in skipped.items())
 
 
 def make_monitor(

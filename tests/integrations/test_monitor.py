@@ -297,6 +297,14 @@ def _loss_that_fails(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     raise ZeroDivisionError("of the loss")
 
 
+def _loss_without_memory(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nMore of it.")
+
+
+def _loss_that_recurses(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return _loss_that_recurses(scores, labels)
+
+
 class _BrokenLog(_Notes):
     def write(self, step: int, metrics: object) -> None:
         raise OSError("no space left on device")
@@ -321,12 +329,14 @@ def _failing_monitor(kind: str, model: nn.Module) -> CurvatureMonitor:
         inputs = inputs[:, :, :5]  # the network does not take them
     elif kind == "log":
         options["logs"] = [_BrokenLog([])]
-    elif kind == "layers":
-        options["layers"] = ["no such layer"]
+    elif kind == "memory":
+        loss_fn = _loss_without_memory
+    elif kind == "recursion":
+        loss_fn = _loss_that_recurses
     return CurvatureMonitor(model, (inputs, labels), loss_fn, **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["loss", "forward", "inputs", "log", "layers"])
+@pytest.mark.parametrize("kind", ["loss", "forward", "inputs", "log", "memory", "recursion"])
 def test_whatever_fails_the_training_goes_on_bit_for_bit(kind: str, caplog: pytest.LogCaptureFixture) -> None:
     monitors: list[CurvatureMonitor] = []
 
@@ -337,10 +347,14 @@ def test_whatever_fails_the_training_goes_on_bit_for_bit(kind: str, caplog: pyte
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # a warning that is an error must not end the training either
         assert same_weights(train_cnn(40), train_cnn(40, watched))
-    monitors[0].close()
     assert (monitors[0].n_probes, monitors[0].n_skipped) == (0, 4)
     assert len(caplog.messages) == 1  # four failures of one kind
     assert caplog.messages[0].startswith("no probe at step 10: ")
+    monitors[0].close()
+    ((name, count),) = monitors[0].skipped.items()
+    assert count == 4
+    assert f"4 probes left out: 4 × {name}" in caplog.messages
+    assert f"0 probes, 4 left out (4 × {name})" in monitors[0].describe()
 
 
 def test_an_interrupt_is_no_failure() -> None:
@@ -375,6 +389,10 @@ def test_bfloat16_samples_are_measured() -> None:
         ({"curvature_samples": 0}, "curvature-samples 0: expected auto or all or a whole number"),
         ({"top_k": "three"}, "an option has a value of the wrong type"),
         ({"gradient": "momentum"}, "pass momentum="),
+        ({"every": 0}, "every must be at least 1 step, got 0"),
+        ({"every": 2.5}, "every must be at least 1 step, got 2.5"),
+        ({"budget": 0.0}, "time budget must be a positive share"),
+        ({"num_samples": 0}, "num_samples must be at least 1, got 0"),
     ],
 )
 def test_options_are_checked_when_the_monitor_is_made(options: dict, match: str) -> None:
@@ -387,8 +405,41 @@ def test_options_are_checked_when_the_monitor_is_made(options: dict, match: str)
 
 
 def test_a_loss_that_is_misspelt_is_refused_at_once() -> None:
-    with pytest.raises(OptionError, match="cross-entrop"):
-        CurvatureMonitor(small_cnn(), image_task(), "cross-entropi")
+    from spectrascope.integrations.hf_trainer import CurvatureTrainerCallback
+
+    for make in (lambda loss: CurvatureMonitor(small_cnn(), image_task(), loss), _callback):
+        with pytest.raises(OptionError, match="loss 'cross-entropi': expected one of"):
+            make("cross-entropi")
+        with pytest.raises(OptionError, match="loss_fn is a int: expected a function"):
+            make(3)
+    with pytest.raises(OptionError, match="every must be at least 1 step"):
+        CurvatureTrainerCallback(image_task(), every=0)
+
+
+def _callback(loss: object) -> object:
+    from spectrascope.integrations.hf_trainer import CurvatureTrainerCallback
+
+    return CurvatureTrainerCallback(image_task(), loss)
+
+
+@pytest.mark.parametrize("option", ["layers", "exclude"])
+def test_a_glob_that_matches_no_weight_is_refused_at_once(option: str) -> None:
+    with pytest.raises(OptionError, match=r"'fc\.\*' matches none"):
+        _monitor(small_cnn(), **{option: ["fc.*"]})
+
+
+def test_a_monitor_of_a_network_that_cannot_be_measured_yet_can_be_made() -> None:
+    monitor = _monitor(nn.Sequential(nn.Flatten(), nn.LazyLinear(5)), every=1)
+    monitor.budget.start()
+    assert monitor.step(1) is None
+    assert monitor.n_skipped == 1
+
+
+def test_a_step_that_is_no_number_is_a_probe_left_out() -> None:
+    monitor = _monitor(small_cnn(), every=1)
+    assert monitor.step("ten") is None  # type: ignore[arg-type]
+    assert monitor.skipped == {"ValueError": 1}
+    assert monitor.step(torch.tensor(3)) is not None
 
 
 def test_a_callback_trains_on_where_no_monitor_can_be_made(caplog: pytest.LogCaptureFixture) -> None:
