@@ -1,7 +1,4 @@
-"""Files written by ``torch.save``: read without running anything in them, and where in them the weights are.
-
-Files that are something else get words of their own.
-"""
+"""Files written by ``torch.save``: read without running anything in them, and where in them the weights are."""
 
 from __future__ import annotations
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import LoadError, QuantizedError
+from spectrascope.loading.checkpoints.foreign import name_foreign_archive, name_text
 from spectrascope.loading.checkpoints.headers import quoted
 from spectrascope.loading.checkpoints.stand_ins import (
     StandIn,
@@ -27,7 +25,7 @@ from spectrascope.loading.checkpoints.stand_ins import (
     read_with_stand_ins,
 )
 
-__all__ = ["GATHER", "Found", "find_weights", "name_foreign_format", "read_torch"]
+__all__ = ["GATHER", "Found", "find_weights", "read_torch"]
 
 _AGAIN = "copy or download it again"
 GATHER = (
@@ -81,8 +79,9 @@ def _require_plain_archive(path: Path) -> None:
         raise LoadError(
             f"{path}: truncated or damaged checkpoint, the archive's index at its end is missing or wrong; {_AGAIN}"
         ) from None
-    if any(entry.filename.endswith(".npy") for entry in entries):
-        raise LoadError(f"{path} is a NumPy archive; expected a file written by torch.save or safetensors")
+    foreign = name_foreign_archive([entry.filename for entry in entries])
+    if foreign:
+        raise LoadError(f"{path} {foreign}")
     if any("/code/" in entry.filename for entry in entries):
         return  # TorchScript compresses its program; torch.load says what it is and reads nothing
     size = path.stat().st_size
@@ -92,44 +91,6 @@ def _require_plain_archive(path: Path) -> None:
             f"{path}: its archive is compressed or claims {claimed} bytes in a file of {size}; torch.save writes "
             "neither, re-save it with torch.save(model.state_dict(), ...)"
         )
-
-
-_FOREIGN = (
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file (Keras or TensorFlow)", "expected PyTorch weights (.pt, .safetensors)"),
-    (b"GGUF", "a GGUF file, whose weights are usually quantised", "load the checkpoint it was made from"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the file it points to", "run git lfs pull"),
-    (b"\x1f\x8b", "compressed with gzip", "unpack it first"),
-    (b"\xfd7zXZ", "compressed with xz", "unpack it first"),
-    (b"BZh", "compressed with bzip2", "unpack it first"),
-    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "unpack it first"),
-    (b"\x93NUMPY", "a NumPy array", "expected a file written by torch.save or safetensors"),
-    (b"<!doctype", "a web page, perhaps a login or error page saved in the file's place", "download the file again"),
-    (b"<html", "a web page, perhaps a login or error page saved in the file's place", "download the file again"),
-    (b"{", "JSON text", "expected weights, or an index of shards called *.index.json"),
-)
-_FOREIGN_SUFFIXES = {
-    ".msgpack": "Flax weights", ".onnx": "an ONNX graph", ".h5": "an HDF5 file", ".pb": "a TensorFlow graph",
-    ".tflite": "a TensorFlow Lite graph", ".mlmodel": "a Core ML model",
-}  # fmt: skip
-
-
-def name_foreign_format(path: Path, head: bytes) -> str:
-    """What a file is, and what to do, where it is plainly no PyTorch checkpoint; else empty."""
-    for magic, what, advice in _FOREIGN:
-        if head.lower().startswith(magic) if magic.startswith(b"<") else head.startswith(magic):
-            return f"is {what}; {advice}"
-    if path.suffix == ".distcp" or path.name == ".metadata":
-        return (
-            "is one part of a sharded training checkpoint of torch.distributed; convert its folder to one file with "
-            "python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER OUTPUT.pt and pass that"
-        )
-    if path.suffix == ".pt2":
-        return (
-            "is a program written by torch.export.save, not weights; save the weights of "
-            "torch.export.load(FILE).state_dict with torch.save and pass that"
-        )
-    what = _FOREIGN_SUFFIXES.get(path.suffix.lower(), "")
-    return f"is {what}; expected PyTorch weights (.pt, .safetensors)" if what else ""
 
 
 _RESAVE = "re-save it with torch.save(model.state_dict(), ...) or as safetensors"
@@ -151,6 +112,8 @@ def _explain(path: Path, head: bytes, error: BaseException, name: str) -> LoadEr
         why = " is a plain pickle, which may run code and was not run; expected torch.save or safetensors"
     elif head.startswith(b"PK") or protocol == 2:
         why = f": truncated or damaged checkpoint ({_brief(error)}); {_AGAIN}"
+    elif saying := name_text(head):
+        why = f" {saying}"
     else:
         why = f" is not a checkpoint ({_brief(error)}); expected a file written by torch.save or safetensors"
     return LoadError(f"{path}{why}")

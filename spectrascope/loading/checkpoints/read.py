@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
+from spectrascope.loading.checkpoints.foreign import name_foreign_file
 from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
-from spectrascope.loading.checkpoints.pickles import GATHER, Found, find_weights, name_foreign_format, read_torch
+from spectrascope.loading.checkpoints.pickles import GATHER, Found, find_weights, read_torch
 from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
 from spectrascope.records.values import Missing
 
 __all__ = [
     "SUFFIXES",
     "Checkpoint",
+    "everything",
     "file_sha256",
+    "is_buffer",
     "read_checkpoint",
     "read_step",
     "require_finite",
     "require_plain",
+    "require_weights",
     "strip_wrappers",
 ]
 
@@ -37,6 +41,10 @@ Aside: TypeAlias = "Callable[[str, tuple[int, ...]], bool]"
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _QUANTISED = "quantised weights have no second derivatives; load the full-precision checkpoint it was made from"
 _QUANTISED_NAME = re.compile(r"\.(qweight|qzeros|absmax|quant_map|SCB|weight_scale(_inv)?|quant_state\..*)$")
+_BUFFER = re.compile(
+    r"(^|[._])(masks?|tril|triu|freqs?(_cis)?|inv_freq|rope|cos|sin|index|indices|ids)(_cached|_cache)?$|"
+    r"(attn|attention)\.(masked_)?bias$"
+)
 _SLACK = 1 << 20  # bytes that small tensors may be larger than their file
 _MOST_SHARED = 64  # times the file's size that all tensors may have, where many names share one
 
@@ -113,6 +121,34 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
+def require_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Judge those tensors of a file that become parameters of a network: buffers hold masks, tables and counters.
+
+    Raises:
+        QuantizedError: one is quantised.
+        LoadError: one is sparse or complex.
+        NonFiniteError: one holds NaN or infinity.
+    """
+    names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
+    weights = {name: tensor for name, tensor in tensors.items() if name in names}
+    require_plain(weights, path)
+    require_finite({name: tensor for name, tensor in weights.items() if not tensor.is_meta}, str(path))
+
+
+def everything(name: str, shape: tuple[int, ...]) -> bool:
+    """Leave all tensors of a file aside, to be judged where it is known which of them are weights."""
+    return True
+
+
+def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor's name or shape says that it is no weight matrix, for where the network is not known.
+
+    >>> [is_buffer(name, (1, 1, 8, 8)) for name in ("h.0.attn.bias", "causal_mask", "freqs_cis", "mask_head.weight")]
+    [True, True, True, False]
+    """
+    return len(shape) < 2 or _BUFFER.search(name) is not None
+
+
 def _nothing(name: str, shape: tuple[int, ...]) -> bool:
     return False
 
@@ -126,8 +162,8 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
     Args:
         path: what to read.
         headers_only: read names, shapes and dtypes; the data are neither read nor checked.
-        aside: tells by name and shape of a tensor that nothing will be measured by (an old file's causal mask), so
-            that it may hold bytes and infinities.
+        aside: tells by name and shape which tensors are not judged here, so that they may hold bytes and infinities
+            (an old file's causal mask); :data:`everything` where the network says later what is a weight.
 
     Raises:
         LoadError: no such file, a truncated or foreign file, a pickle that wants to run code (it is not run), a
@@ -149,6 +185,7 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
         parts = _read_file(path, key, headers_only)
     tensors = parts.found.tensors
     weights = {name: tensor for name, tensor in tensors.items() if not aside(name, tuple(tensor.shape))}
+    _require_tensors(tensors, path)
     require_plain(weights, path)
     _require_sizes(tensors, path, sum(file.stat().st_size for file in parts.files))
     if not headers_only:
@@ -229,12 +266,12 @@ def _read_index(path: Path, headers_only: bool) -> _Parts:
 def _read_file(path: Path, key: str, headers_only: bool) -> _Parts:
     try:
         with path.open("rb") as file:
-            head = file.read(24)
+            head = file.read(512)
     except OSError as error:
         raise LoadError(f"{path}: cannot be read ({error.strerror or error})") from None
     if not head:
         raise LoadError(f"{path} is empty (0 bytes); expected a checkpoint, copy or download it again")
-    foreign = "" if head[8:9] == b"{" else name_foreign_format(path, head)
+    foreign = "" if head[8:9] == b"{" else name_foreign_file(path, head)
     if foreign:
         raise LoadError(f"{path} {foreign}")
     # A safetensors file opens with the length of its JSON header and the header's brace.
@@ -282,10 +319,6 @@ def require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
         LoadError: sparse or complex ones.
     """
     for name, tensor in tensors.items():
-        if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):  # an operation on it may do anything
-            kind = type(tensor).__name__
-            what = GATHER if kind == "DTensor" else "expected plain tensors, re-save them as such"
-            raise LoadError(f"{path}: {shown(name)} is a {kind}; {what}")
         if tensor.is_quantized or tensor.dtype in (torch.int8, torch.uint8) or _QUANTISED_NAME.search(name):
             dtype = str(tensor.dtype).removeprefix("torch.")
             raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype}; {_QUANTISED}")
@@ -294,6 +327,14 @@ def require_plain(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise QuantizedError(f"{path}: {shown(name)} is stored as {dtype} without its scale; {_QUANTISED}")
         if tensor.layout is not torch.strided or tensor.is_complex():
             raise LoadError(f"{path}: {shown(name)} is a sparse or complex tensor; expected dense real weights")
+
+
+def _require_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, tensor in tensors.items():
+        if type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):  # an operation on it may do anything
+            kind = type(tensor).__name__
+            what = GATHER if kind == "DTensor" else "expected plain tensors, re-save them as such"
+            raise LoadError(f"{path}: {shown(name)} is a {kind}; {what}")
 
 
 def _require_sizes(tensors: Mapping[str, Tensor], path: Path, size: int) -> None:

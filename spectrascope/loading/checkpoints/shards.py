@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.foreign import name_foreign_folder
 from spectrascope.loading.checkpoints.headers import load_json, shown, strings_of
 
 __all__ = ["INDEX_SUFFIX", "find_in_folder", "read_index", "read_shards", "require_shards"]
@@ -117,6 +118,8 @@ def find_in_folder(folder: Path, suffixes: tuple[str, ...]) -> Path:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_file())
     except OSError as error:
         raise LoadError(f"{folder}: cannot be read ({error.strerror or error})") from None
+    if any(name.endswith(".distcp") for name in names):  # Lightning keeps a meta.pt beside its parts
+        raise LoadError(f"{folder} {name_foreign_folder(folder, names)}")
     indices = [name for name in names if name.endswith(INDEX_SUFFIX)]
     safe = [name for name in indices if ".safetensors." in name]
     files = [name for name in names if name.lower().endswith(suffixes) and not _is_optimizer(name)]
@@ -127,29 +130,12 @@ def find_in_folder(folder: Path, suffixes: tuple[str, ...]) -> Path:
         if candidates:
             listed = ", ".join(candidates[:6]) + (", …" if len(candidates) > 6 else "")
             raise LoadError(f"{folder} holds {len(candidates)} checkpoints ({listed}); name the one you mean")
-    raise LoadError(_nothing_in(folder, names))
+    foreign = name_foreign_folder(folder, names)
+    if foreign:
+        raise LoadError(f"{folder} {foreign}")
+    usual_names = " ".join(_PREFERRED)
+    raise LoadError(f"{folder} holds no checkpoint; expected a {INDEX_SUFFIX} file or one of {usual_names} in it")
 
 
 def _is_optimizer(name: str) -> bool:
     return name.startswith(("optimizer", "scheduler", "rng_state", "training_args", "scaler", "adapter_"))
-
-
-def _nothing_in(folder: Path, names: list[str]) -> str:
-    if any(name.endswith(".distcp") for name in names):
-        return (
-            f"{folder} is a sharded training checkpoint of torch.distributed; convert it to one file with "
-            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save and pass that"
-        )
-    sharded = next(
-        (inner for inner in sorted(folder.iterdir()) if inner.is_dir() and any(inner.glob("*.distcp"))), None
-    )
-    if sharded is not None:
-        return (
-            f"{folder} keeps its weights in {sharded.name}, a sharded training checkpoint of torch.distributed (FSDP); "
-            f"convert it to one file with accelerate merge-weights {sharded} OUTPUT and pass that"
-        )
-    if "zero_to_fp32.py" in names or any(folder.glob("*/mp_rank_*")) or any(folder.glob("mp_rank_*")):
-        return f"{folder} is a DeepSpeed checkpoint; convert it to one file with its zero_to_fp32.py and pass that"
-    if "saved_model.pb" in names:
-        return f"{folder} is a TensorFlow model; expected PyTorch weights (.pt, .safetensors)"
-    return f"{folder} holds no checkpoint; expected a {INDEX_SUFFIX} file or one of {' '.join(_PREFERRED)} in it"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -226,19 +228,75 @@ def test_a_shard_that_is_a_training_checkpoint(tmp_path: Path, weights) -> None:
         (["__0_0.distcp", ".metadata"], "torch.distributed"),
         (["zero_to_fp32.py", "latest"], "DeepSpeed"),
         (["saved_model.pb"], "TensorFlow"),
+        (["meta.pt", "__0_0.distcp", ".metadata"], "format_utils dcp_to_torch"),
+        (["checkpoint", "model.ckpt-5.index", "model.ckpt-5.data-00000-of-00001"], "tf.train.load_checkpoint(PREFIX)"),
+        (["manifest.ocdbt", "_METADATA", "_sharding"], "an Orbax checkpoint (JAX)"),
+        (["_CHECKPOINT_METADATA", "default/manifest.ocdbt"], "an Orbax checkpoint (JAX)"),
+        (["flax_model.msgpack", "README.md"], "holds flax_model.msgpack, Flax weights"),
+        (["iter_0001000/mp_rank_00/model_optim_rng.pt"], "a Megatron-LM checkpoint"),
+        (["global_step10/mp_rank_00_model_states.pt"], "a DeepSpeed checkpoint"),
+        (["Manifest.json", "Data/com.apple.CoreML/model.mlmodel"], "a Core ML model"),
+        (["pytorch_model_fsdp_0/__0_0.distcp"], "accelerate merge-weights"),
         (["notes.txt"], "holds no checkpoint; expected a .index.json file"),
     ],
 )
 def test_folders_that_are_something_else(tmp_path: Path, files: list[str], words: str) -> None:
     for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert words in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
+    ("name", "inside", "words"),
+    [
+        (
+            "net.keras",
+            ["config.json", "metadata.json", "model.weights.h5"],
+            "is a Keras model; with KERAS_BACKEND",
+        ),
+        ("net.zip", ["readme.txt", "net.pt"], "is a zip archive with net.pt in it; unpack it first"),
+        ("net.mar", ["MAR-INF/MANIFEST.json", "net.pth"], "is a zip archive with net.pth in it"),
+        ("net.pt", ["a.txt", "b.txt"], "is a zip archive without a checkpoint in it (it holds a.txt, b.txt)"),
+        ("net.pt", [], "without a checkpoint in it (it holds nothing)"),
+        ("net.bin", ["Manifest.json", "Data/com.apple.CoreML/model.mlmodel"], "is a Core ML model"),
+    ],
+)
+def test_zip_archives_of_others(name: str, inside: list[str], words: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member in inside:
+            archive.writestr(member, b"x")
+    assert words in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("net.nemo", "pass its model_weights.ckpt"), ("net.pt", "tar -xf FILE first")]
+)
+def test_tar_archives(name: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "model_weights.ckpt").write_bytes(b"x")
+    with tarfile.open(tmp_path / name, "w") as archive:
+        archive.add(tmp_path / "model_weights.ckpt", "./model_weights.ckpt")
+    assert words in refusal(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["Entry not found", "Invalid username or password.\n", "Internal Server Error"])
+def test_text_saved_in_a_files_place_is_quoted(text: str, tmp_path: Path) -> None:
+    (tmp_path / "net.bin").write_text(text)
+    assert f"is text ({text.strip()!r}), perhaps an error message" in refusal(tmp_path / "net.bin")
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.h5", "net.pb", "net.msgpack", "net"])
+def test_what_torch_wrote_is_read_whatever_it_is_called(name: str, tmp_path: Path, weights) -> None:
+    for zipped in (True, False):
+        torch.save(weights, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        assert list(read_checkpoint(tmp_path / name).state_dict) == list(weights)
+
+
+@pytest.mark.parametrize(
     ("name", "head", "words"),
     [
-        ("w.h5", b"\x89HDF\r\n\x1a\n", "HDF5"),
+        ("w.h5", b"\x89HDF\r\n\x1a\n", "KERAS_BACKEND=torch"),
+        ("w.bin", b"\x89HDF\r\n\x1a\n", "KERAS_BACKEND=torch"),
         ("w.bin", b"GGUF\3\0\0\0", "GGUF"),
         ("w.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
         ("w.pt", b"\x1f\x8b\x08", "unpack it first"),
@@ -246,6 +304,26 @@ def test_folders_that_are_something_else(tmp_path: Path, files: list[str], words
         ("w.pt", b'{"a": 1}', "JSON text"),
         ("w.msgpack", b"\x82\xa6", "Flax weights"),
         ("w.onnx", b"\x08\x07", "an ONNX graph"),
+        ("w.bin", b"\n\n <!doctype HTML><title>404</title>", "a web page"),
+        ("w.bin", b"\xef\xbb\xbf<html lang=en>", "a web page"),
+        (
+            "w.safetensors",
+            b'<?xml version="1.0"?><Error><Code>AccessDenied</Code>',
+            "a web page, perhaps a",
+        ),
+        ("w.tflite", b"\x1c\0\0\0TFL3", "a TensorFlow Lite graph"),
+        ("w.bin", b"\x1c\0\0\0TFL3", "a TensorFlow Lite graph"),
+        ("w.mlmodel", b"\x08\x01\x12", "a Core ML model"),
+        ("w.engine", b"ftrt\0\0", "a TensorRT engine"),
+        ("w.plan", b"\0\0\0\0", "a TensorRT engine"),
+        ("w.pdparams", b"\x80\x04\x95", "paddle.load"),
+        ("w.npy", b"\x93NUMPY", "a NumPy array"),
+        ("w.mat", b"MATLAB 5.0 MAT-file", "scipy.io.loadmat"),
+        ("w.bin", b"7z\xbc\xaf\x27\x1c", "unpack it first"),
+        ("model.ckpt-100.data-00000-of-00001", b"\0\0", "tf.train.load_checkpoint(PREFIX)"),
+        ("model.ckpt-100.index", b"\0\0", "tf.train.load_checkpoint(PREFIX)"),
+        ("model.ckpt.meta", b"\n\xa0", "tf.train.load_checkpoint(PREFIX)"),
+        ("w.so", b"\x7fELF\2", "a compiled library"),
     ],
 )
 def test_other_formats_are_named(tmp_path: Path, name: str, head: bytes, words: str) -> None:
@@ -254,12 +332,10 @@ def test_other_formats_are_named(tmp_path: Path, name: str, head: bytes, words: 
 
 
 def test_numpy_archives_and_compressed_ones(tmp_path: Path, weights) -> None:
-    import zipfile
-
     import numpy as np
 
     np.savez(tmp_path / "w.npz", a=np.ones(3))
-    assert "is a NumPy archive" in refusal(tmp_path / "w.npz")
+    assert "is a NumPy archive; with ARRAYS = numpy.load(FILE)" in refusal(tmp_path / "w.npz")
     torch.save(weights, tmp_path / "w.pt")
     with (
         zipfile.ZipFile(tmp_path / "w.pt") as old,
