@@ -95,12 +95,12 @@ def read_tensors(target: Network, *, headers_only: bool) -> tuple[dict[str, Tens
     """Read a checkpoint without its network; ``None`` where the model string names none or something else is wrong."""
     from pathlib import Path
 
-    from spectrascope.loading.checkpoints.read import read_checkpoint
+    from spectrascope.loading.checkpoints.read import is_buffer, read_checkpoint
 
     if target.model is None or target.arch is not None or not Path(target.model.partition("::")[0]).exists():
         return None
     try:
-        checkpoint = read_checkpoint(target.model, headers_only=headers_only)
+        checkpoint = read_checkpoint(target.model, headers_only=headers_only, aside=is_buffer)
     except LoadError:
         return None
     tensors = dict(checkpoint.state_dict)

@@ -62,7 +62,7 @@ class _BuiltIn(NamedSource):
         stage = which or next(iter(_STAGES))
         with _shipped(request.spec, stage) as path:
             checkpoint = read_checkpoint(path, headers_only=request.headers_only)
-        network = fill(lambda: architecture.build(10), checkpoint.state_dict)
+        network = fill(lambda: architecture.build(10), checkpoint.state_dict, path)
         return finish(f"{EMBEDDED}@{stage}", architecture, network, 10, weights="embedded", checkpoint=checkpoint)
 
     def step(self, spec: str) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spectrascope.errors import DataError, LoadError, OptionError
-from spectrascope.loading.checkpoints.read import Checkpoint
+from spectrascope.loading.checkpoints.read import Checkpoint, require_weights
 from spectrascope.loading.checkpoints.skeleton import KeyDifference, Skeleton, compare, meta_copy
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.finish import describe_network, ready
@@ -30,6 +30,7 @@ from spectrascope.loading.models.source import ModelRequest, ModelSource
 from spectrascope.loading.preprocessing import Preprocessing
 from spectrascope.losses import make_loss, task_of, usual_loss
 from spectrascope.records.values import LossName
+from spectrascope.text import first_line
 from spectrascope.workload import Workload, source_from_batches
 
 __all__ = ["FACTORIES", "Factory", "Made", "fill_factory", "find_factory", "finish_factory", "is_factory", "seeded"]
@@ -164,7 +165,7 @@ def _running(name: str, place: str) -> Iterator[None]:
 
 
 def fill_factory(
-    where: str,
+    where: Path,
     factory: Factory,
     make: Callable[[int | None], Made],
     state_dict: Mapping[str, Tensor],
@@ -195,6 +196,7 @@ def fill_factory(
         except LoadError as error:
             refusal = error
             continue
+        require_weights(made.network, reading.state_dict, where)
         if any(value.is_meta for value in state_dict.values()):
             meta_copy(made.network)
         else:
@@ -209,7 +211,7 @@ def _own_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in network.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
 
 
-def _fitting_reading(where: str, name: str, network: nn.Module, state_dict: Mapping[str, Tensor]) -> Reading:
+def _fitting_reading(where: Path, name: str, network: nn.Module, state_dict: Mapping[str, Tensor]) -> Reading:
     own = _own_tensors(network)
     shapes = {key: tuple(value.shape) for key, value in own.items()}
     counters = {key for key in shapes if key.endswith("num_batches_tracked")}
@@ -226,7 +228,7 @@ def _fitting_reading(where: str, name: str, network: nn.Module, state_dict: Mapp
     raise LoadError(f"{where} does not fit {name}: {best}; pass the factory of the network it was trained with")
 
 
-def _copy(where: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _copy(where: Path, network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     done: dict[int, tuple[str, Tensor]] = {}
     with torch.no_grad():
         for key, own in _own_tensors(network).items():
@@ -239,7 +241,10 @@ def _copy(where: str, network: nn.Module, tensors: Mapping[str, Tensor]) -> None
                     f"{where}: {first!r} and {key!r} differ, but are one tied parameter of the network; pass a "
                     "factory that does not tie them"
                 )
-            own.copy_(value)
+            try:
+                own.copy_(value)
+            except (RuntimeError, NotImplementedError) as error:  # a sparse buffer into a dense one
+                raise LoadError(f"{where}: {key!r} does not go into the network's own: {first_line(error)}") from None
 
 
 def finish_factory(

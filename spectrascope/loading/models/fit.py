@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.read import require_weights
 from spectrascope.loading.checkpoints.skeleton import (
     KeyDifference,
     Skeleton,
@@ -129,9 +131,16 @@ def without_auxiliary_heads(model: nn.Module) -> nn.Module:
     return model
 
 
-def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Build a network and give it a file's tensors, which fit; where they are on the meta device, so is it."""
-    network = without_auxiliary_heads(assign_tensors(build_skeleton(build), tensors))
+def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    """Build a network and give it a file's tensors, which fit; where they are on the meta device, so is it.
+
+    Raises:
+        LoadError: a parameter has no tensor, or a quantised, sparse or complex one.
+        NonFiniteError: a parameter would be NaN or infinite.
+    """
+    empty = build_skeleton(build)
+    require_weights(empty, tensors, path)
+    network = without_auxiliary_heads(assign_tensors(empty, tensors))
     if any(tensor.is_meta for tensor in tensors.values()):
         return network
     left = [name for name, p in network.named_parameters() if p.is_meta]
@@ -144,7 +153,7 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor]) -> nn.Mo
     return network
 
 
-def fill_architecture(where: str, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> Filled:
+def fill_architecture(path: Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> Filled:
     """Fill an architecture by name, with as many outputs as the file has.
 
     Raises:
@@ -159,16 +168,16 @@ def fill_architecture(where: str, architecture: Architecture, state_dict: Mappin
             skeleton = skeleton_of(_fixed(build) if fixed else build)
             count, difference = compare(skeleton, shapes)
             if difference.size == 0:
-                return _filled(build, skeleton, reading, count)
+                return _filled(build, skeleton, reading, count, path)
             if best is None or difference.size < best.size:
                 best = difference
     tensors = list(state_dict.values())
     if fixed and [tuple(tensor.shape) for tensor in tensors] == list(skeleton.shapes.values()):
         # Whoever names the widths has said what the network is; only the names of its layers differ.
         renamed = Reading(dict(zip(skeleton.shapes, tensors, strict=True)))
-        return _filled(architecture.build, skeleton, renamed, None)
+        return _filled(architecture.build, skeleton, renamed, None, path)
     raise LoadError(
-        f"{where} does not fit {architecture.name}: {best}; pass the architecture it was trained with, or "
+        f"{path} does not fit {architecture.name}: {best}; pass the architecture it was trained with, or "
         f"drop --arch to have it recognised"
     )
 
@@ -177,6 +186,6 @@ def _fixed(build: Build) -> Build:
     return lambda num_classes: build(None)
 
 
-def _filled(build: Build, skeleton: Skeleton, reading: Reading, count: int | None) -> Filled:
+def _filled(build: Build, skeleton: Skeleton, reading: Reading, count: int | None, path: Path) -> Filled:
     found = count if count is not None else next(reversed(skeleton.shapes.values()))[0]
-    return Filled(fill(lambda: build(found), reading.state_dict), reading, found)
+    return Filled(fill(lambda: build(found), reading.state_dict, path), reading, found)

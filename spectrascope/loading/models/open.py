@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import SUFFIXES, Checkpoint, read_checkpoint, read_step
+from spectrascope.loading.checkpoints.read import (
+    SUFFIXES,
+    Checkpoint,
+    everything,
+    is_buffer,
+    read_checkpoint,
+    read_step,
+    require_plain,
+)
 from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.builtin import BUILTIN, EMBEDDED
@@ -197,22 +205,24 @@ def _load_checkpoint(request: ModelRequest) -> LoadedModel:
     owner = None if arch is None else _find_source(arch, [source for source in SOURCES if source is not FILES])
     factory = find_factory(arch) if arch is not None and owner is FACTORIES else None
     architecture = find_architecture(arch) if arch is not None and factory is None else None
-    checkpoint = read_checkpoint(spec, headers_only=request.headers_only)
+    checkpoint = read_checkpoint(spec, headers_only=request.headers_only, aside=everything)
+    where = checkpoint.path
     if factory is not None:
         make = seeded(factory, request.seed)
-        made, reading = fill_factory(spec, factory, make, checkpoint.state_dict, num_classes)
+        made, reading = fill_factory(where, factory, make, checkpoint.state_dict, num_classes)
         weights = _describe(checkpoint, reading.note)
         return finish_factory(spec, factory.name, made, num_classes, weights=weights, checkpoint=checkpoint)
     if architecture is not None:
-        filled = fill_architecture(spec, architecture, checkpoint.state_dict)
+        filled = fill_architecture(where, architecture, checkpoint.state_dict)
         network, note, found = filled.network, filled.reading.note, filled.num_classes
     else:
         try:
             recognised = recognise(checkpoint.state_dict, hint=named_architecture(spec, checkpoint.metadata))
         except LoadError as error:
+            require_plain({n: t for n, t in checkpoint.state_dict.items() if not is_buffer(n, tuple(t.shape))}, where)
             raise LoadError(f"{spec}: {error}") from None
         architecture = find_architecture(recognised.architecture)
-        network = fill(recognised.build, recognised.state_dict)
+        network = fill(recognised.build, recognised.state_dict, where)
         note, found = _note(recognised), recognised.num_classes
     if num_classes not in (None, found):
         raise LoadError(

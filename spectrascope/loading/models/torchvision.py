@@ -242,7 +242,7 @@ class _Torchvision(NamedSource):
         else:
             what = f"{name}: weights {entry.name}"
             file = fetch_published(entry.url, what, allow_download=request.allow_download)
-            network = fill_architecture(str(file), architecture, read_cached(what, file, entry.url)).network
+            network = fill_architecture(file, architecture, read_cached(what, file, entry.url)).network
         loaded = finish(request.spec, architecture, network, count, weights=str(entry.name), file=file)
         return replace(loaded, preprocessing=preprocessing_of(name, entry))
 
