@@ -284,7 +284,12 @@ def require_options(options: Mapping[str, Any]) -> None:
 
 
 def list_engines(
-    model: nn.Module, source: SampleSource, loss_fn: LossFunction | str | None, **options: Unpack[ProbeKeywords]
+    model: nn.Module,
+    source: SampleSource,
+    loss_fn: LossFunction | str | None,
+    *,
+    on_progress: OnProgress | None = None,
+    **options: Unpack[ProbeKeywords],
 ) -> set[EngineName]:
     """Say which engines :func:`probe` would use, from a forward pass of a few samples.
 
@@ -292,13 +297,14 @@ def list_engines(
         model: as for :func:`probe`, and so are the others.
         source: the samples; the first of them are looked at.
         loss_fn: the mean loss, or its name.
+        on_progress: as for :func:`probe`.
         options: any of :func:`probe`.
 
     Raises:
         SpectrascopeError: it cannot be measured.
     """
     few = FirstSamples(source, min(4, source.n))
-    with prepare(_run("probe", model, few, loss_fn, None, {**options, "num_samples": None})) as ready:
+    with prepare(_run("probe", model, few, loss_fn, on_progress, {**options, "num_samples": None})) as ready:
         return {choice.engine for choice in ready.choices}
 
 

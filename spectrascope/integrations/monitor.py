@@ -30,7 +30,7 @@ from spectrascope.records.values import EngineName
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.write import write_text_atomically
 from spectrascope.text import first_line
-from spectrascope.workload import LossFunction, silent
+from spectrascope.workload import LossFunction, OnProgress, silent
 
 __all__ = ["CurvatureMonitor", "make_monitor", "require_monitor_options"]
 
@@ -202,7 +202,7 @@ class CurvatureMonitor:
         try:
             with random_state_kept(), torch.inference_mode(False), torch.enable_grad():
                 if "estimate" not in self._options:
-                    self._options["estimate"] = self._affordable_estimate()
+                    self._options["estimate"] = self._affordable_estimate(watch)
                 report = probe(
                     _bare(self.model),
                     self._source,
@@ -221,9 +221,9 @@ class CurvatureMonitor:
         self.n_probes += 1
         return report
 
-    def _affordable_estimate(self) -> Estimate:
+    def _affordable_estimate(self, watch: OnProgress) -> Estimate:
         """Both where held-out directions ride along in the same sweeps, else those alone."""
-        engines = list_engines(_bare(self.model), self._source, self._loss_fn, **self._options)
+        engines = list_engines(_bare(self.model), self._source, self._loss_fn, on_progress=watch, **self._options)
         return Estimate.BOTH if engines == {EngineName.GAUSS_NEWTON} else Estimate.HELD_OUT
 
     def _keep(self, step: int, report: Report) -> None:

@@ -66,7 +66,9 @@ def prepare(run: Run) -> Iterator[Ready]:
             workload = relabel(_with_matching_labels(workload), options.labels, options.seed)
             workload = _with_whole_batch_weights(workload)
             require_deterministic(workload)
+            run.on_progress("check", 0.3, 1)  # each of these takes passes of its own: a deadline is met between them
             require_mean_loss(workload)
+            run.on_progress("check", 0.6, 1)
             workload = with_fastest_format(workload)
             choices = choose_engines(
                 workload, layers, options.engine, options.top_k, lambda engine: count_direction_sets(engine, options)
