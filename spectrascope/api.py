@@ -63,11 +63,12 @@ class ProbeKeywords(TypedDict, total=False):
     gradient: GradientSource | str
     labels: LabelSource | str
     momentum: Optimizer | Mapping[str, Tensor] | None
+    scores: str | int | None
 
 
 _HINTS = get_type_hints(ProbeKeywords)
 _DEFAULTS = {item.name: item.default for item in fields(ProbeOptions) if item.name in _HINTS}
-_DEFAULTS |= {"dtype": None, "momentum": None}
+_DEFAULTS |= {"dtype": None, "momentum": None, "scores": None}
 Function = TypeVar("Function", bound=Callable[..., Report])
 
 
@@ -132,6 +133,8 @@ def probe(
         gradient: ``batch``, or ``momentum``: along the singular directions of an optimizer's momentum, of which a Muon
             step is really made.
         momentum: the optimizer, or its momentum by parameter name; it makes ``gradient`` ``momentum``.
+        scores: name, or number, of the output that the loss compares, where the model returns several tensors; not
+            needed for ``logits``. A loss function of your own gets all of them without.
         labels: ``data``, ``model`` (drawn from the model's own softmax: nothing is left but noise) or ``shuffled``.
 
     Returns:
@@ -216,7 +219,7 @@ def _run(
     model = unwrapped(model)
     if isinstance(loss_fn, str):
         loss_fn = None if loss_fn == LossName.AUTO.value else make_loss(loss_fn, task=task_of(model))
-    momentum = chosen.pop("momentum")
+    momentum, scores = chosen.pop("momentum"), chosen.pop("scores")
     if isinstance(momentum, Optimizer):
         momentum = momentum_of(momentum, model)
     if momentum is not None:
@@ -234,6 +237,7 @@ def _run(
         command=command,
         on_progress=on_progress or silent,
         momentum=momentum,
+        scores=None if scores is None else str(scores),
     )
 
 
@@ -274,7 +278,7 @@ def require_options(options: Mapping[str, Any]) -> None:
         hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(_DEFAULTS)}"
         raise OptionError(f"no option {unknown!r}: {hint}")
     chosen = _with_kinds({**_DEFAULTS, **options})
-    momentum, dtype = chosen.pop("momentum"), chosen.pop("dtype")
+    momentum, dtype, _ = chosen.pop("momentum"), chosen.pop("dtype"), chosen.pop("scores")
     if chosen["gradient"] is GradientSource.MOMENTUM and momentum is None:
         raise OptionError("gradient 'momentum': pass momentum=, the optimizer or its buffers by parameter name")
     try:

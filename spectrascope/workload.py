@@ -205,7 +205,8 @@ class Workload:
 
     ``n_classes`` is the number of class scores the model gives, where labels must lie below it;
     ``channels_last`` the memory order in which images are handed to the model. ``differentiates``: the model takes
-    gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it.
+    gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it. ``scores`` names
+    the output that the loss compares, where the model returns several.
     """
 
     model: nn.Module
@@ -216,6 +217,7 @@ class Workload:
     n_classes: int | None = None
     channels_last: bool = False
     differentiates: bool = False
+    scores: str | None = None
 
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Fetch samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
@@ -241,7 +243,7 @@ class Workload:
         model = self.model if model is None else model
         with torch.set_grad_enabled(self.differentiates or torch.is_grad_enabled()):
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-        return scores_of(output) if takes_scores(self.loss_fn) else output
+        return scores_of(output, self.scores) if takes_scores(self.loss_fn) or self.scores is not None else output
 
     def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:
         """Return the mean loss over a micro-batch, a scalar."""
@@ -265,6 +267,7 @@ class Run:
         clock: wall seconds per stage, those of loading included where it was timed.
         on_progress: called as stages advance.
         momentum: an optimizer's momentum by parameter name, where its directions are to be measured.
+        scores: the name, or number, of the output that the loss compares, where the model returns several.
     """
 
     model: nn.Module
@@ -278,6 +281,7 @@ class Run:
     clock: StageClock = field(default_factory=StageClock)
     on_progress: OnProgress = silent
     momentum: Mapping[str, Tensor] | None = None
+    scores: str | None = None
 
 
 def source_from_batches(batches: object, num_samples: int | None = None) -> SampleSource:

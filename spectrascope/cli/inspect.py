@@ -61,6 +61,7 @@ def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: b
                 loaded.model,
                 run if isinstance(run, Missing) else run.source,
                 None if isinstance(run, Missing) else run.loss_fn,
+                None if isinstance(run, Missing) else run.scores,
                 options=options,
                 model_info=loaded.info,
                 command=command,

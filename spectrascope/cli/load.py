@@ -61,14 +61,17 @@ def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run
             loss=target.loss,
         )
         notes = loaded.notes + data.notes
-        return Run(loaded.model, data.source, loss_fn, options, loaded.info, data.info, notes=notes)
+        return Run(
+            loaded.model, data.source, loss_fn, options, loaded.info, data.info, notes=notes, scores=target.scores
+        )
     from spectrascope.api import describe_source
 
     if target.loss is not LossName.AUTO or target.label_smoothing:
         raise OptionError("--loss goes with --dataset: the factory brings a loss of its own")
     source = own.source if own.source.n <= options.num_samples else FirstSamples(own.source, options.num_samples)
     about = describe_source(source)
-    return Run(loaded.model, source, own.loss_fn, options, loaded.info, about, notes=loaded.notes)
+    scores = own.scores if target.scores is None else target.scores
+    return Run(loaded.model, source, own.loss_fn, options, loaded.info, about, notes=loaded.notes, scores=scores)
 
 
 def load_momentum(target: Request, run: Run) -> dict[str, Tensor]:

@@ -168,6 +168,10 @@ class Request(Network):
     label_smoothing: Annotated[
         float, input_option(min=0.0, max=1.0, metavar="X", help="Of cross-entropy, as in training.")
     ] = 0.0
+    scores: Annotated[
+        str | None,
+        input_option(metavar="NAME|N", help="Which output the loss compares, of a network that returns several."),
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)

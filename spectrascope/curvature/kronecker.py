@@ -28,7 +28,7 @@ from spectrascope.curvature.microbatches import Groups
 from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sweep import sweep_back
 from spectrascope.curvature.uses import CapturedUse, Layout, capture_uses, find_layouts
-from spectrascope.losses import scores_of
+from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.decomposition import DecomposeOptions, Factors, FisherType
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import Workload
@@ -225,8 +225,9 @@ def measure_without_curvature(
             sums.begin(start)
             inputs, labels = workload.fetch(start, stop)
             with torch.enable_grad():
-                uses, output = capture_uses(workload, inputs, [t.layer for t in usable])
-                scores = scores_of(output)
+                uses, scores = capture_uses(workload, inputs, [t.layer for t in usable])
+                if not isinstance(scores, Tensor):
+                    raise UnsupportedModelError("factors start from scores: this loss takes the network's output whole")
                 columns = make_columns(scores, labels, workload.loss_fn, options, generator)
             shapes[:] = [columns]
             opened = [_open(sums, use, by_use[use.key], stop - start) for use in uses]

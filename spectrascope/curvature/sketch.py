@@ -28,7 +28,6 @@ from spectrascope.curvature.engine import (
 from spectrascope.curvature.loss_root import random_column
 from spectrascope.curvature.microbatches import Groups, Schedule
 from spectrascope.errors import UnsupportedModelError
-from spectrascope.losses import scores_of
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
 
@@ -84,7 +83,11 @@ class GaussNewtonSketch(CurvatureEngine):
                 output = workload.forward(inputs)
                 loss = workload.loss_fn(output, labels)
                 first = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-                scores = scores_of(output)
+                if not isinstance(output, Tensor):
+                    raise UnsupportedModelError(
+                        "gauss-newton-sketch starts from scores: this loss takes the network's output whole"
+                    )
+                scores = output
                 samples: list[list[Tensor]] = [[] for _ in targets]
                 for _ in range(self.probes):
                     cotangent = random_column(workload.loss_fn, scores.detach(), labels, generator)

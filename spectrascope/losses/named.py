@@ -6,7 +6,8 @@ A named loss takes a network's raw output: a tensor of scores, or a Hugging Face
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -36,23 +37,49 @@ IGNORED = -100
 """PyTorch's mark for "no label here"."""
 
 
-def scores_of(output: Any) -> Tensor:
-    """The tensor of scores in a network's output: the output itself, its ``logits``, or its first item.
+def scores_of(output: Any, name: str | None = None) -> Tensor:
+    """The tensor of scores in a network's output: the one named, ``logits``, or the only tensor there is.
+
+    Args:
+        output: a tensor, a dict, an output of Hugging Face, a dataclass, or a tuple, whose items are named by number.
+        name: which of several to take; ``None`` where there is no doubt.
 
     Raises:
-        DataError: there is none.
+        DataError: there is none, several may be meant, or none of that name.
     """
     if isinstance(output, Tensor):
-        return output
-    logits = getattr(output, "logits", None)
-    if isinstance(logits, Tensor):
-        return logits
-    if isinstance(output, (tuple, list)) and output and isinstance(output[0], Tensor):
-        return output[0]
+        if name is None:
+            return output
+        raise DataError(f"scores {name!r}: the model returns one tensor, of shape {tuple(output.shape)}")
+    parts = _outputs_of(output)
+    if name is None:
+        name = "logits" if "logits" in parts else next(iter(parts), "") if len(parts) == 1 else None
+    if name is not None and name in parts:
+        return parts[name]
+    if not parts:
+        raise DataError(
+            f"the model returns {type(output).__name__}; expected a tensor of scores or an output with logits: pass a "
+            "loss function of your own that takes it, through the Python API"
+        )
+    listed = ", ".join(f"{key} {tuple(part.shape)}" for key, part in parts.items())
+    asked = "no name says which holds the scores" if name is None else f"none is called {name!r}"
     raise DataError(
-        f"the model returns {type(output).__name__}; expected a tensor of scores or an output with logits: pass a "
-        "loss function of your own that takes it, through the Python API"
+        f"the model returns {len(parts)} tensors ({listed}), and {asked}: name it with --scores {next(iter(parts))} "
+        "(scores= in Python), or pass a loss function of your own that takes them all"
     )
+
+
+def _outputs_of(output: Any) -> dict[str, Tensor]:
+    """The tensors at the top of an output, by name, or by number in a tuple."""
+    items: Any = ()
+    if isinstance(output, Mapping):
+        items = output.items()
+    elif isinstance(output, (tuple, list)):
+        items = zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    elif hasattr(output, "__dict__") or hasattr(output, "__slots__"):
+        names = [f.name for f in fields(output)] if is_dataclass(output) else list(vars(output))
+        items = ((key, getattr(output, key)) for key in names)
+    return {str(key): value for key, value in items if isinstance(value, Tensor) and value.dim()}
 
 
 @dataclass(frozen=True)

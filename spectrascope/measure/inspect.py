@@ -37,6 +37,7 @@ def inspect_model(
     model: nn.Module,
     source: SampleSource | Missing,
     loss_fn: LossFunction | None = None,
+    scores: str | None = None,
     *,
     options: ProbeOptions,
     model_info: ModelInfo,
@@ -50,6 +51,7 @@ def inspect_model(
         source: a few samples of the shape to be measured; their values do not matter. Where there are none (``Missing``
             with the reason) the weights are listed without engines and without the cost of passes.
         loss_fn: (output, targets) -> mean loss; the usual one of the network when ``None``.
+        scores: which output it compares, of a network that returns several.
         options: as for a measurement.
         model_info: provenance of the model.
         command: the command line, for the record.
@@ -73,7 +75,9 @@ def inspect_model(
         inputs = plan = source
         cost = _cost_without_passes(network, layers, source, options, size)
     else:
-        workload = Workload(network, source, loss_fn or usual_loss(network, source.fetch_targets(0, 1)), _META, dtype)
+        workload = Workload(
+            network, source, loss_fn or usual_loss(network, source.fetch_targets(0, 1)), _META, dtype, scores=scores
+        )
         with _ShapesOnly(), random_state_kept():
             plan = _plan(workload, layers, options)
             cost = _cost(workload, layers, plan, options, size)

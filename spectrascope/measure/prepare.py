@@ -117,7 +117,7 @@ def prepare_workload(run: Run) -> Workload:
     moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
     if moves:
         model = copy_of(model).to(device, dtype)
-    return Workload(model, run.source, loss_fn, device, dtype)
+    return Workload(model, run.source, loss_fn, device, dtype, scores=run.scores)
 
 
 def require_sensible(options: ProbeOptions) -> None:

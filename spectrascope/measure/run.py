@@ -134,7 +134,7 @@ def _provenance(run: Run, workload: Workload, found: Measured, checked: CheckedP
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         model=run.model_info,
         data=run.data_info,
-        loss_name=loss_label(workload.loss_fn),
+        loss_name=loss_label(workload.loss_fn) + (f" of output {run.scores}" if run.scores is not None else ""),
         loss=found.gradient.loss,
         accuracy=Missing("outputs are not class scores") if accuracy is None else accuracy,
         device=device_name(workload.device),
