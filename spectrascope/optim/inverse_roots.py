@@ -47,6 +47,7 @@ class RootPlan:
     products: int
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def plan_inverse_root(eighths: int, condition: float) -> RootPlan:
     """Find the iteration of the fewest products for A^(-eighths/8) to :data:`TOLERANCE`.
 
@@ -132,9 +133,9 @@ def apply_inverse_root(matrices: Tensor, plan: RootPlan) -> Tensor:
         for bit in range(plan.power.bit_length()):
             if plan.power >> bit & 1:
                 z = powers[bit] if z is None else z @ powers[bit]
-        if not is_last:  # from both sides: what rounding mixes of large and small eigenvalues grows by the root alone
+        if not is_last:  # in two products: what the first one rounds away grows by half of the power alone
             half = powers[_squarings(plan.root) - 1]
-            m = half @ m @ half
+            m = m @ half @ half
     assert z is not None
     return z
 

@@ -78,6 +78,22 @@ def test_size_of_the_gradient_does_not_matter_to_scale_free_roots(scale: float) 
         assert _worst(found, apply_transfer(matrix, beta, 0.01, scale_free=True, route="svd")) <= 5e-3
 
 
+@pytest.mark.parametrize("beta", [1.5, 2.0, 2.5, 3.0])
+def test_rounding_of_float32_stays_small_where_it_is_trusted(beta: float) -> None:
+    matrix = matrix_with_spectrum(128, 128, torch.logspace(0, -2, 128, dtype=torch.float64)).float()
+    found = apply_transfer(matrix, beta, 1e-4, route="roots", precision="float32")
+    assert _worst(found, transfer_by_svd(matrix.double(), beta, 1e-4)) <= 3e-3
+
+
+def test_a_compiled_step_on_a_gpu_is_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "choose_route", lambda beta, _="cpu": choose_route(beta, "cuda"))
+    options = {"lr": 0.1, "beta": 1.25, "damping": 1e-3, "scale_free": True}
+    plain, compiled = _parameter((8, 12)), _parameter((8, 12))
+    SpectralNewton([plain], **options).step()
+    torch.compile(SpectralNewton([compiled], **options).step, backend="eager", fullgraph=True)()
+    assert torch.allclose(plain, compiled, atol=1e-6)
+
+
 def _products(optimizer: torch.optim.Optimizer) -> int:
     with FlopCounterMode(display=False) as counter:
         optimizer.step()
