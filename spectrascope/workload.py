@@ -10,7 +10,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from spectrascope.errors import DataError
 from spectrascope.losses import ignored_by, require_labels_below, scores_of, takes_scores
+from spectrascope.numerics.lifted import Lifted
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 
 __all__ = [
@@ -206,7 +207,8 @@ class Workload:
     ``n_classes`` is the number of class scores the model gives, where labels must lie below it;
     ``channels_last`` the memory order in which images are handed to the model. ``differentiates``: the model takes
     gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it. ``scores`` names
-    the output that the loss compares, where the model returns several.
+    the output that the loss compares, where the model returns several. ``lifts``: its own casts to half precision are
+    left out.
     """
 
     model: nn.Module
@@ -218,6 +220,7 @@ class Workload:
     channels_last: bool = False
     differentiates: bool = False
     scores: str | None = None
+    lifts: bool = False
 
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Fetch samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.
@@ -241,7 +244,8 @@ class Workload:
     def forward(self, inputs: Inputs, model: nn.Module | None = None) -> Any:
         """Run the model (or a copy of it): what it returns, or the scores in it if the loss wants just those."""
         model = self.model if model is None else model
-        with torch.set_grad_enabled(self.differentiates or torch.is_grad_enabled()):
+        lifted = Lifted(self.dtype) if self.lifts else nullcontext()
+        with torch.set_grad_enabled(self.differentiates or torch.is_grad_enabled()), lifted:
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
         return scores_of(output, self.scores) if takes_scores(self.loss_fn) or self.scores is not None else output
 

@@ -109,9 +109,40 @@ def _problem_of(workload: Workload, target: Target) -> str | None:
     try:
         (gradient,) = loss_gradients(workload, [target], inputs, labels)
         hessian_products(target, gradient, [0])
+    except _NoGraphError as error:
+        if _is_linear(workload, target, inputs, labels):
+            return f"the loss is linear in weight {target.layer.name!r}: it has no curvature"
+        return str(error)
     except UnsupportedModelError as error:
         return str(error)
     return None
+
+
+class _NoGraphError(UnsupportedModelError):
+    """A gradient hangs on no graph of the weight."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"no second derivative for weight {name!r}: a backward pass between it and the loss builds no graph "
+            "(once_differentiable, NumPy, no_grad)"
+        )
+
+
+def _is_linear(workload: Workload, target: Target, inputs: Inputs, labels: Tensor) -> bool:
+    """Whether the gradient is the same at two places: only then has a gradient without a graph no derivative."""
+    weight, d = target.layer.parameter, target.directions
+    kept = weight.detach().clone()
+    step = target.layer.tensor(torch.outer(d.left[:, 0], d.right[:, 0])).to(weight)
+    found = []
+    try:
+        for size in (0.0, 0.1 * max(float(kept.norm()), 1e-3)):
+            with torch.no_grad():
+                weight.copy_(kept + size * step)
+            found.append(loss_gradients(workload, [target], inputs, labels)[0].detach())
+    finally:
+        with torch.no_grad():
+            weight.copy_(kept)
+    return torch.allclose(found[0], found[1], rtol=1e-4, atol=1e-5 * float(found[0].abs().max()))
 
 
 def loss_gradients(workload: Workload, targets: Sequence[Target], inputs: Inputs, labels: Tensor) -> list[Tensor]:
@@ -160,7 +191,7 @@ def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]
     """
     layer, d = target.layer, target.directions
     if not gradient.requires_grad:
-        raise UnsupportedModelError(f"the loss is linear in weight {layer.name!r}: it has no curvature")
+        raise _NoGraphError(layer.name)
     products = []
     for k in directions:
         direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(gradient)
@@ -179,6 +210,6 @@ def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]
                 ) from error
             raise
         if product is None:
-            raise UnsupportedModelError(f"the loss is linear in weight {layer.name!r}: it has no curvature")
+            raise _NoGraphError(layer.name)
         products.append(product)
     return products

@@ -25,7 +25,9 @@ __all__ = [
     "Loss",
     "MaskedLM",
     "MeanSquaredError",
+    "is_per_sample",
     "make_loss",
+    "per_sample_words",
     "problem_loss",
     "require_labels_below",
     "scores_of",
@@ -56,6 +58,8 @@ def scores_of(output: Any, name: str | None = None) -> Tensor:
         name = "logits" if "logits" in parts else next(iter(parts), "") if len(parts) == 1 else None
     if name is not None and name in parts:
         return parts[name]
+    if is_per_sample(output):
+        raise DataError(per_sample_words(output))
     if not parts:
         raise DataError(
             f"the model returns {type(output).__name__}; expected a tensor of scores or an output with logits: pass a "
@@ -80,6 +84,21 @@ def _outputs_of(output: Any) -> dict[str, Tensor]:
         names = [f.name for f in fields(output)] if is_dataclass(output) else list(vars(output))
         items = ((key, getattr(output, key)) for key in names)
     return {str(key): value for key, value in items if isinstance(value, Tensor) and value.dim()}
+
+
+def is_per_sample(output: Any) -> bool:
+    """Whether a network answers with a record of each sample: boxes and the like, as detection networks do."""
+    return isinstance(output, (list, tuple)) and bool(output) and all(isinstance(item, Mapping) for item in output)
+
+
+def per_sample_words(output: Any) -> str:
+    """What to do about an output of :func:`is_per_sample`."""
+    keys = ", ".join(map(str, output[0])) or "nothing"
+    return (
+        f"in eval mode, in which everything is measured, the model returns {keys} of each sample and no loss "
+        "(detection networks give their losses in training mode alone): wrap it in a module that returns its losses "
+        "in eval mode too, and pass a loss function that adds them up"
+    )
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,10 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run) -> tuple[Measured,
             }
             part = part.without(wrong)
             checked = checked.joined(part) if parts else part
+        if wrong and _is_certain(found, ready.workload):
+            for name in wrong:
+                found.drop(name, _CERTAIN)
+            wrong = {}
         if wrong:
             _require_same_data(found, ready.workload, wrong)
         layers, choices = _hand_on(found, wrong, run)
@@ -107,6 +111,17 @@ def _advice(engine: EngineName) -> str:
         ", and no exact engine is left: a backward pass of the network's own is wrong or builds no graph; --engine "
         "finite-difference estimates the curvature, --exclude leaves the weight out"
     )
+
+
+_CERTAIN = (
+    "the network is certain of every label: loss and curvature are below what this precision tells from zero, and what "
+    "is left of them is rounding; measure an earlier checkpoint, or other samples"
+)
+
+
+def _is_certain(found: Measured, workload: Workload) -> bool:
+    """Whether all labels are predicted with a probability that is 1 but for rounding."""
+    return found.gradient.accuracy == 1.0 and abs(found.gradient.loss) <= torch.finfo(workload.dtype).eps
 
 
 _ROUNDING = "the gradient is zero but for rounding: two passes over the batch disagree on it"

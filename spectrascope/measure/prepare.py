@@ -12,8 +12,15 @@ import torch
 
 from spectrascope.curvature.choose import EngineChoice, choose_engines
 from spectrascope.curvature.microbatches import is_out_of_memory, wait_for
-from spectrascope.errors import DataError, OptionError
-from spectrascope.losses import usual_loss, with_whole_batch
+from spectrascope.errors import DataError, OptionError, UnsupportedModelError
+from spectrascope.losses import (
+    is_per_sample,
+    per_sample_words,
+    require_labels_below,
+    usual_loss,
+    weighing_of,
+    with_whole_batch,
+)
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
@@ -25,8 +32,10 @@ from spectrascope.network.guards import (
 )
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.network.mean_loss import require_mean_loss
+from spectrascope.numerics.lifted import PrecisionsSeen, is_half
+from spectrascope.optim.precision import is_full_float32
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
-from spectrascope.text import first_line
+from spectrascope.text import first_line, plural
 from spectrascope.workload import Inputs, Run, Workload
 
 
@@ -34,13 +43,15 @@ from spectrascope.workload import Inputs, Run, Workload
 class Ready:
     """A network that is known to run on its samples, held still, and what is to measure each of its weights.
 
-    ``candidates`` are all weights in network order, ``layers`` those to be measured, ``choices`` one for each of them.
+    ``candidates`` are all weights in network order, ``layers`` those to be measured, ``choices`` one for each of them;
+    ``notes`` what a reader of the report must know of it.
     """
 
     workload: Workload
     candidates: list[WeightLayer | SkippedLayer]
     layers: list[WeightLayer]
     choices: list[EngineChoice]
+    notes: tuple[str, ...] = ()
 
 
 @contextmanager
@@ -60,10 +71,12 @@ def prepare(run: Run) -> Iterator[Ready]:
     layers = [c for c in candidates if isinstance(c, WeightLayer)]
     if not layers:
         raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
-    with held_still(workload.model, [layer.parameter for layer in layers], workload.device, workload.loss_fn):
+    weights = [layer.parameter for layer in layers]
+    with held_still(workload.model, weights, workload.device, workload.loss_fn) as switched:
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
-            workload = relabel(_with_matching_labels(workload), options.labels, options.seed)
+            workload = _in_asked_precision(_with_matching_labels(workload), switched)
+            workload = relabel(workload, options.labels, options.seed)
             workload = _with_whole_batch_weights(workload)
             require_deterministic(workload)
             run.on_progress("check", 0.3, 1)  # each of these takes passes of its own: a deadline is met between them
@@ -74,7 +87,45 @@ def prepare(run: Run) -> Iterator[Ready]:
                 workload, layers, options.engine, options.top_k, lambda engine: count_direction_sets(engine, options)
             )
             run.on_progress("check", 1, 1)
-        yield Ready(workload, candidates, layers, choices)
+        yield Ready(workload, candidates, layers, choices, _notes_on_precision(switched, workload.dtype))
+
+
+def _in_asked_precision(workload: Workload, switched: set[str]) -> Workload:
+    """Leave out casts to half precision that the network makes itself; ``switched`` is told of them.
+
+    Raises:
+        UnsupportedModelError: it computes in half precision all the same, or switches float32 products to less.
+    """
+    seen = _halves(workload)
+    if seen:
+        workload = replace(workload, lifts=True)
+        switched.update(f"casts to {name}" for name in seen)
+        if left := _halves(workload):
+            raise UnsupportedModelError(
+                f"the network computes in {' and '.join(left)} inside its forward pass, whatever its weights and "
+                "inputs are: its curvature would be of that precision; cast to the inputs' dtype instead"
+            )
+    if not is_full_float32():
+        raise UnsupportedModelError(
+            "the network switches torch's float32 products to lower precision in its forward pass (allow_tf32 or "
+            "set_float32_matmul_precision): take that out of forward; where it is set once, it has no effect here"
+        )
+    return workload
+
+
+def _halves(workload: Workload) -> list[str]:
+    """Half precision formats that turn up in a forward pass over two samples."""
+    inputs, _ = workload.fetch(0, min(2, workload.source.n))
+    with torch.no_grad(), PrecisionsSeen() as seen:
+        workload.forward(inputs)
+    return sorted(str(dtype).removeprefix("torch.") for dtype in seen.dtypes if is_half(dtype))
+
+
+def _notes_on_precision(switched: set[str], dtype: torch.dtype) -> tuple[str, ...]:
+    if not switched:
+        return ()
+    name = str(dtype).removeprefix("torch.")
+    return (f"the network's own {' and '.join(sorted(switched))}: left out; all numbers are of the {name} network",)
 
 
 def _with_parametrized_marked(
@@ -179,7 +230,9 @@ def _with_matching_labels(workload: Workload) -> Workload:
     inputs, targets = workload.fetch(0, min(2, workload.source.n))
     workload, output = _first_output(workload, inputs)
     n_classes = _n_classes(output, targets)
-    if n_classes is not None:
+    if n_classes is not None and weighing_of(workload.loss_fn) is None:
+        _require_labels_accepted(workload, n_classes)
+    elif n_classes is not None:
         workload = replace(workload, n_classes=n_classes)
         workload.fetch(0, min(2, workload.source.n))
     try:
@@ -188,11 +241,47 @@ def _with_matching_labels(workload: Workload) -> Workload:
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
         raise DataError(
             f"the loss does not accept the model's output and targets of shape {tuple(targets.shape)}: "
-            f"{first_line(error)}"
+            f"{_why_no_loss(output, targets) or first_line(error)}"
         ) from error
     if not isinstance(loss, torch.Tensor) or loss.dim() != 0:
         raise DataError("the loss function must return a scalar tensor: the mean over the samples it is given")
     return workload
+
+
+def _require_labels_accepted(workload: Workload, n_classes: int) -> None:
+    """Try labels outside 0 … n_classes − 1 on a loss of the user's own, which may have one that stands for none.
+
+    Raises:
+        DataError: it does not know some label.
+    """
+    tried: set[int] = set()
+    for start in range(0, workload.source.n, 64):
+        targets = workload.source.fetch_targets(start, min(start + 64, workload.source.n))
+        outside = {int(label) for label in targets[(targets < 0) | (targets >= n_classes)].unique()} - tried
+        for label in outside:
+            place = start + int((targets == label).nonzero()[0, 0])
+            inputs, own = workload.fetch(place, place + 1)
+            try:
+                with torch.no_grad():
+                    workload.loss_fn(workload.forward(inputs).cpu(), own.cpu())
+            except IndexError:
+                require_labels_below(own, n_classes)
+        tried |= outside
+
+
+def _why_no_loss(output: object, targets: torch.Tensor) -> str | None:
+    """What is wrong with an output that goes with no loss, where that can be told."""
+    if is_per_sample(output):
+        return per_sample_words(output)
+    if isinstance(output, torch.Tensor) and targets.dim() == 2 and not targets.is_floating_point():
+        positions = output.shape[1] if output.dim() == 3 else 1
+        if output.dim() in (2, 3) and positions != targets.shape[1]:
+            return (
+                f"the model gives scores of {plural(positions, 'position')} for texts of {targets.shape[1]} tokens "
+                "(the last alone, as for generation?), and the loss is of every token; have it return scores at all of "
+                "them"
+            )
+    return None
 
 
 def _with_whole_batch_weights(workload: Workload) -> Workload:
@@ -222,6 +311,8 @@ def _n_classes(output: object, targets: torch.Tensor) -> int | None:
     if not isinstance(output, torch.Tensor) or targets.is_floating_point() or output.dim() != targets.dim() + 1:
         return None
     axis = -1 if output.shape[:-1] == targets.shape else 1
+    if axis == 1 and output.shape[:1] + output.shape[2:] != targets.shape:
+        return None
     # one score goes with a binary or regression loss
     return output.shape[axis] if output.shape[axis] > 1 else None
 

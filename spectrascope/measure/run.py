@@ -64,7 +64,9 @@ def measure_by(run: Run, stages: Stages) -> tuple[Report, Measured]:
         found, checked = measure_and_check(ready, stages, run)
     with run.clock.stage("fits"):
         rows = _rows(ready.candidates, found, checked, run.options)
-    return Report(_provenance(run, ready.workload, found, checked), run.options, rows, summarise(rows)), found
+    return Report(
+        _provenance(run, ready.workload, found, checked, ready.notes), run.options, rows, summarise(rows)
+    ), found
 
 
 def _notes_on(model: nn.Module) -> list[str]:
@@ -126,7 +128,9 @@ def _measurement(target: Target, curvature: Curvature, found: Measured, checked:
     )
 
 
-def _provenance(run: Run, workload: Workload, found: Measured, checked: CheckedPairs) -> Provenance:
+def _provenance(
+    run: Run, workload: Workload, found: Measured, checked: CheckedPairs, notes: tuple[str, ...]
+) -> Provenance:
     accuracy = found.gradient.accuracy
     return Provenance(
         versions=versions(),
@@ -146,7 +150,7 @@ def _provenance(run: Run, workload: Workload, found: Measured, checked: CheckedP
         seconds=dict(run.clock.seconds),
         engines=dict(Counter(c.engine.value for c in found.curvatures)),
         self_check=checked.summary,
-        notes=(*run.notes, *_notes_on(unwrapped(run.model))),
+        notes=(*run.notes, *notes, *_notes_on(unwrapped(run.model))),
     )
 
 

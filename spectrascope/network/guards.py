@@ -28,13 +28,16 @@ __all__ = [
 @contextlib.contextmanager
 def held_still(
     model: nn.Module, weights: Sequence[nn.Parameter], device: torch.device, loss_fn: object = None
-) -> Iterator[None]:
+) -> Iterator[set[str]]:
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
     Restored, also after an exception or Ctrl-C: all that the network and its loss hold (:func:`state_kept`), the random
     state, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face language models,
     gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers. Hooks on
     gradients, by which training masks or clips them, have no effect: what is measured is the loss.
+
+    Yields:
+        What the network switches on itself and is held off, in words, as it comes up.
     """
     modules = list(model.modules())
     parameters = list(model.parameters())
@@ -44,7 +47,7 @@ def held_still(
         stack.enter_context(random_state_kept())
         stack.enter_context(state_kept(model, loss_fn))
         stack.enter_context(torch.autocast(device.type, enabled=False))
-        stack.enter_context(_without_autocast_inside())
+        switched = stack.enter_context(_without_autocast_inside())
         stack.enter_context(full_float32())
         stack.enter_context(_without_caches(modules))
         stack.enter_context(_without_checkpointing(modules))
@@ -61,13 +64,13 @@ def held_still(
                 for name in ("_backward_hooks", "_backward_pre_hooks"):
                     setattr(module, name, OrderedDict())
             torch.backends.mha.set_fastpath_enabled(False)
-            yield
+            yield switched
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
 
 
 @contextlib.contextmanager
-def _without_autocast_inside() -> Iterator[None]:
+def _without_autocast_inside() -> Iterator[set[str]]:
     """Autocast that the network switches on in its own forward pass has no effect, as that of its caller has none.
 
     What is measured is then of the precision stated; in bfloat16 small curvatures are off by tens of per cent, and
@@ -76,15 +79,18 @@ def _without_autocast_inside() -> Iterator[None]:
     """
     kind = torch.amp.autocast_mode.autocast
     enter, cached = kind.__enter__, torch.is_autocast_cache_enabled()
+    switched: set[str] = set()
 
     def enter_disabled(self: Any) -> Any:
+        if self._enabled:
+            switched.add(f"torch.autocast to {str(self.fast_dtype).removeprefix('torch.')}")
         self._enabled = False
         return enter(self)
 
     try:
         torch.set_autocast_cache_enabled(False)
         kind.__enter__ = enter_disabled  # type: ignore[method-assign]
-        yield
+        yield switched
     finally:
         kind.__enter__ = enter  # type: ignore[method-assign]
         torch.set_autocast_cache_enabled(cached)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["full_float32"]
+__all__ = ["full_float32", "is_full_float32"]
 
 
 @contextlib.contextmanager
@@ -23,6 +23,11 @@ def full_float32() -> Iterator[None]:
     finally:
         for (holder, name, _), value in zip(holders, before, strict=True):
             setattr(holder, name, value)
+
+
+def is_full_float32() -> bool:
+    """Whether float32 products are computed in float32 now."""
+    return all(getattr(holder, name) == full for holder, name, full in _precision_switches())
 
 
 def _precision_switches() -> list[tuple[Any, str, Any]]:

@@ -42,6 +42,33 @@ def _energy_of_towers(net: nn.Module, x: Tensor) -> Tensor:
     return net.a(x) + net.b(x)
 
 
+class _Sigmoid(torch.autograd.Function):
+    """A function of the user's own that saves its output."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = torch.sigmoid(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved_tensors
+        return grad * y * (1 - y)
+
+
+def _forces_by_func(net: nn.Module, x: Tensor) -> Tensor:
+    forces = torch.func.vmap(torch.func.grad(lambda one: net.b(torch.tanh(net.a(one))).sum()))
+    return torch.cat([net.b(torch.tanh(net.a(x))), forces(x)], 1)
+
+
+def _energy_of_pairs(net: nn.Module, x: Tensor) -> Tensor:
+    """Of two atoms in space, by the distance between them, spread over Gaussians."""
+    distance = (x[:, :3] - x[:, 3:]).square().sum(1, keepdim=True).sqrt()
+    gaussians = torch.exp(-(distance - torch.linspace(0, 3, 6, dtype=x.dtype)).square())
+    return net.b(F.softplus(net.a(gaussians))) * torch.sigmoid(net.c(gaussians))
+
+
 NETWORKS = {
     "two towers": lambda: Net(_with_forces(_energy_of_towers), a=_tower(nn.Tanh()), b=_tower(nn.SiLU())),
     "grad mode of its own": lambda: Net(
@@ -53,8 +80,16 @@ NETWORKS = {
         a=nn.Linear(6, 8),
         b=nn.Linear(8, 1),
     ),
+    "atoms": lambda: Net(_with_forces(_energy_of_pairs), a=nn.Linear(6, 8), b=nn.Linear(8, 1), c=nn.Linear(6, 1)),
+    "func.grad": lambda: Net(_forces_by_func, a=nn.Linear(6, 8), b=nn.Linear(8, 1)),
+    "saves its output": lambda: Net(
+        _with_forces(lambda s, x: s.b(_Sigmoid.apply(s.a(x)))), a=nn.Linear(6, 8), b=nn.Linear(8, 1)
+    ),
     "jvp": lambda: Net(_by_jvp, a=nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Sigmoid())),
 }
+
+
+HANDED_ON = ("jvp", "saves its output")
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -74,7 +109,7 @@ def test_every_weight_has_the_curvature_of_double_backprop(name, seed):
         (truth,) = oracles.curvature_of_weights(lambda: F.mse_loss(net(x), y), [weight], [along])
         found = torch.tensor(layer.measurement.h, dtype=torch.float64)
         assert found == pytest.approx(truth.diagonal(), abs=1e-8 * float(truth.abs().max())), layer.info.name
-        assert layer.measurement.engine.value == ("double-backprop" if name == "jvp" else "tangent")
+        assert layer.measurement.engine.value == ("double-backprop" if name in HANDED_ON else "tangent")
 
 
 def test_what_hangs_on_inputs_alone_stays_a_constant():

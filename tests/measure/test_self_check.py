@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import spectrascope
 from spectrascope.curvature import double_backprop, gauss_newton
 from spectrascope.curvature.tangent.engine import Tangents
-from spectrascope.errors import DataError, OptionError, SelfCheckError
+from spectrascope.errors import DataError, OptionError, SelfCheckError, UnsupportedModelError
 from spectrascope.records.values import Missing
 from spectrascope.workload import SampleSource
 from tests.support.cases import Net, labels
@@ -244,3 +247,24 @@ def test_the_scale_of_the_loss_changes_nothing_but_the_scale(act, factor):
         assert one.measurement.h == pytest.approx([factor * h for h in other.measurement.h], rel=1e-3)
         assert one.analysis.beta.value == pytest.approx(other.analysis.beta.value, rel=1e-3)
         assert one.held_out.step_exponent.value == other.held_out.step_exponent.value
+
+
+@pytest.mark.parametrize("scale", [200, 400, 1000])
+def test_a_network_that_is_certain_of_every_label_is_no_alarm(scale):
+    """Gradients of 1e-20 and 1e-40: one line, which blames neither the network nor an engine."""
+    net = _mlp(nn.Tanh())
+    with torch.no_grad():
+        net[2].weight.mul_(scale)
+        first, second = net(torch.cat([X, X * 2, X * 3])).topk(2).values.T
+    x = torch.cat([X, X * 2, X * 3])[first - second > 70 * scale / 400]
+    ends = contextlib.nullcontext()
+    if scale != 400:
+        ends = pytest.raises(UnsupportedModelError, match=r"no weight could be measured .*(certain|exactly zero)")
+    rows = ()
+    with ends:
+        rows = spectrascope.probe(net, (x, net(x).argmax(1))).layers
+    for row in rows:
+        if row.status.value == "ok":  # what no rounding touches, even at 1e-32
+            assert row.measurement.residual < 1e-4
+        else:
+            assert re.search("certain|rounding|exactly zero", row.reason)
