@@ -259,7 +259,9 @@ def test_a_network_that_is_certain_of_every_label_is_no_alarm(scale):
     x = torch.cat([X, X * 2, X * 3])[first - second > 70 * scale / 400]
     ends = contextlib.nullcontext()
     if scale != 400:
-        ends = pytest.raises(UnsupportedModelError, match=r"no weight could be measured .*(certain|rounding|exactly zero)")
+        ends = pytest.raises(
+            UnsupportedModelError, match=r"no weight could be measured .*(certain|rounding|exactly zero)"
+        )
     rows = ()
     with ends:
         rows = spectrascope.probe(net, (x, net(x).argmax(1))).layers
