@@ -20,13 +20,16 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["OPTIONS", "Configuration", "find_configuration", "read_policy_table"]
+__all__ = ["FROM_BASELINE", "OPTIONS", "Configuration", "find_configuration", "read_policy_table"]
 
 OPTIONS = (
     "num-classes", "dataset", "data-root", "image-size", "block-size", "balanced", "skip-bad", "loss",
     "label-smoothing", *(item.name.replace("_", "-") for item in fields(ProbeOptions)),
 )  # fmt: skip
 """Options whose defaults a project may set, as on the command line without the dashes."""
+
+FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {"device", "micro_batch", "self_check"}
+"""What a gate measures as its baseline did, rather than as the project would; where and how is its own."""
 
 _FILE = "pyproject.toml"
 _WITH_PLACES = ("folder", "text", "npz", "pt", "imagenet", "tiny-imagenet")

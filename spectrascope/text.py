@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-__all__ = ["first_line", "matches", "plural", "printable"]
+__all__ = ["first_line", "listed", "matches", "plural", "printable"]
 
 
 def printable(text: str, substitute: str | None = None) -> str:
@@ -47,3 +48,23 @@ def matches(pattern: str, name: str) -> bool:
     (True, True, False)
     """
     return name == pattern or fnmatchcase(name, pattern)
+
+
+def listed(globs: str | Iterable[str], what: str) -> tuple[str, ...]:
+    """Take one glob where several are expected.
+
+    Args:
+        globs: one, or several.
+        what: what they are for, for the message.
+
+    Raises:
+        TypeError: something else.
+
+    >>> listed("0.*", "layers"), listed(["0.*", "2.*"], "layers")
+    (('0.*',), ('0.*', '2.*'))
+    """
+    found = (globs,) if isinstance(globs, str) or not isinstance(globs, Iterable) else tuple(globs)
+    wrong = next((glob for glob in found if not isinstance(glob, str)), None)
+    if wrong is not None or globs is None:
+        raise TypeError(f"{what}: expected a glob on names, or a list of them, got {wrong!r}")
+    return found

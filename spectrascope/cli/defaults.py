@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
-
-from spectrascope.records.report import ProbeOptions
-
-FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {"device", "micro_batch", "self_check"}
-"""What ``gate`` measures as its baseline did, rather than as the project would; where and how is its own."""
 
 
 def set_project_defaults(context: typer.Context, command: Any) -> None:
@@ -33,7 +27,7 @@ def set_project_defaults(context: typer.Context, command: Any) -> None:
     measures = "--dataset" in flags  # options of the others default to what a report says
     if not measures or {"-h", "--help"} & set(arguments):
         return
-    from spectrascope.config import find_configuration
+    from spectrascope.config import FROM_BASELINE, find_configuration
 
     project = find_configuration(Path.cwd())
     followed = {name.replace("_", "-") for name in FROM_BASELINE} if command.name == "gate" else set()

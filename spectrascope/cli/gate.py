@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli.defaults import FROM_BASELINE
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
-from spectrascope.cli.saved import given_options, is_saved_report, require_meaningful
-from spectrascope.config import find_configuration, read_policy_table
+from spectrascope.cli.saved import given_options, require_meaningful
+from spectrascope.config import FROM_BASELINE, find_configuration, read_policy_table
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions, Report
-from spectrascope.reports.read import read_report
+from spectrascope.reports.read import is_saved_report, read_report
 from spectrascope.reports.refit import refit
 from spectrascope.reports.render import Format, render
 from spectrascope.reports.write import write_text_atomically

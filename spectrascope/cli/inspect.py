@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spectrascope.api.progress import follow_progress
 from spectrascope.cli import options as o
 from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.load import load_model, make_run, read_tensors
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
-from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import ALL_SAMPLES, Missing

@@ -11,15 +11,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from spectrascope.api.progress import follow_progress
 from spectrascope.cli.garbage import set_aside
 from spectrascope.cli.load import load_model, load_momentum, make_run
 from spectrascope.cli.options import Request
-from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import OptionError
 from spectrascope.records.decomposition import DecomposeOptions
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.records.signal import GradientSource
-from spectrascope.records.values import ALL_SAMPLES
 
 if TYPE_CHECKING:
     from spectrascope.workload import Run
@@ -77,8 +76,6 @@ def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, qu
         run = make_run(target, options, network)
         if options.gradient is GradientSource.MOMENTUM:
             run = replace(run, momentum=load_momentum(target, run))
-        if options.num_samples == ALL_SAMPLES:
-            run = replace(run, options=replace(options, num_samples=run.source.n))
         on_progress("load", 2, 2)
         clock = StageClock({"import": imported - started, "load": time.perf_counter() - imported})
         with set_aside():

@@ -27,7 +27,7 @@ from spectrascope.reports.write import check_writable
 input_option = partial(typer.Option, rich_help_panel="Network and data")
 measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 result_option = partial(typer.Option, rich_help_panel="Result")
-_BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN}
+_BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN, ".tex": Format.LATEX}
 _DEFAULT = ProbeOptions()
 _Record = TypeVar("_Record")
 
@@ -80,7 +80,7 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         callback=writable,
-        help="Write the result here, not to stdout; .json, .csv and .md say the form where --format does not.",
+        help="Write the result here, not to stdout; .json, .csv, .md and .tex say the form where --format does not.",
     ),
 ]
 Html = Annotated[

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 from collections.abc import Callable
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
 
     from spectrascope.records.report import Report
     from spectrascope.records.trajectory import Trajectory
-
-_UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
 
 
 def emit(draw: Callable[[int | None], RenderableType], output: Path | None) -> None:
@@ -73,8 +70,6 @@ def _print_to_terminal(draw: Callable[[int | None], RenderableType]) -> None:
 def _to_text(result: RenderableType) -> str:
     if isinstance(result, str):
         return result
-    from rich.console import Console
+    from spectrascope.reports.table import plain_text
 
-    stream = io.StringIO()
-    Console(file=stream, width=_UNBOUNDED, color_system=None, force_terminal=False).print(result)
-    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").split("\n"))
+    return plain_text(result)

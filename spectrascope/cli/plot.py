@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
+from spectrascope.api.progress import follow_progress
 from spectrascope.cli import options as o
 from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.pictures import Destination, write_pictures
-from spectrascope.cli.progress import follow_progress
 from spectrascope.reports.charts.pictures import PictureKind
 from spectrascope.reports.select import read_selected
 

@@ -13,11 +13,6 @@ from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
 
 
-def is_saved_report(model: str) -> bool:
-    """Say whether a MODEL names a report (``x.index.json`` names the shards of a checkpoint)."""
-    return model.endswith(".json") and not model.endswith(".index.json")
-
-
 def given_options(context: typer.Context) -> set[str]:
     """Name the parameters that stand on the command line, not those left at a default."""
     return {name for name in context.params if not _is_default(context, name)}

@@ -11,12 +11,13 @@ from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded, measure
 from spectrascope.cli.output import emit
 from spectrascope.cli.pictures import picture_file, write_picture
-from spectrascope.cli.saved import is_saved_report, refit_saved
+from spectrascope.cli.saved import refit_saved
 from spectrascope.errors import OptionError
 from spectrascope.records.advice import ValidateOn
 from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.charts.validation_chart import validation_picture
 from spectrascope.reports.emit import Emission, emit_advice
+from spectrascope.reports.read import is_saved_report
 from spectrascope.reports.render import render
 
 if TYPE_CHECKING:

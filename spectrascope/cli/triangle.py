@@ -10,8 +10,9 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
-from spectrascope.cli.saved import is_saved_report, refit_saved
+from spectrascope.cli.saved import refit_saved
 from spectrascope.reports.order import ORDER
+from spectrascope.reports.read import is_saved_report
 from spectrascope.reports.render import View, render
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "sort", "output", "quiet"}

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from spectrascope.api.progress import follow_progress
 from spectrascope.cli import options as o
 from spectrascope.cli.load import load_model, read_tensors
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
-from spectrascope.cli.progress import follow_progress
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
@@ -40,7 +40,7 @@ def weights(
     context: typer.Context,
     network: o.Network,
     *,
-    seed: o.Seed = 0,
+    seed: Annotated[int, o.input_option(min=0, metavar="N", help="Draws random weights, as of NAME@none.")] = 0,
     options: TailOptions,
     result: o.Result,
     report: Annotated[

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from spectrascope.advice.trajectory import STEP_KEY
-from spectrascope.api import foretell_cost, list_engines, probe, require_options
+from spectrascope.api.measuring import foretell_cost, list_engines, probe
+from spectrascope.api.options import require_options
 from spectrascope.errors import OptionError
 from spectrascope.integrations.budget import Deadline, OutOfTimeError, TimeBudget
 from spectrascope.integrations.loggers import Log

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import nn
 
 from spectrascope.records.advice import STEP_FORMULA, ParameterExponent
-from spectrascope.text import matches
+from spectrascope.text import listed, matches
 
 __all__ = ["parameter_groups"]
 
@@ -22,7 +22,7 @@ def parameter_groups(
     model: nn.Module,
     exponents: str | Path | Mapping[str, Any] | Iterable[ParameterExponent] | None = None,
     *,
-    adamw: Sequence[str] = (),
+    adamw: str | Sequence[str] = (),
     scale_free: bool = True,
     default_beta: float | None = None,
     beta_grid: float | None = None,
@@ -35,7 +35,8 @@ def parameter_groups(
             ``advice.parameters``. Parameters it does not name go to AdamW. ``None``: every parameter of two or more
             dimensions takes the optimizer's own beta and damping, embedding tables and what is tied to one go to
             AdamW.
-        adamw: shell-style globs on parameter names that go to AdamW whatever else is said, heads above all.
+        adamw: a shell-style glob, or several, on parameter names that go to AdamW whatever else is said, heads above
+            all.
         scale_free: which damping to take: relative to the gradient's size, or in its own units. Groups made from
             exponents carry the option, so that the two cannot be mixed up.
         default_beta: exponent of matrices that the exponents do not name, because no sample determined one: 1 is
@@ -57,7 +58,7 @@ def parameter_groups(
     [['params'], ['beta', 'params']]
     """
     parameters = dict(model.named_parameters())
-    left_out = _matching(parameters, adamw)
+    left_out = _matching(parameters, listed(adamw, "adamw"))
     tables = {id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()}
     if exponents is None:
         groups: Groups = [{"params": _take_matrices(parameters, tables, left_out)}]

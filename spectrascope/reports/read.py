@@ -8,7 +8,12 @@ from spectrascope.errors import ReportFormatError
 from spectrascope.records.report import Report
 from spectrascope.reports.json import report_from_json
 
-__all__ = ["read_report"]
+__all__ = ["is_saved_report", "read_report"]
+
+
+def is_saved_report(model: str) -> bool:
+    """Say whether what names a network names a report (``x.index.json`` names the shards of a checkpoint)."""
+    return model.endswith(".json") and not model.endswith(".index.json")
 
 
 def read_report(path: Path) -> Report:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from spectrascope.reports.views.document import Document
 
-__all__ = ["Format", "View", "render"]
+__all__ = ["Format", "Rendered", "View", "document_of", "render"]
 
 Rendered: TypeAlias = (
     Report | BenchReport | Inspection | Verdict | Comparison | Trajectory | Advice | WeightsReport
@@ -34,6 +34,7 @@ class Format(str, Enum):
     JSON = "json"
     CSV = "csv"
     MARKDOWN = "markdown"
+    LATEX = "latex"
 
 
 class View(str, Enum):
@@ -67,17 +68,34 @@ def render(
         from spectrascope.reports.json import record_to_json, report_to_json
 
         return report_to_json(record) if isinstance(record, Report) else record_to_json(record)
-    build, to_csv = _forms()[view if isinstance(record, Report) else type(record)]
     if format is Format.CSV:
+        to_csv = _forms_of(record, view)[1]
         return to_csv(record, **{name: value for name, value in how.items() if name == "sort"})
-    document = build(record, **how)
+    document = document_of(record, view, **how)
     if format is Format.MARKDOWN:
         from spectrascope.reports.markdown import document_markdown
 
         return document_markdown(document)
+    if format is Format.LATEX:
+        from spectrascope.reports.latex import document_latex
+
+        return document_latex(document)
     from spectrascope.reports.table import document_table
 
     return document_table(document, width=width)
+
+
+def document_of(record: Rendered, view: View = View.PROBE, **how: Any) -> Document:
+    """What a reader sees of a record, not drawn yet; arguments as of :func:`render`."""
+    document: Document = _forms_of(record, view)[0](record, **how)
+    return document
+
+
+def _forms_of(record: Rendered, view: View) -> tuple[Callable[..., Document], Callable[..., str]]:
+    forms = _forms()
+    if isinstance(record, Report):
+        return forms[view]
+    return next(forms[kind] for kind in type(record).__mro__ if kind in forms)
 
 
 def _forms() -> dict[type | View, tuple[Callable[..., Document], Callable[..., str]]]:

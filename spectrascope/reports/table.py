@@ -5,6 +5,7 @@ Nothing in a document is read as rich's markup, so a layer called ``a[red]`` is 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 
 from rich.cells import cell_len, set_cell_size
@@ -17,9 +18,10 @@ from rich.text import Text
 from spectrascope.reports.views.document import Document, Sheet, Tone, footnote_mark
 from spectrascope.text import printable
 
-__all__ = ["document_table"]
+__all__ = ["document_table", "plain_text"]
 
 _STYLES = {Tone.PLAIN: "", Tone.QUIET: "dim", Tone.WARNING: "yellow", Tone.ALARM: "bold red"}
+_UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
 _GAP = 2  # blanks between columns
 _LEAST_NAME_WIDTH = 16
 
@@ -39,6 +41,13 @@ def document_table(document: Document, *, width: int | None = None) -> Renderabl
         parts.append(Text())
         parts += [Text(printable(line), style=_STYLES[tone]) for line, tone in document.closing]
     return Group(*parts)
+
+
+def plain_text(drawn: RenderableType, width: int | None = None) -> str:
+    """Draw without colour, at most ``width`` columns wide, without blanks at the ends of lines."""
+    stream = io.StringIO()
+    Console(file=stream, width=width or _UNBOUNDED, color_system=None, force_terminal=False).print(drawn)
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").split("\n"))
 
 
 def _facts(document: Document) -> Table:

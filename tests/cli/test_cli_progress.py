@@ -2,11 +2,11 @@
 
 import pytest
 
-from spectrascope.cli.progress import SECONDS_BETWEEN_LINES, follow_progress
+from spectrascope.api.progress import SECONDS_BETWEEN_LINES, follow_progress
 
 
 def test_long_stages_say_the_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    from spectrascope.cli import progress
+    from spectrascope.api import progress
 
     now = [0.0]
     lines = progress._Lines(clock=lambda: now[0])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectrascope.api import describe_source
+from spectrascope.api.inputs import describe_source
 from spectrascope.errors import DataError
 from spectrascope.losses import make_loss
 from spectrascope.measure.validate import advise_and_validate, correlate, search_line

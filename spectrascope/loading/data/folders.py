@@ -14,6 +14,7 @@ from spectrascope.loading.data.sampling import describe, listed, shown
 from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
 from spectrascope.loading.data.text import file_texts, read_texts
 from spectrascope.loading.loaded import LoadedModel
+from spectrascope.text import plural
 
 __all__ = ["FOLDER", "number_classes"]
 
@@ -71,23 +72,23 @@ def number_classes(
     Raises:
         DataError: some names are the network's and some are not, or the numbers of classes differ.
     """
-    count, plural = loaded.num_classes, f"{kind}s"
+    count, kinds = loaded.num_classes, f"{kind}s"
     if loaded.class_names is not None:
         matched = match_labels(classes, loaded.class_names)
         numbers = {folder: number for folder, number in matched.items() if number is not None}
         if len(numbers) == len(classes):
             if len(set(numbers.values())) < len(classes):
-                raise DataError(f"{name}: two {plural} name the same class of the network; expected one each")
+                raise DataError(f"{name}: two {kinds} name the same class of the network; expected one each")
             return numbers, f"{kind} names matched to the network's {len(loaded.class_names)} class names"
         if numbers:
             strange = [folder for folder in classes if folder not in numbers]
             raise DataError(
-                f"{name}: {len(numbers)} of {len(classes)} {plural} name classes of {loaded.info.id}, "
+                f"{name}: {len(numbers)} of {len(classes)} {kinds} name classes of {loaded.info.id}, "
                 f"but not {listed(strange)}; expected all or none, rename or remove these"
             )
     if count is not None and len(classes) != count:
         raise DataError(
-            f"{name} has {len(classes)} class {plural}, but {loaded.info.id} has {count} outputs, and "
+            f"{name} has {plural(len(classes), f'class {kind}')}, but {loaded.info.id} has {count} outputs, and "
             f"the names do not tell which is which; expected one {kind} per output"
         )
     if all(folder.isdecimal() for folder in classes) and sorted(map(int, classes)) == list(range(len(classes))):

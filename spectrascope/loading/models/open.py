@@ -5,10 +5,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.pickles import find_weights
 from spectrascope.loading.checkpoints.read import (
     SUFFIXES,
     Checkpoint,
@@ -17,6 +20,7 @@ from spectrascope.loading.checkpoints.read import (
     read_checkpoint,
     read_step,
     require_plain,
+    strip_wrappers,
 )
 from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
@@ -38,8 +42,9 @@ from spectrascope.loading.models.recognise import Recognised, is_listed, named_a
 from spectrascope.loading.models.source import Architecture, ModelRequest, ModelSource, require_taken
 from spectrascope.loading.models.timm import TIMM
 from spectrascope.loading.models.torchvision import TORCHVISION
+from spectrascope.records.values import Missing
 
-__all__ = ["GROUP", "SOURCES", "find_architecture", "find_step", "load_model"]
+__all__ = ["GROUP", "SOURCES", "find_architecture", "find_step", "load_model", "load_weights"]
 
 GROUP = "spectrascope.models"
 """Of the entry points by which installed distributions add sources."""
@@ -89,6 +94,27 @@ def load_model(
     if source is None:
         raise _unknown(request.spec.rpartition("@")[0] or request.spec)
     return source.open(request)
+
+
+def load_weights(content: Mapping[str, Any], *, arch: str | None = None, seed: int = 0) -> LoadedModel:
+    """Load the network that a state dict in memory belongs to, recognised from names and shapes without ``arch``.
+
+    Args:
+        content: parameter name -> tensor, bare or as training checkpoints hold it (under ``state_dict``, ``model``, …).
+        arch: architecture, as for :func:`load_model`.
+        seed: of what a factory draws.
+
+    Raises:
+        LoadError: no weights in it, or of an unknown network.
+        NonFiniteError: a weight is NaN or infinite.
+    """
+    where = "the state dict"
+    found = find_weights(content, where)
+    memory = Missing("the weights were passed in memory")
+    checkpoint = Checkpoint(strip_wrappers(found.tensors), memory, Path(where), "in memory", {}, found.place)
+    loaded = _load_checkpoint(ModelRequest(where, arch=arch, seed=seed), checkpoint)
+    info = replace(loaded.info, id="state dict", source="python", path=memory, weights="in memory")
+    return replace(loaded, info=info)
 
 
 def find_step(spec: str) -> int | None:
@@ -200,12 +226,13 @@ def _huggingface_part(spec: str, arch: str | None) -> str | None:
     return None
 
 
-def _load_checkpoint(request: ModelRequest) -> LoadedModel:
+def _load_checkpoint(request: ModelRequest, checkpoint: Checkpoint | None = None) -> LoadedModel:
     spec, arch, num_classes = request.spec, request.arch, request.num_classes
     owner = None if arch is None else _find_source(arch, [source for source in SOURCES if source is not FILES])
     factory = find_factory(arch) if arch is not None and owner is FACTORIES else None
     architecture = find_architecture(arch) if arch is not None and factory is None else None
-    checkpoint = read_checkpoint(spec, headers_only=request.headers_only, aside=everything)
+    if checkpoint is None:
+        checkpoint = read_checkpoint(spec, headers_only=request.headers_only, aside=everything)
     where = checkpoint.path
     if factory is not None:
         make = seeded(factory, request.seed)

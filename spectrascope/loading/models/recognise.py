@@ -25,6 +25,7 @@ from spectrascope.loading.models import torchvision as torchvision_models
 from spectrascope.loading.models.fit import Reading, readings
 from spectrascope.loading.models.huggingface.config import read_json
 from spectrascope.loading.zoo import ZOO, find_entry
+from spectrascope.text import plural
 
 __all__ = ["Recognised", "is_listed", "named_architecture", "recognise"]
 
@@ -121,8 +122,9 @@ def recognise(state_dict: Mapping[str, Tensor], *, hint: str = "", timm: bool = 
     if found is not None:
         return found
     raise LoadError(
-        f"the keys and shapes of the {len(state_dict)} tensors fit no known network{_nearest(state_dict)}; name the "
-        f"architecture with --arch NAME, --arch timm:NAME, --arch package.module:factory or --arch file.py:factory"
+        f"the keys and shapes of {plural(len(state_dict), 'tensor')} fit no known network{_nearest(state_dict)}; "
+        "name the architecture with --arch NAME, --arch timm:NAME, --arch package.module:factory or --arch "
+        "file.py:factory"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any
 
 from spectrascope.errors import OptionError
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["PICTURE_FORMATS", "draw_pages", "draw_picture", "require_matplotlib"]
+__all__ = ["PICTURE_FORMATS", "draw_pages", "draw_picture", "make_figure", "require_matplotlib"]
 
 PICTURE_FORMATS = ("png", "svg", "pdf")
 """Kinds of picture files, as file suffixes."""
@@ -67,6 +68,23 @@ def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = 
         else:
             figure.savefig(stream, format=suffix, metadata=_without_date(suffix))
         return stream.getvalue()
+
+
+def make_figure(picture: Picture, *, title: str | None = None, theme: str = "light") -> Figure:
+    """Draw one picture as a figure of matplotlib's, which a notebook shows and ``savefig`` writes.
+
+    Args:
+        picture: what to draw.
+        title: above it instead of its own; empty for none.
+        theme: ``light`` or ``dark``.
+
+    Raises:
+        OptionError: no such theme, or matplotlib is not installed.
+    """
+    if theme not in ("light", "dark"):
+        raise OptionError(f"theme {theme!r}: expected light or dark")
+    with _style(theme == "dark") as paper:
+        return _draw(picture if title is None else replace(picture, title=title), paper)
 
 
 def draw_pages(pictures: Iterable[Picture], *, dark: bool = False) -> bytes:

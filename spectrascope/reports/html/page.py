@@ -34,7 +34,10 @@ if TYPE_CHECKING:
     from jinja2 import Environment
     from markupsafe import Markup
 
-__all__ = ["Figure", "LayerDetail", "PageDirections", "draw_figure", "fill_page", "report_html"]
+__all__ = [
+    "Figure", "LayerDetail", "PageDirections", "draw_figure", "environment", "fill_page", "read", "report_html",
+    "shades",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +101,10 @@ def fill_page(template: str, *, title: str, **values: Any) -> str:
     """
     from markupsafe import Markup
 
-    dark = f"@media (prefers-color-scheme: dark) {{{_shades(DARK)}}}"
-    style = f"{_shades(LIGHT)}\n{dark}\n{_read('page.css')}"
-    script = _read("page.js")
-    page = _environment().get_template(template)
+    dark = f"@media (prefers-color-scheme: dark) {{{shades(DARK)}}}"
+    style = f"{shades(LIGHT)}\n{dark}\n{read('page.css')}"
+    script = read("page.js")
+    page = environment().get_template(template)
     return page.render(
         title=printable(title),
         version=version("spectrascope"),
@@ -155,7 +158,8 @@ def _directions(row: LayerReport) -> PageDirections:
 
 
 @cache
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of pages."""
     from jinja2 import DictLoader, Environment, StrictUndefined
 
     folder = resources.files("spectrascope.reports.html") / "page"
@@ -182,7 +186,8 @@ def _show(value: Any) -> Any:
     return printable(value).replace(" %", "\u00a0%") if type(value) is str else value
 
 
-def _read(name: str) -> str:
+def read(name: str) -> str:
+    """A file of the page's folder."""
     return (resources.files("spectrascope.reports.html") / "page" / name).read_text(encoding="utf-8")
 
 
@@ -190,7 +195,8 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
-def _shades(paper: Paper) -> str:
+def shades(paper: Paper, selector: str = ":root") -> str:
+    """The colours of a paper as variables of what ``selector`` names."""
     names = {"paper": paper.background, "raised": paper.raised, "text": paper.text}
     names |= {"quiet": paper.quiet, "grid": paper.grid} | {ink.value: shade for ink, shade in paper.inks.items()}
-    return f":root {{{' '.join(f'--{name}: {shade};' for name, shade in names.items())}}}"
+    return f"{selector} {{{' '.join(f'--{name}: {shade};' for name, shade in names.items())}}}"

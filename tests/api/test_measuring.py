@@ -10,14 +10,16 @@ import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.api import ProbeKeywords
+from spectrascope.api.options import ProbeKeywords
 from spectrascope.records.report import ProbeOptions
 
 BATCH = torch.zeros(2, 3), torch.zeros(2, dtype=torch.long)
 
 
 def test_keywords_are_the_fields_of_the_options() -> None:
-    keywords = [name for name in ProbeKeywords.__annotations__ if name != "momentum"]  # tensors, so no option
+    keywords = [
+        name for name in ProbeKeywords.__annotations__ if name not in ("momentum", "scores")
+    ]  # tensors, so no option
     assert keywords == [item.name for item in fields(ProbeOptions)]
 
 

@@ -1,0 +1,123 @@
+"""Options of the functions that measure: their names, their defaults, and what is refused."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any, TypeAlias, TypedDict, TypeVar, get_type_hints
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from spectrascope.errors import OptionError
+from spectrascope.measure.prepare import require_sensible
+from spectrascope.records.report import ProbeOptions
+from spectrascope.records.signal import Estimate, GradientSource, LabelSource
+from spectrascope.records.values import CheckScope, EngineName
+from spectrascope.text import listed
+
+__all__ = ["DEFAULTS", "Globs", "ProbeKeywords", "require_options", "spelled_out", "with_kinds"]
+
+Globs: TypeAlias = str | Iterable[str]
+"""One glob, or several."""
+
+
+class ProbeKeywords(TypedDict, total=False):
+    """What functions that measure take by keyword: the fields of ``ProbeOptions``, in looser types."""
+
+    num_samples: int | None
+    top_k: int
+    min_rank: int
+    layers: Globs
+    exclude: Globs
+    engine: EngineName | str
+    device: str
+    dtype: str | None
+    micro_batch: int | str
+    seed: int
+    groups: int
+    self_check: CheckScope | str | bool
+    split_fused: bool
+    estimate: Estimate | str
+    null_draws: int | str
+    curvature_samples: int | str
+    folds: int
+    gradient: GradientSource | str
+    labels: LabelSource | str
+    momentum: Optimizer | Mapping[str, Tensor] | None
+    scores: str | int | None
+
+
+_HINTS = get_type_hints(ProbeKeywords)
+DEFAULTS = {item.name: item.default for item in fields(ProbeOptions) if item.name in _HINTS}
+DEFAULTS |= {"dtype": None, "momentum": None, "scores": None}
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def spelled_out(function: Function) -> Function:
+    """Let ``help``, completion and ``inspect.signature`` see the keywords that ``**options`` stands for."""
+    signature = inspect.signature(function)
+    own = list(signature.parameters.values())[:-1]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_HINTS[name])
+        for name, default in DEFAULTS.items()
+        if name not in signature.parameters
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return function
+
+
+def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
+    """Turn words into members of their fixed lists, and one glob into a list of one.
+
+    Raises:
+        OptionError: a word that is not in its list, or globs that are no strings.
+    """
+    try:
+        chosen |= {option: listed(chosen[option], option) for option in ("layers", "exclude")}
+    except TypeError as error:
+        raise OptionError(str(error)) from None
+    if isinstance(chosen["self_check"], bool):
+        chosen["self_check"] = CheckScope.ALL if chosen["self_check"] else CheckScope.OFF
+    for option, kind in (
+        ("engine", EngineName),
+        ("estimate", Estimate),
+        ("labels", LabelSource),
+        ("gradient", GradientSource),
+        ("self_check", CheckScope),
+    ):
+        try:
+            chosen[option] = kind(chosen[option])
+        except ValueError as error:
+            names = ", ".join(e.value for e in kind)
+            raise OptionError(f"{option} {chosen[option]!r}: expected one of {names}") from error
+    return chosen
+
+
+def require_options(options: Mapping[str, Any]) -> None:
+    """Refuse options of :func:`spectrascope.probe` that are misspelt or out of range, before anything is measured.
+
+    Args:
+        options: keywords of :func:`spectrascope.probe`.
+
+    Raises:
+        OptionError: the first of them.
+
+    >>> require_options({"topk": 3})
+    Traceback (most recent call last):
+    spectrascope.errors.OptionError: no option 'topk': did you mean top_k?
+    """
+    for unknown in options.keys() - DEFAULTS.keys():
+        close = difflib.get_close_matches(unknown, DEFAULTS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"expected some of {', '.join(DEFAULTS)}"
+        raise OptionError(f"no option {unknown!r}: {hint}")
+    chosen = with_kinds({**DEFAULTS, **options})
+    momentum, dtype, _ = chosen.pop("momentum"), chosen.pop("dtype"), chosen.pop("scores")
+    if chosen["gradient"] is GradientSource.MOMENTUM and momentum is None:
+        raise OptionError("gradient 'momentum': pass momentum=, the optimizer or its buffers by parameter name")
+    try:
+        require_sensible(ProbeOptions(**chosen, dtype=dtype or "float32"))
+    except TypeError as error:
+        raise OptionError(f"an option has a value of the wrong type: {error}") from error

@@ -1,0 +1,115 @@
+"""Documents as LaTeX: a table per sheet, ready to be included in a paper that loads ``booktabs``."""
+
+from __future__ import annotations
+
+import re
+
+from spectrascope.reports.views.document import Document, Sheet
+from spectrascope.text import printable
+
+__all__ = ["document_latex", "escape_latex"]
+
+_GREEK = {
+    "α": "alpha", "β": "beta", "γ": "gamma", "δ": "delta", "ε": "varepsilon", "ζ": "zeta", "κ": "kappa", "λ": "lambda",
+    "μ": "mu", "ρ": "rho", "σ": "sigma", "χ": "chi", "φ": "varphi", "Δ": "Delta", "Λ": "Lambda", "Φ": "Phi",
+    "Σ": "Sigma",
+}  # fmt: skip
+_MATH = {
+    "±": r"\pm", "×": r"\times", "·": r"\cdot", "≤": r"\le", "≥": r"\ge", "≈": r"\approx", "∝": r"\propto", "→": r"\to",
+    "−": "-", "∞": r"\infty", "‖": r"\|", "ᵀ": r"^{\top}",
+}  # fmt: skip
+_PLAIN = {
+    "–": "--", "—": "---", "…": r"\dots{}", "“": "``", "”": "''", "’": "'", "é": r"\'e", "ö": r'\"o', "ü": r'\"u',
+    "\u00a0": "~",
+}  # fmt: skip
+_SPECIAL = {char: "\\" + char for char in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "`": r"\textasciigrave{}", "[": "{[}", "]": "{]}",
+}  # fmt: skip
+_RAISED = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-", strict=True))
+_LOWERED = dict(zip("₀₁₂₃₄₅₆₇₈₉", "0123456789", strict=True)) | {"ₖ": "k"}
+_GREEK_SUBSCRIPT = re.compile(rf"([{''.join(_GREEK)}])_([A-Za-z{''.join(_GREEK)}])")
+_LETTER_SUBSCRIPT = re.compile(r"\b(PR|h|u|v)_([A-Za-z])\b")
+_MINUS = re.compile(r"(?<![\w.])-(?=\d)")
+_SIDE_BY_SIDE = re.compile(r"(?<!\\)\$\$")  # two formulas are one
+_PROFILE = frozenset("▁▂▃▄▅▆▇█")
+
+
+def document_latex(document: Document) -> str:
+    r"""Write the sheets of a document as ``table`` environments with ``booktabs`` rules, one after the other.
+
+    Facts about the measurement stand above as comments; footnotes below their table. Profiles of block characters are
+    left out. Needs nothing in the preamble but ``\usepackage{booktabs}``; every character is ASCII.
+    """
+    lines = [f"% {_comment(document.title)}", r"% needs \usepackage{booktabs}"]
+    lines += [f"% {_comment(label)}: {_comment(value)}" for label, value in document.facts]
+    for sheet in document.sheets:
+        lines += ["", *_table(sheet)]
+    lines += ["", *(f"% {_comment(text)}" for text, _ in document.closing)] if document.closing else []
+    return "\n".join(lines)
+
+
+def _table(sheet: Sheet) -> list[str]:
+    kept = [
+        index for index in range(len(sheet.columns)) if not any(_PROFILE & set(row.cells[index]) for row in sheet.rows)
+    ]
+    columns = [sheet.columns[index] for index in kept]
+    return [
+        r"\begin{table}",
+        r"  \centering\small",
+        rf"  \caption{{{escape_latex(sheet.title)}}}",
+        rf"  \begin{{tabular}}{{@{{}}{''.join('r' if column.right else 'l' for column in columns)}@{{}}}}",
+        r"    \toprule",
+        f"    {_line([column.title for column in columns])}",
+        r"    \midrule",
+        *(f"    {_line([row.cells[index] for index in kept])}" for row in sheet.rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        *(rf"  \par\footnotesize {escape_latex(note)}" for note in sheet.footnotes),
+        r"\end{table}",
+    ]
+
+
+def _line(cells: list[str]) -> str:
+    return " & ".join(escape_latex(cell.strip()) for cell in cells) + r" \\"
+
+
+def escape_latex(text: str) -> str:
+    r"""Write text so that LaTeX prints it as it is: user strings cannot become commands, Greek letters become math.
+
+    >>> print(escape_latex("α_H ≈ β·α_G, layer_1.weight[q] ±0.2"))
+    $\alpha_{H}$ $\approx$ $\beta\cdot\alpha_{G}$, layer\_1.weight{[}q{]} $\pm$0.2
+    """
+    text = printable(text)
+    made: list[str] = []
+
+    def math(content: str) -> str:
+        made.append(f"${content}$")
+        return f"\x00{len(made) - 1}\x00"  # no printable text holds one
+
+    def greek(letter: str) -> str:
+        return f"\\{_GREEK[letter]}" if letter in _GREEK else letter
+
+    text = _GREEK_SUBSCRIPT.sub(lambda m: math(f"{greek(m[1])}_{{{greek(m[2])}}}"), text)
+    text = _LETTER_SUBSCRIPT.sub(lambda m: math(f"\\mathrm{{{m[1]}}}_{{{m[2]}}}"), text)
+    text = _MINUS.sub(lambda _: math("-"), text)
+    text = re.sub(f"[{''.join(_RAISED)}]+", lambda m: math(f"^{{{''.join(_RAISED[c] for c in m[0])}}}"), text)
+    text = re.sub(f"[{''.join(_LOWERED)}]+", lambda m: math(f"_{{{''.join(_LOWERED[c] for c in m[0])}}}"), text)
+    written = "".join(map(_character, text))
+    written = re.sub("\x00(\\d+)\x00", lambda m: made[int(m[1])], written)
+    return _SIDE_BY_SIDE.sub("", written)
+
+
+def _character(char: str) -> str:
+    if char in _SPECIAL:
+        return _SPECIAL[char]
+    if char in _PLAIN:
+        return _PLAIN[char]
+    if char in _MATH or char in _GREEK:
+        content = _MATH.get(char) or f"\\{_GREEK[char]}"
+        return f"${content}$"
+    return char if char.isascii() else rf"\symbol{{{ord(char)}}}" if ord(char) < 256 else "?"
+
+
+def _comment(text: str) -> str:
+    return printable(text).encode("ascii", "backslashreplace").decode()
