@@ -14,7 +14,7 @@ from spectrascope.records.trajectory import LayerTrack, Trajectory, TrajectoryPo
 from spectrascope.records.values import Missing, RankComparison, RankModel
 from spectrascope.reports.fields import Field, followed
 
-__all__ = ["STEP_KEY", "MeasuredCheckpoint", "build_trajectory", "find_step", "order_checkpoints"]
+__all__ = ["STEP_KEY", "MeasuredCheckpoint", "build_trajectory", "find_step", "order_checkpoints", "unrelated"]
 
 STEP_KEY = "step"
 """Key of ``Report.extra`` under which callbacks leave the training step of a report."""
@@ -60,6 +60,24 @@ def order_checkpoints(checkpoints: Sequence[MeasuredCheckpoint]) -> tuple[str, l
     if len(set(known)) == len(checkpoints):
         return "step", sorted(zip(known, checkpoints, strict=True), key=lambda pair: pair[0])
     return "checkpoint", [(float(i), item) for i, item in enumerate(checkpoints, start=1)]
+
+
+def unrelated(reports: Sequence[Report]) -> str:
+    """Say why reports are not of one training run, as they share too few weights by name and shape; else nothing.
+
+    >>> unrelated([])
+    ''
+    """
+    weights = [{(row.info.name, row.info.shape) for row in report.layers} for report in reports]
+    for report, found in zip(reports[1:], weights[1:], strict=True):
+        shared = len(found & weights[0])
+        if 2 * shared < min(len(found), len(weights[0])):
+            one, other = reports[0].provenance.model, report.provenance.model
+            return (
+                f"{one.id} ({one.architecture}) and {other.id} ({other.architecture}) share {shared} of "
+                f"{min(len(found), len(weights[0]))} weights"
+            )
+    return ""
 
 
 def build_trajectory(checkpoints: Sequence[MeasuredCheckpoint]) -> Trajectory:

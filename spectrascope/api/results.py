@@ -235,6 +235,7 @@ class ProbeReport(Presented, Report):
         layers: Globs = (),
         exclude: Globs = (),
         title: str | None = None,
+        width: str | float | None = None,
         theme: str = "light",
     ) -> Figure:
         """Draw the report.
@@ -246,13 +247,14 @@ class ProbeReport(Presented, Report):
             layers: a glob on names of weights to draw, or several; all when empty.
             exclude: a glob on names to leave out, or several.
             title: above the picture; empty for none, the network and what is shown when ``None``.
+            width: ``one-column`` (3.4 inches), ``two-column`` (7 inches) or inches; as large as it likes when ``None``.
             theme: ``light`` or ``dark``.
 
         Returns:
             A matplotlib figure; saved as PDF its fonts are embedded.
 
         Raises:
-            OptionError: no such kind or theme, matplotlib is not installed, or nothing in the report to draw.
+            OptionError: no such kind, width or theme, matplotlib is not installed, or nothing in the report to draw.
         """
         from spectrascope.reports.charts.pictures import PictureKind, report_pictures
         from spectrascope.reports.charts.plots import make_figure
@@ -266,7 +268,7 @@ class ProbeReport(Presented, Report):
         found = report_pictures(chosen, [wanted])
         if not found:
             raise OptionError(f"nothing to draw for {kind!r}: no weight of the report has what it shows")
-        return make_figure(found[0], title=title, theme=theme)
+        return make_figure(found[0], title=title, width=width, theme=theme)
 
 
 class TrajectoryResult(Presented, Trajectory):
@@ -289,17 +291,19 @@ class TrajectoryResult(Presented, Trajectory):
         kind: str = "overview",
         *,
         title: str | None = None,
+        width: str | float | None = None,
         theme: str = "light",
     ) -> Figure:
         """Draw numbers over training.
 
         Args:
             kind: ``overview`` for all, ``loss``, ``rank-models``, or one number: ``step-exponent``, ``beta``, ….
-            title: as for :meth:`ProbeReport.plot`, and so are the others.
+            title: as for :meth:`ProbeReport.plot`.
+            width: as there.
             theme: ``light`` or ``dark``.
 
         Raises:
-            OptionError: no such kind or theme, or matplotlib is not installed.
+            OptionError: no such kind, width or theme, or matplotlib is not installed.
         """
         from spectrascope.reports.charts.plots import make_figure
         from spectrascope.reports.charts.training_charts import trajectory_pictures
@@ -307,7 +311,7 @@ class TrajectoryResult(Presented, Trajectory):
         pictures = {item.name.removeprefix("training-"): item for item in trajectory_pictures(self)}
         if kind not in pictures:
             raise OptionError(f"no picture {kind!r}: expected one of {', '.join(pictures)}")
-        return make_figure(pictures[kind], title=title, theme=theme)
+        return make_figure(pictures[kind], title=title, width=width, theme=theme)
 
 
 class VerdictResult(Presented, Verdict):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory
+from spectrascope.advice.trajectory import MeasuredCheckpoint, build_trajectory, unrelated
 from spectrascope.cli.garbage import no_collections
 from spectrascope.errors import OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports.charts.chart import Picture
+from spectrascope.reports.charts.layout import picture_width
 from spectrascope.reports.charts.pictures import PictureKind, report_pictures
 from spectrascope.reports.charts.plots import PICTURE_FORMATS, draw_pages, draw_picture, require_matplotlib
 from spectrascope.reports.charts.training_charts import trajectory_pictures
@@ -25,15 +27,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A folder for pictures of one format, or a single file, whose suffix then decides. Checked when made."""
+    """A folder for pictures of one format, or a single file, whose suffix then decides, and their look.
+
+    Checked when made. ``title`` stands above every picture in the place of its own, ``width`` is inches or a name.
+    """
 
     path: Path
     format: str
     dpi: int = 150
     dark: bool = False
+    title: str | None = None
+    width: str | float | None = None
 
     def __post_init__(self) -> None:
         require_matplotlib()
+        picture_width(self.width)
         if self.is_file:
             check_writable(self.path)
         elif self.path.exists() and not self.path.is_dir():
@@ -114,7 +122,7 @@ def write_pictures(
     for name, picture in _followed(found, on_progress):
         path = to.path / f"{name}.{to.format}"
         with no_collections():  # one picture at a time: each leaves a figure behind, in circles
-            data = draw_picture(picture, to.format, dpi=to.dpi, dark=to.dark)
+            data = _draw(picture, to, to.format)
         write_bytes_atomically(path, data)
         yield path
 
@@ -122,11 +130,19 @@ def write_pictures(
 def _write(to: Destination, pictures: Iterator[Picture]) -> Path:
     suffix = to.path.suffix.lower().removeprefix(".")
     if suffix == "pdf":
-        data = draw_pages(pictures, dark=to.dark)
+        data = draw_pages((_titled(picture, to) for picture in pictures), dark=to.dark, width=to.width)
     else:
-        data = draw_picture(next(pictures), suffix, dpi=to.dpi, dark=to.dark)
+        data = _draw(next(pictures), to, suffix)
     write_bytes_atomically(to.path, data)
     return to.path
+
+
+def _draw(picture: Picture, to: Destination, suffix: str) -> bytes:
+    return draw_picture(_titled(picture, to), suffix, dpi=to.dpi, dark=to.dark, width=to.width)
+
+
+def _titled(picture: Picture, to: Destination) -> Picture:
+    return picture if to.title is None else replace(picture, title=to.title)
 
 
 def _followed(items: Sequence[_T], on_progress: OnProgress) -> Iterator[_T]:
@@ -139,6 +155,9 @@ def _followed(items: Sequence[_T], on_progress: OnProgress) -> Iterator[_T]:
 
 def _over_training(reports: Sequence[tuple[Path, Report]], kinds: Sequence[PictureKind] | None) -> list[Picture]:
     if kinds is not None or len(reports) < 2:
+        return []
+    if apart := unrelated([report for _, report in reports]):
+        print(f"spectrascope: not drawn over training: {apart}", file=sys.stderr)
         return []
     return trajectory_pictures(build_trajectory([MeasuredCheckpoint(path.stem, report) for path, report in reports]))
 

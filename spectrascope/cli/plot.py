@@ -51,6 +51,16 @@ def plot(
     ] = False,
     theme: Annotated[Theme, o.result_option(help="Paper to draw on.")] = Theme.LIGHT,
     dpi: Annotated[int, o.result_option(min=30, max=1200, metavar="N", help="Dots per inch of a PNG.")] = 150,
+    title: Annotated[
+        str | None, o.result_option(metavar="TEXT", help="Above the pictures, in the place of their own; '' for none.")
+    ] = None,
+    width: Annotated[
+        str | None,
+        o.result_option(
+            metavar="WIDTH",
+            help="one-column (3.4 inches), two-column (7) or inches; as large as need be if not given.",
+        ),
+    ] = None,
     layers: o.Layers = None,
     exclude: o.Exclude = None,
     top_k: o.RefitTopK = None,
@@ -64,7 +74,7 @@ def plot(
     """
     kept, left_out = tuple(layers or ()), tuple(exclude or ())
     with no_collections():
-        to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK)
+        to = Destination(output, format.value, dpi=dpi, dark=theme is Theme.DARK, title=title, width=width)
         found = [read_selected(path, layers=kept, exclude=left_out, top_k=top_k, min_rank=min_rank) for path in reports]
     written: list[Path] = []
     try:

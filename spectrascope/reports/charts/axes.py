@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 from spectrascope.reports.charts.names import short_names
 
-__all__ = ["Axis", "linear_axis", "log_axis", "names_axis", "steps_axis"]
+__all__ = ["OPTIMIZERS", "Axis", "linear_axis", "log_axis", "names_axis", "steps_axis"]
+
+OPTIMIZERS = ((0.0, "GD"), (1.0, "Muon"), (2.0, "Newton"))
+"""What steps of the exponents 0, 1 and 2 are called; GD is gradient descent."""
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MOST_NAMES = 30

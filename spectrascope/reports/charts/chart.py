@@ -111,7 +111,8 @@ Part: TypeAlias = "Points | Line | Band | Bars"
 class Chart:
     """One pair of axes. ``summary`` says in a sentence what is to be seen, for readers who cannot see it.
 
-    ``rises`` says that the data run from the lower left to the upper right, and not downwards.
+    ``rises`` says that the data run from the lower left to the upper right, and not downwards. ``guides`` are places on
+    the vertical axis that have a name.
     """
 
     title: str
@@ -121,6 +122,7 @@ class Chart:
     summary: str = ""
     note: str = ""
     rises: bool = True
+    guides: tuple[tuple[float, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def curvature_chart(row: LayerReport) -> Chart:
     return Chart(
         title=row.info.name,
         x=log_axis(
-            "singular value σ, held-out slope s" if held_out else "singular value of the gradient, σ",
+            "singular value σ, slope s" if held_out else "singular value, σ",
             [point[0] for point in shown],
         ),
         y=log_axis("curvature, h", [point[1] for point in shown]),
@@ -142,7 +142,7 @@ def rank_chart(row: LayerReport) -> Chart:
     return Chart(
         title=row.info.name,
         x=log_axis("rank, k", [point[0] for point in points]),
-        y=log_axis("singular value of the gradient, σ", [*(point[1] for point in points), *([quantile or 0.0])]),
+        y=log_axis("singular value, σ", [*(point[1] for point in points), *([quantile or 0.0])]),
         parts=tuple(parts),
         summary=summary,
         rises=False,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.signal import HeldOut, NullBeta, NullDraws, StepExponent
 from spectrascope.records.values import Interval, LayerKind, Missing, PowerFit, RankModel, Triangle
-from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
+from spectrascope.reports.charts.axes import OPTIMIZERS, Axis, linear_axis, log_axis, names_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, KIND_MARKS, MODEL_INKS
 from spectrascope.reports.fields import RANK_MODEL_NAMES
@@ -92,7 +92,8 @@ def depth_chart(layers: Sequence[LayerReport]) -> Chart:
             )
         )
     summary = _say_range([fit.value for *_, fit in fits])
-    return Chart("published β along depth", x, y, tuple(parts), summary, _note_missing(len(layers) - len(fits), "no β"))
+    note = _note_missing(len(layers) - len(fits), "no β")
+    return Chart("published β along depth", x, y, tuple(parts), summary, note, guides=OPTIMIZERS)
 
 
 def step_chart(layers: Sequence[LayerReport]) -> Chart | None:
@@ -163,6 +164,7 @@ def step_chart(layers: Sequence[LayerReport]) -> Chart | None:
         tuple(parts),
         f"{len(steps)} of {format_count(len(held), 'weight')} determine a step exponent on held-out samples.",
         f"{n_not} undetermined" if len(held) > len(steps) else "",
+        guides=OPTIMIZERS,
     )
 
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 from enum import Enum
 
 from spectrascope.records.report import LayerReport, Report
-from spectrascope.records.signal import HeldOut
 from spectrascope.reports.charts.chart import Chart, Picture
 from spectrascope.reports.charts.decomposition_chart import decomposition_chart
 from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
@@ -47,7 +46,7 @@ class PictureKind(str, Enum):
 
 LAYER_CHARTS: dict[PictureKind, tuple[Callable[[LayerReport], Chart], str]] = {
     PictureKind.CURVATURE: (curvature_chart, "h against σ"),
-    PictureKind.RANKS: (rank_chart, "σ against rank, and three models of it"),
+    PictureKind.RANKS: (rank_chart, "σ against rank, and three models of it (solid: lowest BIC)"),
 }
 """Charts of one layer, and what they show."""
 
@@ -108,8 +107,6 @@ def network_charts(report: Report, kinds: Iterable[PictureKind]) -> list[Chart]:
 def _layer_pages(kind: PictureKind, model: str, layers: Sequence[LayerReport], all_layers: bool) -> list[Picture]:
     draw, what = LAYER_CHARTS[kind]
     names = short_names([row.info.name for row in layers], 32)
-    if kind is PictureKind.CURVATURE and len(layers) > 4 and any(isinstance(row.held_out, HeldOut) for row in layers):
-        what += " (filled: same samples, hollow: held out, pale: noise)"  # small panels have no legend
     title = f"{model}: {what}"
 
     def page(members: Sequence[int]) -> tuple[Chart, ...]:

@@ -7,11 +7,13 @@ which took half of the time of a page of panels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import nan
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from spectrascope.reports.charts.axes import Axis
 from spectrascope.reports.charts.inks import Paper
+from spectrascope.reports.charts.notation import mathtext
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,21 +25,32 @@ _T = TypeVar("_T")
 
 _MARK, _GAP = 3.5, 7.0  # points: length of a tick mark, and from the axis to a tick's text
 _LABEL = 0.17  # inches from the label's middle to the end of its room
+_BETWEEN = 0.15  # inches from one slanted name to the next
 _WIDE, _SLANTED = 0.068, 0.047  # inches, width of a character of a tick's text, and height of a slanted one
 
 
-def room_below(axis: Axis) -> float:
-    """Inches below a horizontal axis: slanted names need as much as the longest of them."""
-    return 0.5 + _SLANTED * (_longest(axis) if axis.slanted else 0)
+def room_below(axis: Axis, scale: float = 1.0) -> float:
+    """Inches below a horizontal axis: slanted names need as much as the longest of them; ``scale`` is of the text."""
+    return scale * (0.5 + _SLANTED * (_longest(axis) if axis.slanted else 0))
 
 
-def room_beside(x: Axis, y: Axis, wide: float) -> float:
+def room_beside(x: Axis, y: Axis, wide: float, scale: float = 1.0) -> float:
     """Inches to the left of axes so many inches wide: for the label and ticks of y, and for slanted names below."""
-    names = [_SLANTED * len(text) - wide * x.place(value) for value, text in x.ticks if x.slanted]
-    return max(0.75, _to_label(y) + _LABEL, *names)
+    shown = _thinned(x, wide, scale) if x.slanted else ()
+    names = [scale * _SLANTED * len(text) - wide * x.place(value) for value, text in shown]
+    return max(0.75 * scale, scale * (_to_label(y) + _LABEL), *names)
 
 
-def draw_axes(axes: Axes, x: Axis, y: Axis, paper: Paper, *, labelled: tuple[bool, bool]) -> None:
+def _thinned(axis: Axis, wide: float, scale: float) -> tuple[tuple[float, str], ...]:
+    """Ticks of a horizontal axis with room between their texts: every so many."""
+    each = _BETWEEN if axis.slanted else _WIDE * (_longest(axis) + 1)
+    every = max(-(-len(axis.ticks) * scale * each // wide), 1)
+    return axis.ticks[:: int(every)]
+
+
+def draw_axes(
+    axes: Axes, x: Axis, y: Axis, paper: Paper, *, labelled: tuple[bool, bool], wide: float, scale: float = 1.0
+) -> None:
     """Scale, limits, frame, grid, ticks and, where wanted, labels.
 
     Args:
@@ -46,21 +59,24 @@ def draw_axes(axes: Axes, x: Axis, y: Axis, paper: Paper, *, labelled: tuple[boo
         y: the vertical axis.
         paper: colours.
         labelled: whether the horizontal and the vertical axis carry their label.
+        wide: inches of the horizontal axis.
+        scale: of the text.
     """
     axes.set(xscale="log" if x.log else "linear", xlim=(x.low, x.high))
     axes.set(yscale="log" if y.log else "linear", ylim=(y.low, y.high))
     axes.xaxis.set_visible(False)
     axes.yaxis.set_visible(False)
     axes.spines[["top", "right"]].set_visible(False)
-    _draw_ticks(axes, x, paper, upright=False)
-    _draw_ticks(axes, y, paper, upright=True)
+    _draw_ticks(axes, replace(x, ticks=_thinned(x, wide, scale)), paper, upright=False, scale=scale)
+    _draw_ticks(axes, y, paper, upright=True, scale=scale)
     if labelled[0]:
-        _write(axes, (0.5, 0.0), (0.0, _LABEL - room_below(x)), x.label, color=paper.quiet)
+        below, shrunk = _LABEL * scale - room_below(x, scale), scale * _fitting(x.label, wide, scale)
+        _write(axes, (0.5, 0.0), (0.0, below), x.label, shrunk, color=paper.quiet)
     if labelled[1]:
-        _write(axes, (0.0, 0.5), (-_to_label(y), 0.0), y.label, color=paper.quiet, rotation=90)
+        _write(axes, (0.0, 0.5), (-scale * _to_label(y), 0.0), y.label, scale, color=paper.quiet, rotation=90)
 
 
-def _draw_ticks(axes: Axes, axis: Axis, paper: Paper, *, upright: bool) -> None:
+def _draw_ticks(axes: Axes, axis: Axis, paper: Paper, *, upright: bool, scale: float) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.markers import TICKDOWN, TICKLEFT
     from matplotlib.transforms import offset_copy
@@ -79,19 +95,29 @@ def _draw_ticks(axes: Axes, axis: Axis, paper: Paper, *, upright: bool) -> None:
     across, down = turned(0.0, -_GAP)
     beside = offset_copy(frame, _figure_of(axes), across, down, units="points")
     aligned: dict[str, Any] = {"ha": "right", "va": "center_baseline"} if upright else {"ha": "center", "va": "top"}
+    aligned["fontsize"] = 8 * scale
     if axis.slanted:
-        aligned |= {"ha": "right", "rotation": 50, "rotation_mode": "anchor", "fontsize": 7}
+        aligned |= {"ha": "right", "rotation": 50, "rotation_mode": "anchor", "fontsize": 7 * scale}
     for value, text in axis.ticks:
         # On the figure: on the axes each would be given a clip path that it does not want.
-        axes.figure.text(*turned(value, 0.0), text, transform=beside, color=paper.quiet, **{"fontsize": 8, **aligned})
+        axes.figure.text(*turned(value, 0.0), text, transform=beside, color=paper.quiet, **aligned)
 
 
-def _write(axes: Axes, at: tuple[float, float], off: tuple[float, float], text: str, **style: Any) -> None:
-    """Centre a text at a place of the axes, some inches off."""
+def _write(
+    axes: Axes, at: tuple[float, float], off: tuple[float, float], text: str, scale: float, **style: Any
+) -> None:
+    """Centre a label at a place of the axes, some inches off."""
     from matplotlib.transforms import offset_copy
 
     place = offset_copy(axes.transAxes, _figure_of(axes), off[0], off[1], units="inches")
-    axes.figure.text(*at, text, transform=place, ha="center", va="center", fontsize=9, **style)
+    axes.figure.text(
+        *at, mathtext(text), parse_math=True, transform=place, ha="center", va="center", fontsize=9 * scale, **style
+    )
+
+
+def _fitting(label: str, wide: float, scale: float) -> float:
+    """By how much a label shrinks so as to end with its axes, and the gap to the next."""
+    return min(1.0, (wide + 0.3) / max(len(label) * 9 * scale * 0.55 / 72, 0.1))
 
 
 def _figure_of(axes: Axes) -> Figure:

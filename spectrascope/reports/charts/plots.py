@@ -6,14 +6,17 @@ import io
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import IO, TYPE_CHECKING, Any
 
 from spectrascope.errors import OptionError
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
+from spectrascope.reports.charts.layout import Layout, lay_out, picture_width, wrap
+from spectrascope.reports.charts.legends import add_legend, add_numbers, add_shared_legend, legend_rows
 from spectrascope.reports.charts.names import short_name
-from spectrascope.reports.charts.plot_axes import draw_axes, room_below, room_beside
-from spectrascope.text import printable
+from spectrascope.reports.charts.notation import mathtext
+from spectrascope.reports.charts.plot_axes import draw_axes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,9 +34,9 @@ _MARKS = {
     PointShape.DIAMOND: "D",
     PointShape.CROSS: "P",
 }
-_ALONE, _PANEL, _QUARTER = (6.6, 4.2), (2.4, 2.0), (5.4, 3.4)  # inches of one pair of axes
-_RIGHT, _ABOVE, _HEAD = 0.15, 0.3, 0.25  # inches around them
-_LEGEND_ROW = 0.19
+
+
+_FONTS: Any = {"svg.fonttype": "none", "pdf.fonttype": 42, "ps.fonttype": 42}  # text stays text, its font goes along
 
 
 def require_matplotlib() -> None:
@@ -48,7 +51,9 @@ def require_matplotlib() -> None:
         raise OptionError("pictures need matplotlib: pip install 'spectrascope[plot]'") from error
 
 
-def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = False) -> bytes:
+def draw_picture(
+    picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = False, width: str | float | None = None
+) -> bytes:
     """Draw one picture.
 
     Args:
@@ -56,12 +61,13 @@ def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = 
         suffix: ``png``, ``svg`` or ``pdf``.
         dpi: dots per inch of a PNG.
         dark: light on dark instead of dark on light.
+        width: ``one-column``, ``two-column`` or inches; as large as it likes when ``None``.
 
     Returns:
         The file's bytes; the same picture gives the same bytes with the same version of matplotlib.
     """
     with _style(dark) as paper:
-        figure = _draw(picture, paper)
+        figure = _draw(picture, paper, width)
         stream = io.BytesIO()
         if suffix == "png":
             _save_png(figure, stream, dpi)
@@ -70,31 +76,34 @@ def draw_picture(picture: Picture, suffix: str, *, dpi: int = 150, dark: bool = 
         return stream.getvalue()
 
 
-def make_figure(picture: Picture, *, title: str | None = None, theme: str = "light") -> Figure:
+def make_figure(
+    picture: Picture, *, title: str | None = None, width: str | float | None = None, theme: str = "light"
+) -> Figure:
     """Draw one picture as a figure of matplotlib's, which a notebook shows and ``savefig`` writes.
 
     Args:
         picture: what to draw.
         title: above it instead of its own; empty for none.
+        width: ``one-column``, ``two-column`` or inches; as large as it likes when ``None``.
         theme: ``light`` or ``dark``.
 
     Raises:
-        OptionError: no such theme, or matplotlib is not installed.
+        OptionError: no such theme or width, or matplotlib is not installed.
     """
     if theme not in ("light", "dark"):
         raise OptionError(f"theme {theme!r}: expected light or dark")
     with _style(theme == "dark") as paper:
-        return _draw(picture if title is None else replace(picture, title=title), paper)
+        return _draw(picture if title is None else replace(picture, title=title), paper, width)
 
 
-def draw_pages(pictures: Iterable[Picture], *, dark: bool = False) -> bytes:
-    """Draw pictures as one PDF, a page each."""
+def draw_pages(pictures: Iterable[Picture], *, dark: bool = False, width: str | float | None = None) -> bytes:
+    """Draw pictures as one PDF, a page each; ``width`` as for :func:`draw_picture`."""
     from matplotlib.backends.backend_pdf import PdfPages
 
     stream = io.BytesIO()
     with _style(dark) as paper, PdfPages(stream, metadata=_without_date("pdf")) as pages:
         for picture in pictures:
-            pages.savefig(_draw(picture, paper))
+            pages.savefig(_draw(picture, paper, width))
     return stream.getvalue()
 
 
@@ -113,8 +122,7 @@ class _style:
             {
                 "text.parse_math": False,  # a layer may be called a$b$c
                 "svg.hashsalt": "spectrascope",
-                "svg.fonttype": "none",
-                "pdf.fonttype": 42,
+                **_FONTS,
                 "font.size": 9,
                 "axes.titlesize": 9,
                 "axes.labelsize": 9,
@@ -157,87 +165,78 @@ def _without_date(suffix: str) -> dict[str, Any]:
     return {"svg": {"Date": None}, "pdf": {"CreationDate": None}}[suffix]
 
 
-def _draw(picture: Picture, paper: Paper) -> Figure:
-    from matplotlib.figure import Figure  # not pyplot: no window, no global state
-
+def _draw(picture: Picture, paper: Paper, width: str | float | None = None) -> Figure:
+    layout = lay_out(picture, picture_width(width))
     n = max(len(picture.charts), 1)
-    rows, small = -(-n // picture.columns), picture.columns > 2
-    wide, high = _ALONE if n == 1 else _PANEL if small else _QUARTER
-    legend = 0.0 if small else _LEGEND_ROW * max((_legend_rows(chart) for chart in picture.charts), default=0)
-    beside = max((room_beside(chart.x, chart.y, wide) for chart in picture.charts), default=0.75)
-    below = max((room_below(chart.x) for chart in picture.charts), default=0.0)
-    cell = (beside + wide + _RIGHT, high + _ABOVE + legend + below)
-    size = (cell[0] * picture.columns, cell[1] * rows + _HEAD)
-    figure = Figure(figsize=size)
-    figure.suptitle(printable(picture.title), fontsize=11, color=paper.text, y=1 - 0.12 / size[1])
+    figure: Figure = _figure_class()(figsize=layout.size)
+    top = 1 - 0.07 / layout.size[1]
+    title = mathtext(layout.title)
+    figure.suptitle(title, fontsize=11 * layout.scale, color=paper.text, y=top, va="top", parse_math=True)
     if not picture.charts:
         figure.text(0.5, 0.5, "no layer was measured", ha="center", color=paper.quiet)
     for index, chart in enumerate(picture.charts):
-        row, column = divmod(index, picture.columns)
-        # In inches from the lower left; letting matplotlib fit a page of panels by trial takes seconds.
-        left = cell[0] * column + beside
-        bottom = cell[1] * (rows - 1 - row) + below
-        axes = figure.add_axes((left / size[0], bottom / size[1], wide / size[0], high / size[1]))
-        titled = n > 1 or chart.title not in picture.title
-        outer = (index + picture.columns >= n, column == 0)
-        _draw_chart(axes, chart, paper, small=small, titled=titled, outer=outer)
+        # Placed by hand: letting matplotlib fit a page of panels by trial takes seconds.
+        axes = figure.add_axes(layout.place(index, n))
+        titled = n > 1 or (bool(picture.title) and chart.title not in picture.title)
+        outer = (index + layout.columns >= n, index % layout.columns == 0)
+        _draw_chart(axes, chart, paper, layout, titled=titled, outer=outer)
+    if layout.small:
+        add_shared_legend(figure, layout, paper)
     return figure
 
 
-def _draw_chart(axes: Axes, chart: Chart, paper: Paper, *, small: bool, titled: bool, outer: tuple[bool, bool]) -> None:
+@cache
+def _figure_class() -> Any:
+    """A figure that notebooks show without pyplot, and whose PDF has its fonts embedded whoever saves it."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure  # not pyplot: no window, no global state
+
+    class Drawing(Figure):
+        def savefig(self, *args: Any, **kwargs: Any) -> None:
+            with rc_context(_FONTS):
+                super().savefig(*args, **{"facecolor": self.get_facecolor(), **kwargs})
+
+        def _repr_png_(self) -> bytes:
+            stream = io.BytesIO()
+            self.savefig(stream, format="png", dpi=110)
+            return stream.getvalue()
+
+    return Drawing
+
+
+def _draw_chart(
+    axes: Axes, chart: Chart, paper: Paper, layout: Layout, *, titled: bool, outer: tuple[bool, bool]
+) -> None:
+    small, scale = layout.small, layout.scale
     if titled:
-        pad = 6.0 if small else 6.0 + _LEGEND_ROW * 72 * _legend_rows(chart)
-        axes.set_title(short_name(chart.title, 34 if small else 60), color=paper.text, pad=pad, y=1.0)
-    draw_axes(axes, chart.x, chart.y, paper, labelled=outer if small else (True, True))
+        pad = 6.0 if small else 6.0 + 0.19 * scale * 72 * legend_rows(chart, layout.legend_columns)
+        letters = int(layout.axes[0] * 72 / (9 * scale * 0.55))
+        name = short_name(chart.title, min(letters, 60))
+        ours = not name.isascii()  # a layer's name is not typeset
+        axes.set_title(
+            mathtext(name) if ours else name, color=paper.text, pad=pad, y=1.0, fontsize=9 * scale, parse_math=ours
+        )
+    labelled = outer if small else (True, True)
+    draw_axes(axes, chart.x, chart.y, paper, labelled=labelled, wide=layout.axes[0], scale=scale)
+    for place, name in chart.guides:
+        if chart.y.holds(place):
+            axes.axhline(place, color=paper.quiet, linewidth=0.6, linestyle=(0, (2, 4)), zorder=0.8)
+            axes.text(
+                1.01, place, name, transform=axes.get_yaxis_transform(), va="center_baseline", style="italic",
+                fontsize=7.5 * scale, color=paper.quiet,
+            )  # fmt: skip
     for part in chart.parts:
         _draw_part(axes, part, paper, small=small)
     if chart.note:
-        axes.text(0.99, 0.02, chart.note, transform=axes.transAxes, ha="right", fontsize=7, color=paper.quiet)
-    if any(part.label for part in chart.parts):
-        _add_legend(axes, chart, paper, small=small)
-
-
-def _add_legend(axes: Axes, chart: Chart, paper: Paper, *, small: bool) -> None:
-    if small:
-        _add_small_legend(axes, chart, paper)
-        return
-    axes.legend(  # above the axes, where it hides nothing
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        borderaxespad=0.2,
-        ncols=_legend_columns(chart),
-        frameon=False,
-        columnspacing=1.2,
-    )
-
-
-def _add_small_legend(axes: Axes, chart: Chart, paper: Paper) -> None:
-    """Say the fit's numbers in a corner of a panel; what every panel shows goes without saying."""
-    from matplotlib.lines import Line2D
-
-    kept = [part for part in chart.parts if part.label.startswith("β =") or "lowest BIC" in part.label]
-    for i, part in enumerate(kept):
-        y = 0.93 - 0.08 * i if chart.rises else 0.07 + 0.08 * i
-        line = Line2D((0.04, 0.14), (y, y), color=paper.inks[part.ink], linewidth=1.4, transform=axes.transAxes)
-        axes.add_artist(line)
+        note = wrap(chart.note, layout.axes[0], 7 * scale)
         axes.text(
-            0.17,
-            y,
-            part.label.replace(", lowest BIC", ""),
-            va="center",
-            fontsize=7,
-            transform=axes.transAxes,
-            bbox={"facecolor": paper.background, "edgecolor": "none", "alpha": 0.8, "pad": 1.0},
-        )
-
-
-def _legend_columns(chart: Chart) -> int:
-    longest = max((len(part.label) for part in chart.parts), default=0)
-    return 2 if longest > 24 else 4
-
-
-def _legend_rows(chart: Chart) -> int:
-    return -(-sum(bool(part.label) for part in chart.parts) // _legend_columns(chart))
+            0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=7 * scale, color=paper.quiet,
+            bbox={"facecolor": paper.background, "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
+        )  # fmt: skip
+    if small:
+        add_numbers(axes, chart, paper, scale)
+    elif any(part.label for part in chart.parts):
+        add_legend(axes, layout.legend_columns)
 
 
 def _draw_part(axes: Axes, part: Part, paper: Paper, *, small: bool) -> None:

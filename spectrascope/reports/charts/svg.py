@@ -11,13 +11,15 @@ from html import escape
 
 from spectrascope.reports.charts.axes import Axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Part, Points, PointShape
+from spectrascope.reports.charts.notation import svg_spans
 from spectrascope.text import printable
 
 __all__ = ["chart_svg"]
 
 _RADIUS, _SMALL_RADIUS, _MANY_POINTS = 3.4, 2.2, 80
 _LEGEND_LINE = 18.0
-_SLANTED_WIDTH = 15  # between slanted names
+_GUIDE = 42  # room for the name of a guide
+_SLANTED_WIDTH = 19  # between slanted names
 _CHAR, _SLANTED_CHAR = 6.2, 5.3  # room for a letter of the legend, and of a slanted name
 
 
@@ -56,7 +58,8 @@ def chart_svg(chart: Chart, identity: str, *, width: int = 420, height: int = 30
     rows = _legend_rows(chart, width - 20)
     longest = max((len(text) for _, text in chart.x.ticks), default=0) if chart.x.slanted else 0
     bottom = 42 + round(_SLANTED_CHAR * longest) if longest else 44
-    left, right = _left(chart.x, width - 14), width - 14
+    right = width - 14 - (_GUIDE if chart.guides else 0)
+    left = _left(chart.x, right)
     frame = _Frame(left, 14 + _LEGEND_LINE * len(rows), right, height - bottom, chart.x, chart.y)
     identity = escape(identity, quote=True)
     inside = "".join(_draw(part, frame) for part in chart.parts)
@@ -96,13 +99,19 @@ def _axes(chart: Chart, frame: _Frame, floor: float) -> str:
         pieces.append(
             f'<text class="tick" x="{frame.left - 7:.1f}" y="{y + 4:.1f}" text-anchor="end">{escape(text)}</text>'
         )
+    for value, name in chart.guides:
+        if not frame.y.holds(value):
+            continue
+        y = frame.at_y(value)
+        pieces.append(f'<path class="guide" d="M{frame.left:.1f} {y:.1f}H{frame.right:.1f}"/>')
+        pieces.append(f'<text class="guide" x="{frame.right + 4:.1f}" y="{y + 4:.1f}">{escape(name)}</text>')
     middle_x, middle_y = (frame.left + frame.right) / 2, (frame.top + frame.bottom) / 2
     pieces.append(
         f'<path class="axis" d="M{frame.left:.1f} {frame.top:.1f}V{frame.bottom:.1f}H{frame.right:.1f}"/>'
         f'<text class="label" x="{middle_x:.1f}" y="{floor - 6:.1f}" text-anchor="middle">'
-        f"{escape(chart.x.label)}</text>"
+        f"{svg_spans(chart.x.label)}</text>"
         f'<text class="label" transform="translate(13 {middle_y:.1f}) rotate(-90)" text-anchor="middle">'
-        f"{escape(chart.y.label)}</text>"
+        f"{svg_spans(chart.y.label)}</text>"
     )
     return "".join(pieces)
 
@@ -213,7 +222,7 @@ def _legend(rows: Sequence[Sequence[Part]]) -> str:
         x, y = 14.0, 12.0 + _LEGEND_LINE * index
         for part in row:
             pieces.append(_key(part, x, y))
-            pieces.append(f'<text class="legend" x="{x + 22:.1f}" y="{y + 4:.1f}">{escape(part.label)}</text>')
+            pieces.append(f'<text class="legend" x="{x + 22:.1f}" y="{y + 4:.1f}">{svg_spans(part.label)}</text>')
             x += 34 + _CHAR * len(part.label)
     return "".join(pieces)
 

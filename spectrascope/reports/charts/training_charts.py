@@ -6,13 +6,13 @@ from itertools import pairwise
 
 from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import Interval, Missing, RankModel
-from spectrascope.reports.charts.axes import linear_axis, log_axis, steps_axis
+from spectrascope.reports.charts.axes import OPTIMIZERS, linear_axis, log_axis, steps_axis
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
 from spectrascope.reports.fields import RANK_MODEL_NAMES, UNDETERMINED, Field, followed, named
 from spectrascope.reports.figures import format_count
 
-__all__ = ["drawn_fields", "layer_chart", "share_chart", "track_chart", "trajectory_pictures"]
+__all__ = ["drawn_fields", "layer_chart", "quality_charts", "share_chart", "track_chart", "trajectory_pictures"]
 
 
 def drawn_fields(trajectory: Trajectory) -> list[Field]:
@@ -73,7 +73,35 @@ def track_chart(trajectory: Trajectory, number: str) -> Chart:
     y = log_axis(name, everything) if field.logarithmic else linear_axis(name, everything)
     n_all = len(steps) * len(trajectory.layers)
     note = f"{UNDETERMINED} or not measured: {n_missing} of {n_all}" if key == "step_exponent" and n_missing else ""
-    return Chart(f"{name} over training", steps_axis(trajectory.step_name, steps), y, tuple(parts), summary, note)
+    guides = tuple((place, text) for place, text in OPTIMIZERS if y.holds(place)) if key == "step_exponent" else ()
+    x = steps_axis(trajectory.step_name, steps)
+    return Chart(f"{name} over training", x, y, tuple(parts), summary, note, guides=guides)
+
+
+def quality_charts(trajectory: Trajectory) -> list[Chart]:
+    """The loss on the batch over training, and the accuracy where there is one."""
+    steps = [point.step for point in trajectory.points]
+    found = []
+    for name, values, ink in (
+        ("loss", tuple(point.loss for point in trajectory.points), Ink.ORANGE),
+        ("accuracy", tuple(point.accuracy for point in trajectory.points), Ink.BLUE),
+    ):
+        pairs = _known(steps, values)
+        if not pairs:
+            continue
+        xs, ys = zip(*pairs, strict=True)
+        spans_decades = name == "loss" and min(ys) > 0 and max(ys) > 20 * min(ys)
+        names = tuple(f"{trajectory.step_name} {x:g}: {name} {y:.4g}" for x, y in pairs)
+        found.append(
+            Chart(
+                title=f"{name} over training",
+                x=steps_axis(trajectory.step_name, steps),
+                y=log_axis(name, ys) if spans_decades else linear_axis(name, ys, include=[0.0]),
+                parts=(Line(xs, ys, ink), Points(xs, ys, ink, names=names)),
+                summary=f"The {name} goes from {ys[0]:.3g} to {ys[-1]:.3g} on the samples measured.",
+            )
+        )
+    return found
 
 
 def layer_chart(trajectory: Trajectory, track: LayerTrack) -> Chart:
@@ -137,6 +165,7 @@ def share_chart(trajectory: Trajectory) -> Chart:
 def trajectory_pictures(trajectory: Trajectory) -> list[Picture]:
     """The pictures of a trajectory: all in one, then one by one."""
     charts = {
+        **{f"training-{chart.title.split()[0]}": chart for chart in quality_charts(trajectory)},
         "training-rank-models": share_chart(trajectory),
         **{
             f"training-{field.flat.replace('_', '-')}": track_chart(trajectory, field.flat)

@@ -6,7 +6,13 @@ from dataclasses import replace
 
 from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import Missing
-from spectrascope.reports.charts.training_charts import drawn_fields, layer_chart, share_chart, track_chart
+from spectrascope.reports.charts.training_charts import (
+    drawn_fields,
+    layer_chart,
+    quality_charts,
+    share_chart,
+    track_chart,
+)
 from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, followed, write
 from spectrascope.reports.figures import format_count
 from spectrascope.reports.html.page import LayerDetail, PageDirections, draw_figure, fill_page
@@ -21,7 +27,11 @@ __all__ = ["trajectory_html"]
 def trajectory_html(trajectory: Trajectory) -> str:
     """Write a trajectory as a page: the medians and every layer over training, the rank models, the checkpoints."""
     points = trajectory.points
-    charts = [share_chart(trajectory), *(track_chart(trajectory, field.flat) for field in drawn_fields(trajectory))]
+    charts = [
+        *quality_charts(trajectory),
+        share_chart(trajectory),
+        *(track_chart(trajectory, field.flat) for field in drawn_fields(trajectory)),
+    ]
     span = f"{trajectory.step_name} {points[0].step:g} to {points[-1].step:g}"
     sheet: Sheet = build_checkpoint_sheet(trajectory)
     return fill_page(
