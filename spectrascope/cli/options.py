@@ -201,7 +201,10 @@ class MeasurementOptions:
     micro_batch: Annotated[
         Any,  # a number or a word
         measurement_option(
-            metavar="auto|N", parser=parsers.parse_micro_batch, help="Samples computed at once; fewer need less memory."
+            metavar="auto|N",
+            parser=parsers.parse_micro_batch,
+            help="Samples computed at once; fewer need less memory. auto goes by timing; N makes runs repeat to the "
+            "last digit.",
         ),
     ] = _DEFAULT.micro_batch
     seed: Seed = _DEFAULT.seed

@@ -11,6 +11,7 @@ from spectrascope.cli import main
 from spectrascope.records.report import Report
 from spectrascope.reports import report_to_json
 from spectrascope.reports.charts.chart import Picture
+from spectrascope.reports.read import read_report
 from tests.support.chart_cases import training_checkpoints
 from tests.support.fixtures import Calls
 from tests.support.made_up_reports import big_report
@@ -176,3 +177,39 @@ def test_three_hundred_layers_without_torch_and_with_few_figures(tmp_path: Path)
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=600
         )
         assert done.stderr.splitlines()[-1] == expected, arguments
+
+
+def test_networks_that_have_nothing_in_common_are_not_drawn_over_training(saved: Path, tmp_path: Path, capsys) -> None:
+    other = tmp_path / "other.json"
+    other.write_text(report_to_json(big_report()), encoding="utf-8")
+    folder = tmp_path / "pictures"
+    assert main(["plot", str(saved), str(other), "-o", str(folder), "--picture", "depth", "--format", "svg"]) == 0
+    assert capsys.readouterr().err == "spectrascope: draw\n"
+    assert main(["plot", str(saved), str(other), "-o", str(tmp_path / "all.pdf")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("spectrascope: not drawn over training: ")
+    assert said[0].endswith("share 0 of 6 weights")
+    unrelated = [read_report(path) for path in (saved, other)]
+    assert report_pictures_over_training(unrelated) == []
+    assert report_pictures_over_training(unrelated[:1] * 2)
+
+
+def report_pictures_over_training(reports: list[Report]) -> list[Picture]:
+    from spectrascope.cli.pictures import _over_training
+
+    return _over_training([(Path(f"step-{i}.json"), report) for i, report in enumerate(reports)], None)
+
+
+def test_a_title_and_the_width_of_a_column(saved: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.svg"
+    given = ["plot", str(saved), "-o", str(path), "--picture", "depth"]
+    assert main([*given, "--title", "Mine", "--width", "one-column"]) == 0
+    text = path.read_text()
+    assert "Mine" in text
+    assert 'width="244.8pt"' in text
+
+
+def test_a_width_that_is_none_is_refused_at_once(saved: Path, tmp_path: Path, capsys) -> None:
+    assert main(["plot", str(saved), "-o", str(tmp_path / "x.svg"), "--width", "column"]) == 2
+    assert "expected one-column, two-column, or 2 to 40 inches" in capsys.readouterr().err
+    assert not (tmp_path / "x.svg").exists()

@@ -171,6 +171,11 @@ SITUATIONS = {
     "another dtype": Situation(with_run(BASE, dtype="float64"), "inconclusive", says="dtype"),
     "another dtype, forced": Situation(with_run(BASE, dtype="float64"), "pass", ("--force",)),
     "another loss": Situation(with_run(BASE, loss_name="mse"), "inconclusive", says="loss"),
+    "the loss nearly three times as high": Situation(
+        with_run(BASE, loss=2.8 * BASE.provenance.loss), "fail", says="loss"
+    ),
+    "the loss a little higher": Situation(with_run(BASE, loss=1.3 * BASE.provenance.loss), "pass"),
+    "the loss fell": Situation(with_run(BASE, loss=0.1 * BASE.provenance.loss), "pass"),
     "the loss as once spelt": Situation(with_run(BASE, loss_name="cross_entropy"), "pass"),
     "an estimate against an exact engine": Situation(_estimated(BASE), "inconclusive", says="engine exactness"),
     "an estimate in a layer not looked at": Situation(_estimated(BASE), "pass", ("--exclude", LAYER)),

@@ -72,6 +72,11 @@ def describe_everything(report: Report) -> Facts:
         *describe_run(run),
         ("directions", f"up to {options.top_k} per layer, fitted from {options.min_rank} on; {options.groups} groups"),
         ("command", run.command or "not recorded"),
+        *(
+            [("repeats", f"to the last digit with --micro-batch {run.micro_batch}, which auto chose by timing")]
+            if options.micro_batch == "auto"
+            else []
+        ),
         ("created", run.created),
         ("versions", versions),
         ("checkpoint", f"sha256 {sha}" if isinstance(sha, str) else sha.reason),
