@@ -203,7 +203,7 @@ class MeasurementOptions:
         measurement_option(
             metavar="auto|N",
             parser=parsers.parse_micro_batch,
-            help="Samples computed at once; fewer need less memory. auto is chosen by timing: runs with N repeat to the "
+            help="Samples computed at once; fewer need less memory. auto goes by timing: runs with N repeat to the "
             "last digit.",
         ),
     ] = _DEFAULT.micro_batch

@@ -135,6 +135,8 @@ def _find(check: _Check, meter: NoiseMeter, probability: float, policy: GatePoli
         mark, message = Mark.PASSED, "within the rule"
     else:
         mark, message = Mark.FAILED, _describe(check, judged, evidence.change)
+        if rule.number == "loss" and rule.text in DEFAULT_RULES and not meter.paired:
+            mark, message = Mark.INFORMATIONAL, f"{message}; on other samples chance alone may do that"
     if rule.informational and mark is not Mark.PASSED:
         mark = Mark.INFORMATIONAL
     return Finding(

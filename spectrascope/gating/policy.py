@@ -29,8 +29,8 @@ DEFAULT_RULES = (
 """A change counts if it is both larger than anyone should mind and more than the samples explain.
 
 What is signal is judged by totals over all layers, and by its fall: fewer directions that noise would not give, and a
-step that promises less, are what the published beta does not show. The loss may rise by half: no sampling error is
-known for it, and on a hundred samples chance alone moves it by a fifth.
+step that promises less, are what the published beta does not show. The loss on the same samples may rise by half; on
+other samples, where no sampling error is known for it, its rise is reported only.
 """
 
 POLICY_KEYS = ("rules", "extend-rules", "false-alarms", "missing", "failed", "new", "layers", "exclude")

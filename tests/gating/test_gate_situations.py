@@ -174,6 +174,9 @@ SITUATIONS = {
     "the loss nearly three times as high": Situation(
         with_run(BASE, loss=2.8 * BASE.provenance.loss), "fail", says="loss"
     ),
+    "the loss as high on other samples, forced": Situation(
+        with_run(network(1, "cd" * 32), loss=2.8 * BASE.provenance.loss), "pass", ("--force",), says="chance alone"
+    ),
     "the loss a little higher": Situation(with_run(BASE, loss=1.3 * BASE.provenance.loss), "pass"),
     "the loss fell": Situation(with_run(BASE, loss=0.1 * BASE.provenance.loss), "pass"),
     "the loss as once spelt": Situation(with_run(BASE, loss_name="cross_entropy"), "pass"),
