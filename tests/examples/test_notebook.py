@@ -37,7 +37,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     tables = [item for item in shown if hasattr(item, "_repr_html_") and not hasattr(item, "_repr_png_")]
     assert len(tables) >= 6
     assert len(pictures) == 2
-    assert all("<table" in item._repr_html_() for item in tables)
+    assert sum("<table" in item._repr_html_() for item in tables) >= len(tables) - 1  # a gate that passes has none
     assert all(item._repr_png_().startswith(b"\x89PNG") for item in pictures)
     assert bool(names["verdict"])
     assert (tmp_path / "step_exponents.pdf").stat().st_size > 1000
