@@ -111,9 +111,12 @@ def load_weights(content: Mapping[str, Any], *, arch: str | None = None, seed: i
     where = "the state dict"
     found = find_weights(content, where)
     memory = Missing("the weights were passed in memory")
-    checkpoint = Checkpoint(strip_wrappers(found.tensors), memory, Path(where), "in memory", {}, found.place)
+    checkpoint = Checkpoint(
+        strip_wrappers(found.tensors), memory, Path(where), "in memory", {}, found.place, found.others
+    )
     loaded = _load_checkpoint(ModelRequest(where, arch=arch, seed=seed), checkpoint)
-    info = replace(loaded.info, id="state dict", source="python", path=memory, weights="in memory")
+    weights = f"in memory ({checkpoint.choice})" if checkpoint.choice else "in memory"
+    info = replace(loaded.info, id="state dict", source="python", path=memory, weights=weights)
     return replace(loaded, info=info)
 
 
