@@ -87,7 +87,7 @@ def test_reports_of_one_run_are_drawn_over_training(tmp_path: Path, capsys) -> N
     written = {Path(line).name for line in capsys.readouterr().out.splitlines()}
     assert {"early-depth.svg", "late-depth.svg", "training-overview.svg", "training-beta.svg"} <= written
     assert main(["plot", *map(str, reports), "-o", str(tmp_path / "one.svg")]) == 0
-    assert "β over training" in (tmp_path / "one.svg").read_text()
+    assert "loss over training" in (tmp_path / "one.svg").read_text()
 
 
 def test_two_reports_of_the_same_name(saved: Path, tmp_path: Path, capsys) -> None:
