@@ -11,7 +11,7 @@ from spectrascope.reports.charts.legends import legend_rows, shared_labels
 from spectrascope.reports.charts.plot_axes import room_below, room_beside
 from spectrascope.text import printable
 
-__all__ = ["WIDTHS", "Layout", "lay_out", "picture_width", "wrap"]
+__all__ = ["WIDTHS", "FigureLayout", "lay_out", "picture_width", "wrap"]
 
 WIDTHS = {"one-column": 3.4, "two-column": 7.0}
 """Widths of figures in papers of two columns, in inches."""
@@ -25,7 +25,7 @@ _LEAST, _MOST = 2.0, 40.0
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class FigureLayout:
     """Inches of the figure and of one pair of axes, and what stands around them.
 
     ``scale`` shrinks text; ``small`` panels share labels and a legend; ``head`` is the room of the title and of that
@@ -43,6 +43,11 @@ class Layout:
     scale: float
     small: bool
     title: str
+
+    @property
+    def below_title(self) -> float:
+        """Where the title ends, as a share of the figure's height."""
+        return 1 - _title_room(self.title, self.scale) / self.size[1]
 
     def place(self, index: int, n: int) -> tuple[float, float, float, float]:
         """Left, bottom, width and height of the axes of chart ``index`` of ``n``, as shares of the figure."""
@@ -74,7 +79,7 @@ def picture_width(asked: str | float | None) -> float | None:
     return inches
 
 
-def lay_out(picture: Picture, width: float | None) -> Layout:
+def lay_out(picture: Picture, width: float | None) -> FigureLayout:
     """Find room for a picture.
 
     Args:
@@ -105,10 +110,13 @@ def lay_out(picture: Picture, width: float | None) -> Layout:
     above = _ABOVE if n > 1 else 0.5 * _ABOVE
     cell = (beside + wide + right, high + above + _ROW * scale * own + below)
     title = wrap(printable(picture.title), whole, _TITLE * scale)
-    lines = title.count("\n") + 1 if title else 0
-    head = 0.07 + 0.18 * scale * lines + (_ROW * scale * -(-len(labels) // legend_columns) + 0.05 if small else 0.0)
+    head = _title_room(title, scale) + (_ROW * scale * -(-len(labels) // legend_columns) + 0.05 if small else 0.0)
     size = (cell[0] * columns, cell[1] * -(-n // columns) + head)
-    return Layout(columns, size, (wide, high), cell, beside, below, head, legend_columns, scale, small, title)
+    return FigureLayout(columns, size, (wide, high), cell, beside, below, head, legend_columns, scale, small, title)
+
+
+def _title_room(title: str, scale: float) -> float:
+    return 0.07 + 0.18 * scale * (title.count("\n") + 1 if title else 0)
 
 
 def _legend_columns(labels: list[str], room: float, scale: float) -> int:

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from spectrascope.reports.charts.inks import Paper
-    from spectrascope.reports.charts.layout import Layout
 
 __all__ = ["add_legend", "add_numbers", "add_shared_legend", "legend_rows", "shared_labels"]
 
@@ -52,19 +51,17 @@ def add_legend(axes: Axes, columns: int) -> None:
         text.set_text(mathtext(text.get_text()))
 
 
-def add_shared_legend(figure: Figure, layout: Layout, paper: Paper) -> None:
-    """Say once below the title what all panels show."""
+def add_shared_legend(figure: Figure, top: float, columns: int, paper: Paper) -> None:
+    """Say once what all panels show, below ``top``, a share of the figure's height."""
     found: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(_shared(label), handle)
     if not found:
         return
-    lines = layout.title.count("\n") + 1 if layout.title else 0
-    top = 1 - (0.07 + 0.18 * layout.scale * lines) / layout.size[1]
     legend = figure.legend(
         list(found.values()), [mathtext(label) for label in found], loc="upper center", bbox_to_anchor=(0.5, top),
-        borderaxespad=0.2, ncols=layout.legend_columns, frameon=False, columnspacing=1.2, labelcolor=paper.text,
+        borderaxespad=0.2, ncols=columns, frameon=False, columnspacing=1.2, labelcolor=paper.text,
     )  # fmt: skip
     for text in legend.get_texts():
         text.set_parse_math(True)

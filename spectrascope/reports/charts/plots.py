@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 from spectrascope.errors import OptionError
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import DARK, LIGHT, Paper
-from spectrascope.reports.charts.layout import Layout, lay_out, picture_width, wrap
+from spectrascope.reports.charts.layout import FigureLayout, lay_out, picture_width, wrap
 from spectrascope.reports.charts.legends import add_legend, add_numbers, add_shared_legend, legend_rows
 from spectrascope.reports.charts.names import short_name
 from spectrascope.reports.charts.notation import mathtext
@@ -181,7 +181,7 @@ def _draw(picture: Picture, paper: Paper, width: str | float | None = None) -> F
         outer = (index + layout.columns >= n, index % layout.columns == 0)
         _draw_chart(axes, chart, paper, layout, titled=titled, outer=outer)
     if layout.small:
-        add_shared_legend(figure, layout, paper)
+        add_shared_legend(figure, layout.below_title, layout.legend_columns, paper)
     return figure
 
 
@@ -205,7 +205,7 @@ def _figure_class() -> Any:
 
 
 def _draw_chart(
-    axes: Axes, chart: Chart, paper: Paper, layout: Layout, *, titled: bool, outer: tuple[bool, bool]
+    axes: Axes, chart: Chart, paper: Paper, layout: FigureLayout, *, titled: bool, outer: tuple[bool, bool]
 ) -> None:
     small, scale = layout.small, layout.scale
     if titled:
