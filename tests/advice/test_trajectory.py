@@ -16,7 +16,7 @@ from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.trajectory import LayerTrack, Trajectory
 from spectrascope.records.values import SCHEMA_VERSION, LayerKind, Missing, PowerFit, RankModel
 from spectrascope.reports.charts.chart import Bars, Line
-from spectrascope.reports.charts.training_charts import share_chart, track_chart, trajectory_pictures
+from spectrascope.reports.charts.training_charts import quality_charts, share_chart, track_chart, trajectory_pictures
 from spectrascope.reports.csv import trajectory_columns
 from spectrascope.reports.fields import TrackedNumber
 from spectrascope.reports.render import Format, render
@@ -213,4 +213,8 @@ def test_charts_over_training(trajectory: Trajectory) -> None:
     assert bars[-1].highs == pytest.approx((100.0,) * 3)
     assert bars[0].xs == (0, 100, 200)
     names = [picture.name for picture in trajectory_pictures(trajectory)]
-    assert names[:3] == ["training-overview", "training-rank-models", "training-beta"]
+    assert names[:3] == ["training-overview", "training-loss", "training-accuracy"]
+    assert names[3:5] == ["training-rank-models", "training-beta"]
+    loss, accuracy = quality_charts(trajectory)
+    assert loss.parts[0].ys == tuple(point.loss for point in trajectory.points if not point.reason)
+    assert accuracy.parts[0].xs == lines["median"].xs
