@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 from spectrascope.errors import DataError, LoadError, OptionError
 from spectrascope.loading.checkpoints.read import Checkpoint, require_weights
 from spectrascope.loading.checkpoints.skeleton import KeyDifference, Skeleton, compare, meta_copy
-from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.loaded import LoadedModel, TextInput
 from spectrascope.loading.models.finish import describe_network, ready
 from spectrascope.loading.models.fit import Reading, readings
 from spectrascope.loading.models.named import with_seed
@@ -272,8 +272,20 @@ def finish_factory(
         class_names=None,
         default_dataset=None,
         num_classes=num_classes,
+        text=_guess_text(network),
         workload=made.workload,
     )
+
+
+def _guess_text(network: nn.Module) -> TextInput | None:
+    """A user's own language model: one that scores as many tokens as a table of its embeddings has."""
+    scored = {m.out_features for m in network.modules() if isinstance(m, nn.Linear)}
+    tables = (m.num_embeddings for m in network.modules() if isinstance(m, nn.Embedding))
+    found = next((rows for rows in tables if rows in scored), None)
+    if found is None:
+        return None
+    longest = getattr(getattr(network, "config", None), "max_position_embeddings", None)
+    return TextInput(found, longest if isinstance(longest, int) else None, "a network of the user's own has none")
 
 
 def _guess_preprocessing(network: nn.Module) -> Preprocessing:

@@ -216,6 +216,27 @@ def test_adapter_of_another_base(adapter: Path, tmp_path: Path, headers_only: bo
     refusal(adapter, "--base", base=str(other), headers_only=headers_only)
 
 
+@pytest.mark.parametrize("headers_only", [False, True])
+@pytest.mark.parametrize("tensor", ["model.embed_tokens", "lm_head"])
+def test_a_vocabulary_that_was_resized(base: Path, tmp_path: Path, tensor: str, headers_only: bool) -> None:
+    """The base was right: what is missing is the resizing before training."""
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(base)
+    rows = network.config.vocab_size
+    network.resize_token_embeddings(rows + 3)
+    last = tensor.rpartition(".")[2]
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=[last], task_type="CAUSAL_LM")
+    peft.get_peft_model(network, config).save_pretrained(tmp_path / "larger", save_embedding_layers=False)
+    text = refusal(tmp_path / "larger", "the vocabulary was resized", base=str(base), headers_only=headers_only)
+    assert f"{tensor}.weight' is ({rows + 3}, " in text
+    assert f"resize_token_embeddings({rows + 3})" in text
+    network = AutoModelForCausalLM.from_pretrained(base)
+    network.resize_token_embeddings(rows + 3)
+    network.save_pretrained(tmp_path / "resized")
+    assert load_adapter(str(tmp_path / "larger"), base=str(tmp_path / "resized"), headers_only=headers_only).model
+
+
 def test_keys_that_do_not_fit(adapter: Path) -> None:
     file = adapter / "adapter_model.safetensors"
     state_dict = load_file(file)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
+from spectrascope.cli import main
 from spectrascope.errors import LoadError
 from spectrascope.loading.models.open import load_model
 from spectrascope.records.values import Task
@@ -197,3 +199,44 @@ def test_weight_norm_in_its_new_and_old_spelling(source: Path, tmp_path: Path, o
 def test_the_class_name_states_the_task(source: Path) -> None:
     assert load_model(f"{source}:language_model").info.task is Task.CAUSAL_LM
     assert load_model(f"{source}:tied").info.task is Task.UNKNOWN
+
+
+LANGUAGE = """
+import torch
+from torch import nn
+
+class Reader(nn.Module):
+    def __init__(self, rows=300, scores=300):
+        super().__init__()
+        self.places, self.table, self.head = nn.Embedding(64, 8), nn.Embedding(rows, 8), nn.Linear(8, scores)
+
+    def forward(self, tokens):
+        return self.head(self.table(tokens) + self.places(torch.arange(tokens.shape[1])))
+
+def few():
+    return Reader(40, 40)
+
+def tabular():
+    return Reader(300, 2)
+"""
+
+
+@pytest.mark.parametrize(("factory", "says"), [("Reader", "bytes as tokens"), ("few", "characters")])
+def test_a_language_model_of_the_users_own_reads_text(factory: str, says: str, tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine.py").write_text(LANGUAGE)
+    (tmp_path / "a.txt").write_text("the cat sat on the mat and the hat " * 40)
+    model, data = f"{tmp_path / 'mine.py'}:{factory}", f"text:{tmp_path / 'a.txt'}"
+    options = ["--block-size", "8", "--top-k", "2", "--num-samples", "32", "--quiet", "--json"]
+    assert main(["probe", model, "--dataset", data, "--loss", "causal-lm", *options]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert says in report["provenance"]["data"]["preprocessing"]
+    assert report["summary"]["n_ok"] == 1
+    assert main(["probe", model, "--dataset", data, *options]) == 3
+    assert "expected --loss causal-lm or masked-lm" in capsys.readouterr().err
+
+
+def test_a_table_of_categories_is_no_language_model(tmp_path: Path, capsys) -> None:
+    (tmp_path / "mine.py").write_text(LANGUAGE)
+    (tmp_path / "a.txt").write_text("the cat sat " * 40)
+    assert main(["probe", f"{tmp_path / 'mine.py'}:tabular", "--dataset", f"text:{tmp_path / 'a.txt'}"]) == 3
+    assert "reads images or plain numbers" in capsys.readouterr().err

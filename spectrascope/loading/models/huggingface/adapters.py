@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,7 @@ def load_adapter(
         trust_remote_code=trust_remote_code, headers_only=headers_only,
     )  # fmt: skip
     note = f"adapter {raw.get('peft_type', '')} on {loaded.info.id}".replace("adapter  ", "adapter ")
+    _require_sizes(file, headers.state_dict, loaded.model)
     if headers_only:
         _require_targets(file, list(headers.state_dict), loaded.model)
         sha256: str | Missing = Missing("only headers were read")
@@ -219,6 +221,19 @@ def _untie(peft: Any, adapted: nn.Module) -> None:
         for name, parameter in list(layer.named_parameters(recurse=False)):
             if owners[id(parameter)] > 1:
                 setattr(layer, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+
+
+def _require_sizes(file: Path, tensors: Mapping[str, Tensor], network: nn.Module) -> None:
+    """A whole weight in an adapter, as of an embedding trained with it, is as large as the base's."""
+    parameters = dict(network.named_parameters(remove_duplicate=False))
+    for key, tensor in tensors.items():
+        own = parameters.get(key.removeprefix("base_model.model."))
+        if own is not None and own.dim() and own.shape != tensor.shape and own.shape[1:] == tensor.shape[1:]:
+            raise LoadError(
+                f"{file}: {key[:80]!r} is {tuple(tensor.shape)}, the base's is {tuple(own.shape)}: the vocabulary was "
+                f"resized before training; do the same to the base (base.resize_token_embeddings({len(tensor)}), then "
+                f"base.save_pretrained(FOLDER)) and pass that folder with --base"
+            )
 
 
 def _require_targets(file: Path, keys: list[str], network: nn.Module) -> None:
