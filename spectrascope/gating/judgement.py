@@ -69,7 +69,10 @@ def judge(report: Report, baseline: Report, policy: GatePolicy, *, force: bool =
         *(finding for _, finding in judged),
     ]
     findings.sort(key=_badness)
-    anything = any(finding.mark is Mark.PASSED and not check.rule.informational for check, finding in judged)
+    anything = any(
+        finding.mark is Mark.PASSED and not check.rule.informational and not _is_default_loss(check.rule)
+        for check, finding in judged
+    )
     outcome = _decide(findings, anything)
     return _verdict(
         report,
@@ -135,7 +138,7 @@ def _find(check: _Check, meter: NoiseMeter, probability: float, policy: GatePoli
         mark, message = Mark.PASSED, "within the rule"
     else:
         mark, message = Mark.FAILED, _describe(check, judged, evidence.change)
-        if rule.number == "loss" and rule.text in DEFAULT_RULES and not meter.paired:
+        if _is_default_loss(rule) and not meter.paired:
             mark, message = Mark.INFORMATIONAL, f"{message}; on other samples chance alone may do that"
     if rule.informational and mark is not Mark.PASSED:
         mark = Mark.INFORMATIONAL
@@ -143,6 +146,11 @@ def _find(check: _Check, meter: NoiseMeter, probability: float, policy: GatePoli
         mark, check.layer, rule.number, rule.text, message, before, after, evidence.change, judged.allowed,
         judged.severity,
     )  # fmt: skip
+
+
+def _is_default_loss(rule: Rule) -> bool:
+    """Whether this is the default policy's rule on the loss, which alone is no gate on curvature."""
+    return rule.number == "loss" and rule.text in DEFAULT_RULES
 
 
 def _is_tied(check: _Check) -> bool:
