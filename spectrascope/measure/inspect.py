@@ -21,7 +21,13 @@ from spectrascope.measure.demand import count_direction_sets, curvature_samples,
 from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradient_memory
 from spectrascope.measure.prepare import device_named
 from spectrascope.measure.run import versions
-from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.effective import (
+    copy_of,
+    effective_tensors,
+    parametrized_weights,
+    unwrapped,
+    with_effective_weights,
+)
 from spectrascope.network.kept import random_state_kept
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
@@ -341,6 +347,7 @@ def inspect_headers(
     """
     missing = Missing(why)
     rows = []
+    tensors = effective_tensors(tensors)
     for name, tensor in tensors.items():
         if _STATISTICS.search(name) or not tensor.is_floating_point():
             continue

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from spectrascope.errors import OptionError
 from spectrascope.measure.inspect import inspect_headers
 from spectrascope.measure.run import versions
-from spectrascope.network.effective import parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.effective import effective_tensors, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import require_whole_tensor, require_whole_weights
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.fits import fit_alpha_g
@@ -111,6 +111,7 @@ def measure_tensors(
     """
     for name, tensor in tensors.items():
         require_whole_tensor(name, tensor)
+    tensors = effective_tensors(tensors)
     headers = inspect_headers(dict(tensors), why, options=ProbeOptions(), model_info=model_info)
     items: list[Item] = []
     names = [row.info.name for row in headers.weights if len(row.info.stored_shape) > 1]

@@ -8,18 +8,19 @@ model is never touched: a network that holds such weights is copied first.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.text import first_line
 
-__all__ = ["copy_of", "parametrized_weights", "unwrapped", "with_effective_weights"]
+__all__ = ["copy_of", "effective_tensors", "parametrized_weights", "unwrapped", "with_effective_weights"]
 
 _OLD_STYLE = ("WeightNorm", "SpectralNorm")  # forward pre-hooks of torch.nn.utils.weight_norm and spectral_norm
 
@@ -81,11 +82,17 @@ def _of(module: nn.Module) -> list[str]:
     new: list[str] = []
     if parametrize.is_parametrized(module):
         new += cast("nn.ModuleDict", module.parametrizations)
-    return new + [hook.name for hook in _old_hooks(module)]
+    return new + [hook.name for hook in _old_hooks(module)] + list(_pruned(module))
 
 
 def _old_hooks(module: nn.Module) -> list[Any]:
     return [hook for hook in module._forward_pre_hooks.values() if type(hook).__name__ in _OLD_STYLE]
+
+
+def _pruned(module: nn.Module) -> dict[str, Any]:
+    """Forward pre-hooks that multiply a weight by a mask, by the weight's name."""
+    hooks = module._forward_pre_hooks.values()
+    return {hook._tensor_name: hook for hook in hooks if isinstance(hook, prune.BasePruningMethod)}
 
 
 def with_effective_weights(model: nn.Module) -> nn.Module:
@@ -112,7 +119,13 @@ def _bake(module: nn.Module, local: str) -> None:
     training = module.training
     module.eval()  # spectral norm takes another step of its power iteration in training
     if parametrize.is_parametrized(module, local):
+        # The copy shares its class with the user's module, and torch takes the property off the class.
+        kind = type(module)
+        own = {name: value for name, value in vars(kind).items() if name not in ("__dict__", "__weakref__")}
+        module.__class__ = type(kind.__name__, kind.__bases__, own)
         parametrize.remove_parametrizations(module, local, leave_parametrized=True)
+    elif local in _pruned(module):
+        prune.remove(module, local)
     else:
         hook = next(hook for hook in _old_hooks(module) if hook.name == local)
         remove = nn.utils.remove_weight_norm if type(hook).__name__ == "WeightNorm" else nn.utils.remove_spectral_norm
@@ -155,3 +168,58 @@ def _is_computed(value: object) -> bool:
 
 def _detach(value: Any) -> Any:
     return value.detach() if _is_computed(value) else value
+
+
+# -- of a file ----------------------------------------------------------------------------------------------------
+
+_NEW = re.compile(r"^(.*?)parametrizations\.([^.]+)\.(original[01]?|\d+\._[uv])$")
+_OLD = re.compile(r"^(.+)_(orig|mask|u|v|g)$")
+_OF_NEW = {"original0": "g", "original1": "v", "original": "orig", "0._u": "u", "0._v": "v"}
+
+
+def effective_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with the weights that pruned and normalised ones evaluate to, under their usual names.
+
+    Known by the names of their parts: ``weight_orig`` and ``weight_mask`` (pruning), ``weight_g`` and ``weight_v`` or
+    ``parametrizations.weight.original0`` and ``1`` (weight norm), ``weight_orig``, ``weight_u`` and ``weight_v`` or
+    ``parametrizations.weight.original`` with ``0._u`` and ``_v`` (spectral norm). Parts of anything else stay as they
+    are.
+    """
+    parts: dict[str, dict[str, str]] = {}
+    owner: dict[str, str] = {}
+    for name in tensors:
+        if new := _NEW.match(name):
+            whole, part = new[1] + new[2], _OF_NEW.get(new[3], "")
+        elif old := _OLD.match(name):
+            whole, part = old[1], old[2]
+        else:
+            continue
+        parts.setdefault(whole, {})[part], owner[name] = name, whole
+    made = {}
+    for whole, names in parts.items():
+        value = None if whole in tensors else _evaluate({part: tensors[name] for part, name in names.items()})
+        if value is not None:
+            made[whole] = value
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        whole = owner.get(name, "")
+        found.setdefault(whole, made[whole]) if whole in made else found.setdefault(name, tensor)
+    return found
+
+
+def _evaluate(parts: dict[str, Tensor]) -> Tensor | None:
+    kinds = parts.keys()
+    if kinds == {"orig", "mask"} and parts["orig"].shape == parts["mask"].shape:
+        return parts["orig"] * parts["mask"].to(parts["orig"].dtype)
+    if kinds == {"g", "v"}:
+        g, v = parts["g"], parts["v"]
+        if g.dim() and (g.dim() != v.dim() or any(a not in (1, b) for a, b in zip(g.shape, v.shape, strict=True))):
+            return None
+        over = [d for d in range(v.dim()) if not g.dim() or g.shape[d] == 1]
+        return v * (g / torch.linalg.vector_norm(v, dim=over, keepdim=True)) if over else None
+    if kinds == {"orig", "u", "v"} and parts["u"].dim() == parts["v"].dim() == 1:
+        weight, u, v = parts["orig"], parts["u"], parts["v"]
+        for rows in (weight.flatten(1), weight.transpose(0, 1).flatten(1)) if weight.dim() > 1 else ():
+            if rows.shape == (len(u), len(v)):
+                return weight / (u @ rows @ v)
+    return None

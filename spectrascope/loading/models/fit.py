@@ -25,6 +25,7 @@ from spectrascope.loading.checkpoints.skeleton import (
     skeleton_of,
 )
 from spectrascope.loading.models.source import Architecture, Build
+from spectrascope.network.effective import effective_tensors
 
 __all__ = ["Filled", "Reading", "fill", "fill_architecture", "readings", "without_auxiliary_heads"]
 
@@ -70,9 +71,9 @@ class Reading:
 def readings(state_dict: Mapping[str, Tensor]) -> Iterator[Reading]:
     """Yield the tensors as they are, then readings that may fit where the first does not.
 
-    These are: with other spellings of known networks; without the first component all keys share (``model.``,
-    ``net.``, …; repeatedly); and one part of the file, where the rest is a training program's own: its loss,
-    metrics, counters or averaged weights.
+    These are: with other spellings of known networks; with pruned and normalised weights evaluated; without the first
+    component all keys share (``model.``, ``net.``, …; repeatedly); and one part of the file, where the rest is a
+    training program's own: its loss, metrics, counters or averaged weights.
     """
     yield from _below(Reading(dict(state_dict)), _DEPTH)
 
@@ -86,6 +87,9 @@ def _below(reading: Reading, depth: int) -> Iterator[Reading]:
         respelt = {_respell(key, rules): value for key, value in current.items()}
         if list(respelt) != list(current) and len(respelt) == len(current):
             yield Reading(respelt, reading.place, reading.left_out)
+    evaluated = effective_tensors(current)
+    if len(evaluated) != len(current):
+        yield Reading(evaluated, reading.place, reading.left_out)
     if depth == 0:
         return
     parts: dict[str, dict[str, Tensor]] = {}
