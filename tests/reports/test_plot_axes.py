@@ -1,5 +1,7 @@
 """Axes of picture files: every tick's text once, nothing over anything else, no artist per tick but its text."""
 
+import itertools
+
 import pytest
 
 from spectrascope.reports.charts.axes import Axis, linear_axis, log_axis, names_axis
@@ -89,3 +91,16 @@ def test_more_ticks_are_no_more_lines() -> None:
         assert len(axes.lines) == 4
         assert not axes.xaxis.get_visible()
         assert not axes.yaxis.get_visible()
+
+
+@pytest.mark.parametrize("x", [names_axis([f"layer{i}.conv" for i in range(30)]), log_axis("σ", [0.004, 0.2])])
+def test_texts_below_narrow_axes_keep_off_each_other(x: Axis) -> None:
+    figure = Figure(figsize=(1.6, 2.0))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0.3, 0.5, 0.5, 0.4))
+    draw_axes(axes, x, VERTICAL[0], LIGHT, labelled=(False, False), wide=0.8)
+    figure.canvas.draw()
+    below = [text for text in figure.texts if text.get_text() in {said for _, said in x.ticks}]
+    ends = sorted(text.get_window_extent().x1 for text in below)
+    assert len(ends) > 1
+    assert min(b - a for a, b in itertools.pairwise(ends)) > 0.1 * figure.dpi
