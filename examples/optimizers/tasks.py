@@ -30,7 +30,7 @@ class Task:
     top_k: int = 20
     probe_samples: int = 512
     curvature_samples: int = 512
-    adaptive: tuple[int, int, int, int] = (192, 48, 20, 3)
+    adaptive: tuple[int, int, int, int] = (192, 64, 20, 2)
     """Samples, samples for curvature, directions, and into how many parts measurements divide the training."""
 
     def steps(self) -> int:
@@ -79,7 +79,7 @@ def cifar(folder: Path, full: bool) -> Task:
         "cifar", lambda: load_model("cifar-resnet20@none", seed=torch.initial_seed()).model,
         (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out]),
         epochs=30 if full else 1.5, batch=128 if full else 32, score_name="test accuracy, %",
-        higher_is_better=True, flip=True, adaptive=(192, 96, 20, 2),
+        higher_is_better=True, flip=True, adaptive=(128, 64, 20, 2),
     )  # fmt: skip
 
 

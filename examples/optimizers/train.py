@@ -41,6 +41,7 @@ from spectrascope.records.report import LayerReport
 from spectrascope.records.values import PowerFit
 
 TUNING_SEED = 0
+REFERENCE = "Muon"
 ADAPTIVE_BUDGET = 0.25
 WATCHED = 8
 """Steps of each run whose promise is compared with what they keep."""
@@ -215,8 +216,9 @@ def compare(setting: Setting, seeds: int, only: list[str]) -> None:
         rate = tune(setting, contender, steps)
         runs = [setting.run(contender, rate, TUNING_SEED + 1 + i, steps, "steps") for i in range(seeds)]
         seconds = min((run["seconds"] for run in runs if run["seconds"]), default=0.0)  # the least disturbed
-        muon_seconds = muon_seconds or seconds  # Muon comes first
-        for i in range(seeds if seconds and contender is not chosen[0] else 0):
+        if contender.name == REFERENCE:  # it comes first; without it there is no equal time
+            muon_seconds = seconds
+        for i in range(seeds if seconds and muon_seconds and contender.name != REFERENCE else 0):
             setting.run(contender, rate, TUNING_SEED + 1 + i, max(2, round(steps * muon_seconds / seconds)), "time")
         print(f"  {contender.name}: lr {rate:g}", flush=True)
 
@@ -247,7 +249,7 @@ def main() -> None:
     for e in measured.exponents:
         print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
     compare(Setting(task, measured, options.runs, options.device), options.seeds, options.only)
-    summary = summarise(options.runs / task.name, "Muon", task.higher_is_better)
+    summary = summarise(options.runs / task.name, REFERENCE, task.higher_is_better)
     print("\n".join(summary.lines()))
     if options.summary is not None:
         text = json.dumps({"task": task.name, "size": size, "score": task.score_name, **asdict(summary)}, indent=1)
