@@ -23,8 +23,8 @@ else:
 __all__ = ["FROM_BASELINE", "OPTIONS", "Configuration", "find_configuration", "read_policy_table"]
 
 OPTIONS = (
-    "num-classes", "dataset", "data-root", "image-size", "block-size", "balanced", "skip-bad", "loss",
-    "label-smoothing", *(item.name.replace("_", "-") for item in fields(ProbeOptions)),
+    "num-classes", "dataset", "data-root", "image-size", "resize", "mean", "std", "block-size", "balanced", "skip-bad",
+    "loss", "label-smoothing", *(item.name.replace("_", "-") for item in fields(ProbeOptions)),
 )  # fmt: skip
 """Options whose defaults a project may set, as on the command line without the dashes."""
 

@@ -181,7 +181,7 @@ def run_of_loaded(
         how: more of :func:`spectrascope.loading.data.open.load_dataset`.
 
     Raises:
-        OptionError: a loss was asked for beside the factory's own.
+        OptionError: a loss, or samples prepared in some way, were asked for beside the factory's own.
         DataError: the samples cannot be found or read, or do not fit the network.
     """
     own = network.workload
@@ -201,6 +201,10 @@ def run_of_loaded(
     else:
         if loss != LossName.AUTO or label_smoothing:
             raise OptionError("--loss goes with --dataset: the factory brings a loss of its own")
+        for given in ("image_size", "resize", "mean", "std", "block_size", "balanced", "skip_bad"):
+            if how.get(given):
+                option = f"--{given.replace('_', '-')}"
+                raise OptionError(f"{option} goes with --dataset: the factory brings samples of its own")
         source = own.source if own.source.n <= options.num_samples else FirstSamples(own.source, options.num_samples)
         about = describe_source(source)
         run = Run(network.model, source, own.loss_fn, options, network.info, about, notes=network.notes)

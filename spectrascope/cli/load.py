@@ -34,7 +34,7 @@ def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run
     """Give a network its samples and loss: those asked for, or those that the user's own factory brought.
 
     Raises:
-        OptionError: a loss was asked for beside the factory's own.
+        OptionError: a loss, or samples prepared in some way, were asked for beside the factory's own.
         DataError: the samples cannot be found or read, or do not fit the network.
     """
     from spectrascope.api.inputs import run_of_loaded
@@ -49,6 +49,9 @@ def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run
         data_root=target.data_root,
         download=target.download,
         image_size=target.image_size,
+        resize=target.resize,
+        mean=target.mean,
+        std=target.std,
         block_size=target.block_size,
         balanced=target.balanced,
         skip_bad=target.skip_bad,

@@ -121,8 +121,8 @@ class Network:
         str | None,
         input_option(
             metavar="NAME",
-            help="Architecture of a checkpoint: a name, package.module:factory or file.py:factory. "
-            "Recognised from keys and shapes if not given.",
+            help="Architecture of a checkpoint: a name, package.module:factory or file.py:factory, which may bring "
+            "data and loss: (network, batches, loss). Recognised from keys and shapes if not given.",
         ),
     ] = None
     base: Annotated[
@@ -156,6 +156,24 @@ class Request(Network):
     ] = False
     image_size: Annotated[
         int | None, input_option(min=1, metavar="PIXELS", help="Side of square inputs, if not the usual.")
+    ] = None
+    resize: Annotated[
+        int | None,
+        input_option(
+            min=1, metavar="PIXELS", help="Images' shorter side first; of that the centre, --image-size wide."
+        ),
+    ] = None
+    mean: Annotated[
+        Any,
+        input_option(
+            metavar="X[,X…]",
+            parser=parsers.parse_channels,
+            help="Subtracted from images scaled to [0, 1]; one value, or one per channel.",
+        ),
+    ] = None
+    std: Annotated[
+        Any,
+        input_option(metavar="X[,X…]", parser=parsers.parse_channels, help="Images are divided by it, after --mean."),
     ] = None
     block_size: Annotated[int | None, input_option(min=2, metavar="TOKENS", help="Tokens per sample of text.")] = None
     balanced: Annotated[bool, input_option("--balanced", help="As many samples of each class.")] = False

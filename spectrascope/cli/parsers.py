@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import typer
@@ -31,6 +32,17 @@ def parse_null_draws(given: int | str) -> int | str:
 def parse_curvature_samples(given: int | str) -> int | str:
     """A number from 1 on, auto or all."""
     return _whole(given, ("auto", "all"), least=1)
+
+
+def parse_channels(given: str | float) -> tuple[float, ...]:
+    """A number, or one for each channel: ``0.49,0.48,0.45``."""
+    try:
+        values = tuple(float(part) for part in str(given).split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{given!r} is no number, nor one per channel, as 0.49,0.48,0.45.") from None
+    if not all(math.isfinite(value) for value in values):
+        raise typer.BadParameter(f"{given!r} holds a value that is not finite.")
+    return values
 
 
 def parse_num_samples(given: int | str) -> int:

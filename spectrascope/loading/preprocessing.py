@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TOKENS", "Preprocessing"]
+from spectrascope.errors import OptionError
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "TOKENS", "AskedPreprocessing", "Preprocessing"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -66,6 +68,78 @@ class Preprocessing:
         if self.resize is not None and self.crop is not None:
             return replace(self, resize=round(self.resize * side / self.crop), crop=side)
         return replace(self, size=(side, side))
+
+
+@dataclass(frozen=True, slots=True)
+class AskedPreprocessing:
+    """What is asked of images in place of what the network says: ``--image-size``, ``--resize``, ``--mean``, ``--std``.
+
+    ``mean`` and ``std`` hold one value for all channels or one for each, of pixels scaled to [0, 1].
+
+    Raises:
+        OptionError: values that no image could have, or one of ``mean`` and ``std`` alone.
+    """
+
+    image_size: int | None = None
+    resize: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--image-size", self.image_size), ("--resize", self.resize)):
+            if value is not None and value < 1:
+                raise OptionError(f"{name} {value}: expected at least 1 pixel")
+        if (self.mean is None) != (self.std is None):
+            given, other = ("--mean", "--std") if self.std is None else ("--std", "--mean")
+            raise OptionError(f"{given} goes with {other}: pixels are shifted by the one and divided by the other")
+        if self.mean is None or self.std is None:
+            return
+        if not all(0 <= value <= 1 for value in self.mean) or not all(0 < value <= 2 for value in self.std):
+            raise OptionError(
+                f"--mean {_spelt(self.mean)} --std {_spelt(self.std)}: expected means within [0, 1] and stds above 0, "
+                "of pixels scaled to [0, 1]; divide values of pixels up to 255 by 255"
+            )
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The options that were given."""
+        named = (("--image-size", self.image_size), ("--resize", self.resize), ("--mean", self.mean))
+        return tuple(name for name, value in named if value is not None)
+
+    def applied_to(self, preprocessing: Preprocessing, network: str) -> Preprocessing:
+        """What is done to images.
+
+        Raises:
+            OptionError: it does not fit the network's channels, or a size is missing.
+        """
+        if self.image_size is not None:
+            preprocessing = preprocessing.with_image_size(self.image_size)
+        if self.resize is not None:
+            shape = preprocessing.input_shape
+            if shape is None or shape[1] != shape[2]:
+                raise OptionError(
+                    "--resize goes with --image-size: the shorter side becomes the one, the centre the other"
+                )
+            if self.resize < shape[1]:
+                raise OptionError(
+                    f"--resize {self.resize}: expected at least the image size, {shape[1]}, which is cut out"
+                )
+            preprocessing = replace(preprocessing, size=None, resize=self.resize, crop=shape[1])
+        if self.mean is not None and self.std is not None:
+            channels = preprocessing.channels
+            for name, values in (("--mean", self.mean), ("--std", self.std)):
+                if len(values) not in (1, channels):
+                    raise OptionError(
+                        f"{name} {_spelt(values)}: {network} takes {channels} channels; expected {channels} values, or "
+                        "one for all"
+                    )
+            mean, std = (values * (channels // len(values)) for values in (self.mean, self.std))
+            preprocessing = replace(preprocessing, mean=mean, std=std, note="")
+        return preprocessing
+
+
+def _spelt(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 TOKENS = Preprocessing(size=None, note="the network reads tokens, not images")

@@ -58,6 +58,7 @@ def _array_file(spec: str, request: DataRequest) -> LoadedData:
     x = content.inputs.get("")
     if x is not None and x.dtype == torch.uint8 and x.dim() in (3, 4) and request.loaded.text is None:
         return _images(name, x, content, request)
+    request.require_no_image_options(name, "holds inputs that are used as they are")
     labels = _labels(content.targets)
     _require_targets(name, content, request)
     how = [_describe_input(name, key, tensor, request) for key, tensor in content.inputs.items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spectrascope.errors import DataError
+from spectrascope.errors import DataError, OptionError
 from spectrascope.loading.data.arrays import ARRAYS
 from spectrascope.loading.data.folders import FOLDER
 from spectrascope.loading.data.hub import HUB
@@ -16,6 +16,7 @@ from spectrascope.loading.data.synthetic import SYNTHETIC
 from spectrascope.loading.data.text import TEXT
 from spectrascope.loading.installed import find_installed, installed_names
 from spectrascope.loading.loaded import LoadedModel
+from spectrascope.loading.preprocessing import AskedPreprocessing
 from spectrascope.records.values import LossName
 
 __all__ = ["GROUP", "SOURCES", "load_dataset"]
@@ -38,6 +39,9 @@ def load_dataset(
     data_root: Path | None = None,
     download: bool = False,
     image_size: int | None = None,
+    resize: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     block_size: int | None = None,
     balanced: bool = False,
     skip_bad: bool = False,
@@ -55,6 +59,9 @@ def load_dataset(
         data_root: where dataset files are; ``data`` when ``None``.
         download: fetch what is not there.
         image_size: square inputs of this many pixels instead of the network's usual ones.
+        resize: images' shorter side becomes that long first; of that the centre is cut out.
+        mean: subtracted from images scaled to [0, 1], one value or one per channel, in place of the network's own.
+        std: what they are divided by then.
         block_size: tokens per sample of text; 128, or what the network takes if that is less.
         balanced: as many samples of each class as there are.
         skip_bad: leave unreadable images and texts out, with a note, instead of failing.
@@ -63,20 +70,19 @@ def load_dataset(
     Raises:
         DataError: no dataset named and none implied, nothing to read, samples that cannot be read, classes
             that do not match the network's, or data of a kind it does not take.
+        OptionError: an option about images is impossible, or the data are no images.
     """
     if num_samples < 1:
         raise DataError(f"{num_samples} samples asked for; expected at least 1")
-    if image_size is not None and image_size < 1:
-        raise DataError(f"--image-size {image_size}: expected at least 1 pixel")
     spec = loaded.default_dataset if spec is None else spec
     if spec is None:
         raise DataError(f"no dataset named, and {loaded.info.id} implies none; pass --dataset {_choices()}")
-    preprocessing = loaded.preprocessing
-    if image_size is not None:
-        preprocessing = preprocessing.with_image_size(image_size)
+    asked = AskedPreprocessing(image_size, resize, mean, std)
+    if asked.given and loaded.text is not None:
+        raise OptionError(f"{asked.given[0]} goes with images, but {loaded.info.id} reads tokens; drop it")
     request = DataRequest(
         loaded,
-        preprocessing,
+        asked.applied_to(loaded.preprocessing, loaded.info.id),
         num_samples,
         seed,
         data_root or Path("data"),
@@ -85,6 +91,7 @@ def load_dataset(
         balanced,
         skip_bad,
         loss,
+        asked,
     )
     try:
         return _load(spec, request)

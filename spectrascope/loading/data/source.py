@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from spectrascope.errors import DataError
+from spectrascope.errors import DataError, OptionError
 from spectrascope.loading.loaded import LoadedModel
-from spectrascope.loading.preprocessing import Preprocessing
+from spectrascope.loading.preprocessing import AskedPreprocessing, Preprocessing
 from spectrascope.losses import problem_loss
 from spectrascope.records.report import DataInfo
 from spectrascope.records.values import LossName, Task
@@ -43,6 +43,24 @@ class DataRequest:
     balanced: bool = False
     skip_bad: bool = False
     loss: LossName = LossName.AUTO
+    asked: AskedPreprocessing = AskedPreprocessing()  # noqa: RUF009 - frozen
+
+    def require_no_image_options(self, name: str, what: str, *, but: str = "") -> None:
+        """Refuse options about images for data that are none.
+
+        Args:
+            name: of the data.
+            what: they are, and are used as.
+            but: an option that means something there.
+
+        Raises:
+            OptionError: one was given.
+        """
+        given = [option for option in self.asked.given if option != but]
+        if given:
+            raise OptionError(
+                f"{given[0]} goes with images that are prepared for the network, but {name} {what}; drop it"
+            )
 
     @property
     def network(self) -> str:

@@ -35,6 +35,7 @@ def _synthetic(spec: str, request: DataRequest) -> LoadedData:
         raise DataError("synthetic has no end, so there is no all of it: give a number, as --num-samples 2048")
     if request.balanced:
         raise DataError("balanced: random labels are balanced on average already; leave --balanced out")
+    request.require_no_image_options("synthetic", "is noise of the network's own scale", but="--image-size")
     text = request.loaded.text
     if text is not None and request.models_language:
         return _language(request, text)

@@ -58,6 +58,7 @@ def _text_file(spec: str, request: DataRequest) -> LoadedData:
     """
     path = Path(spec.partition(":")[2]).expanduser()
     name = f"text:{shown(path)}"
+    request.require_no_image_options(name, "is text")
     text_input(request, name)
     if not path.is_file():
         raise DataError(f"{name}: no such file; expected a plain text file")
