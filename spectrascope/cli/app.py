@@ -17,6 +17,7 @@ from spectrascope.cli.gate import gate
 from spectrascope.cli.inspect import inspect
 from spectrascope.cli.plot import plot
 from spectrascope.cli.probe import probe
+from spectrascope.cli.rerun import PASSED_ON, merge, rerun
 from spectrascope.cli.show import show
 from spectrascope.cli.suggest_beta import suggest_beta
 from spectrascope.cli.trajectory import trajectory
@@ -67,9 +68,11 @@ for _command, _short_help in (
     (card, "A section for a Hub model card, from a saved report."),
     (plot, "Draw saved reports as PNG, SVG or PDF."),
     (trajectory, "Checkpoints of one run, in a row."),
+    (rerun, "Go on with a kept run."),
+    (merge, "Put the parts of a kept run together."),
     (bench, "Time this engine against plain double backprop."),
     (weights, "Power-law tails of the weights' spectra; needs no data."),
     (decompose, "Why β is what it is: factors, their alignment, and the rest."),
 ):
-    _settings = {"ignore_unknown_options": True} if _command is explain else {}  # it explains those of others
+    _settings = {explain: {"ignore_unknown_options": True}, rerun: PASSED_ON, merge: PASSED_ON}.get(_command, {})
     app.command(cls=SectionedCommand, short_help=_short_help, context_settings=_settings)(composed(_command))

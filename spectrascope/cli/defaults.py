@@ -38,7 +38,7 @@ def set_project_defaults(context: typer.Context, command: Any) -> None:
     left_out = {key: value for key, value in chosen.items() if not _is_given(flags[f"--{key}"], arguments)}
     context.obj = (
         *arguments,
-        *(word for key, value in left_out.items() for word in _spell(flags[f"--{key}"], value)),
+        *(word for key, value in left_out.items() for word in spell_option(flags[f"--{key}"], value)),
     )
     if left_out and not {"-q", "--quiet"} & set(arguments):
         print(f"spectrascope: {', '.join(left_out)} from {project.path}", file=sys.stderr)
@@ -49,7 +49,8 @@ def _is_given(parameter: Any, arguments: Sequence[str]) -> bool:
     return any(word == flag or word.startswith(f"{flag}=") for word in arguments for flag in flags)
 
 
-def _spell(parameter: Any, value: Any) -> list[str]:
+def spell_option(parameter: Any, value: Any) -> list[str]:
+    """Words of the command line that give an option this value."""
     flag = parameter.opts[0]
     if value is True:
         return [flag]

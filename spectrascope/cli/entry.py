@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from spectrascope.cli.job import silence_others
 from spectrascope.errors import SpectrascopeError
 from spectrascope.text import printable
 
@@ -33,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes a second where PyTorch is loaded
     try:
+        silence_others()
         code = _run(argv)
         sys.stdout.flush()
     except BrokenPipeError:

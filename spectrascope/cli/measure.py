@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,14 +14,18 @@ import typer
 
 from spectrascope.api.progress import follow_progress
 from spectrascope.cli.garbage import set_aside
+from spectrascope.cli.job import join_job
 from spectrascope.cli.load import load_model, load_momentum, make_run
 from spectrascope.cli.options import Request
+from spectrascope.cli.rerun import Parts, keep_command
 from spectrascope.errors import OptionError
 from spectrascope.records.decomposition import DecomposeOptions
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.records.signal import GradientSource
+from spectrascope.text import plural
 
 if TYPE_CHECKING:
+    from spectrascope.measure.ranks import Ranks
     from spectrascope.workload import Run
 
 
@@ -37,20 +42,60 @@ def measure(
     *,
     quiet: bool,
     decompose: DecomposeOptions | None = None,
+    parts: Parts | None = None,
 ) -> Report:
-    """Load and measure; with ``decompose``, the spectral alignment decomposition too.
+    """Load and measure, alone or with the other ranks of a job, which end here; a shard ends here too.
+
+    Args:
+        target: which network and samples.
+        options: what to measure.
+        context: of the command.
+        quiet: whether to say nothing on the way.
+        decompose: the spectral alignment decomposition too, by one process.
+        parts: where the run is kept.
 
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
-    with loaded(target, options, context, quiet=quiet) as run:
-        if decompose is None:
-            from spectrascope.measure.run import run_probe
+    parts = parts or Parts()
+    with join_job() as ranks, loaded(target, options, context, quiet=quiet) as run:
+        if decompose is not None:
+            return _decompose(run, decompose, ranks)
+        report = _probe(run, parts, ranks, context, quiet=quiet)
+    if report is None or ranks.index:
+        raise typer.Exit
+    return report
 
-            return run_probe(run)
-        from spectrascope.measure.decompose import run_decompose
 
-        return run_decompose(run, decompose)
+def _decompose(run: Run, decompose: DecomposeOptions, ranks: Ranks) -> Report:
+    from spectrascope.measure.decompose import run_decompose
+
+    if ranks.count > 1:
+        raise OptionError("decompose is measured by one process: start it without torchrun")
+    return run_decompose(run, decompose)
+
+
+def _probe(run: Run, parts: Parts, ranks: Ranks, context: typer.Context, *, quiet: bool) -> Report | None:
+    """The report, or ``None`` from a shard."""
+    from spectrascope.measure.division import Division
+    from spectrascope.measure.run import run_probe, run_share
+    from spectrascope.measure.run_folder import RunFolder
+
+    if parts.run is None:
+        return run_probe(run, Division(ranks))
+    division = Division(ranks, RunFolder(parts.run), parts.shard, parts.merge)
+    if ranks.index == 0 and not parts.merge:
+        keep_command(parts.run, context)
+    if parts.shard is None:
+        return run_probe(run, division)
+    missing = run_share(run, division)
+    if not quiet:
+        number, of = parts.shard
+        left = (
+            f"{plural(len(missing), 'part')} of the run still missing" if missing else "no part of the run is missing"
+        )
+        print(f"spectrascope: shard {number + 1} of {of} is done; {left}", file=sys.stderr)
+    return None
 
 
 @contextmanager

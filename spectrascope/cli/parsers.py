@@ -50,6 +50,14 @@ def parse_num_samples(given: int | str) -> int:
     return ALL_SAMPLES if (number := _whole(given, ("all",), least=1)) == "all" else int(number)
 
 
+def parse_shard(given: str | tuple[int, int]) -> tuple[int, int]:
+    """I/N with I from 1 to N, as (I − 1, N)."""
+    found = re.fullmatch(r"(\d{1,6})/(\d{1,6})", given) if isinstance(given, str) else None
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise typer.BadParameter(f"{given!r} is not I/N with I from 1 to N, as 2/8.")
+    return int(found[1]) - 1, int(found[2])
+
+
 def _whole(given: int | str, words: tuple[str, ...], *, least: int) -> int | str:
     text = str(given)  # a project's file may hold the number itself
     if text in words:

@@ -7,6 +7,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit, write_page
+from spectrascope.cli.rerun import Parts
 from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import render
 
@@ -15,6 +16,7 @@ def probe(
     context: typer.Context,
     target: o.Request,
     options: o.FitOptions,
+    parts: Parts,
     result: o.Result,
     sort: o.SortOption = ORDER,
     html: o.Html = None,
@@ -23,7 +25,7 @@ def probe(
 
     Without arguments: the embedded digits-cnn, early in its training, on handwritten digits.
     """
-    report = measure(target, options.asked, context, quiet=result.quiet)
+    report = measure(target, options.asked, context, quiet=result.quiet, parts=parts)
     if html is not None:
         write_page(html, report)
     emit(lambda width: render(report, result.form, sort=sort, width=width), result.output)

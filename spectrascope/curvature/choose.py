@@ -12,6 +12,7 @@ from spectrascope.curvature.double_backprop import DoubleBackprop
 from spectrascope.curvature.engine import GRADIENT_COST, CurvatureEngine, Downstream
 from spectrascope.curvature.finite_difference import FiniteDifference
 from spectrascope.curvature.gauss_newton import GaussNewton
+from spectrascope.curvature.microbatches import MicroBatch
 from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sketch import GaussNewtonSketch
 from spectrascope.curvature.tangent.engine import Tangents
@@ -72,7 +73,7 @@ def engine_named(name: EngineName) -> type[CurvatureEngine]:
     return next(engine for engine in ENGINES if engine.name is name)
 
 
-def make_engine(name: EngineName, micro_batch: int | None = None, seed: int = 0) -> CurvatureEngine:
+def make_engine(name: EngineName, micro_batch: MicroBatch = None, seed: int = 0) -> CurvatureEngine:
     """Make the engine of that name.
 
     Args:

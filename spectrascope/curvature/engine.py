@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.microbatches import Groups, group_borders, group_numbers
+from spectrascope.curvature.microbatches import Groups, MicroBatch, group_borders, group_numbers
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions
 from spectrascope.numerics.spectra import sum_dtype
@@ -130,7 +130,7 @@ class CurvatureEngine(ABC):
     """Measures curvature along given directions. One subclass per method, listed in ``curvature/choose.py``.
 
     Args:
-        micro_batch: samples per pass; ``None`` tunes it.
+        micro_batch: samples per pass; ``None`` tunes it, a ``Tuning`` does so over several measurements.
 
     Attributes:
         name: its spelling on the command line and in reports.
@@ -147,10 +147,10 @@ class CurvatureEngine(ABC):
     reference: ClassVar[tuple[EngineName, ...]] = ()
     hint: ClassVar[str] = ""
 
-    micro_batch: int | None = None
+    micro_batch: MicroBatch = None
 
     @classmethod
-    def make(cls, micro_batch: int | None, seed: int) -> CurvatureEngine:
+    def make(cls, micro_batch: MicroBatch, seed: int) -> CurvatureEngine:
         """Make the engine; ``seed`` is for one that draws random vectors."""
         return cls(micro_batch)
 

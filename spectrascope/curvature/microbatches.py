@@ -19,8 +19,10 @@ from spectrascope.errors import SpectrascopeError
 
 __all__ = [
     "Groups",
+    "MicroBatch",
     "OutOfMemoryError",
     "Schedule",
+    "Tuning",
     "candidate_sizes",
     "group_borders",
     "group_numbers",
@@ -97,20 +99,54 @@ def group_numbers(borders: Sequence[int], start: int, stop: int) -> torch.Tensor
 
 
 @dataclass
+class _Trial:
+    """Sizes still to be tried, seconds per sample of those that were, and the best so far."""
+
+    left: list[int]
+    chosen: int
+    times: dict[int, float] = field(default_factory=dict)
+    warm: bool = False
+
+
+@dataclass
+class Tuning:
+    """What is learnt about sizes in one schedule after the other: each goes on where the last one of its kind stopped.
+
+    Args:
+        timed: whether sizes are tried by the clock. Otherwise one from the middle of the candidates is taken, so that
+            the same samples are always cut alike.
+    """
+
+    timed: bool = True
+    trials: dict[tuple[int, ...], _Trial] = field(default_factory=dict, repr=False)
+
+    def trial(self, candidates: tuple[int, ...], n: int) -> _Trial:
+        """How far the trial of these candidates is, over schedules of about ``n`` samples."""
+        if candidates not in self.trials:
+            left = [c for c in candidates if c <= n] if self.timed else []
+            self.trials[candidates] = _Trial(left, candidates[0 if self.timed else (len(candidates) - 1) // 2])
+        return self.trials[candidates]
+
+
+MicroBatch: TypeAlias = "int | Tuning | None"
+"""Samples per micro-batch: a number, as tuned over several schedules, or (``None``) tuned in each by itself."""
+
+
+@dataclass
 class Schedule:
     """Cuts ``n`` samples into slices.
 
     Args:
         n: number of samples.
-        size: micro-batch size, or ``None`` to choose it by timing.
+        size: micro-batch size, or ``None`` or a :class:`Tuning` to choose it by timing.
         borders: sample numbers that no slice may straddle.
-        candidates: sizes tried, in order, when ``size`` is ``None``, instead of :func:`candidate_sizes`; trying stops
+        candidates: sizes tried, in order, when ``size`` is no number, instead of :func:`candidate_sizes`; trying stops
             when one is clearly slower.
         device: where the work is done; waited for before the clock is read.
     """
 
     n: int
-    size: int | None = None
+    size: MicroBatch = None
     borders: Sequence[int] = ()
     candidates: Sequence[int] = ()
     device: torch.device = _CPU
@@ -126,14 +162,11 @@ class Schedule:
             OutOfMemoryError: one sample alone does not fit.
         """
         limit = self.n
-        candidates = self.candidates or candidate_sizes(self.device)
-        trial = [] if self.size is not None else [c for c in candidates if c <= self.n // 4]
-        times: dict[int, float] = {}
-        self.chosen = self.size or (trial or candidates)[0]
+        trial = self._trial()
+        self.chosen = trial.chosen
         start = 0
-        warm = not trial
         while start < self.n:
-            trying = trial[0] if trial else 0
+            trying = trial.left[0] if trial.left else 0
             stop = self._stop(start, min(trying or self.chosen, limit))
             began = time.perf_counter()
             try:
@@ -147,26 +180,35 @@ class Schedule:
                         "out of memory with one sample at a time: use a smaller input, fewer directions "
                         "(--top-k), fewer layers (--layers) or a device with more memory"
                     ) from error
-                trial = []
+                trial.left = []
                 release_memory()
-                self.chosen = min(self.chosen, limit)
+                trial.chosen = self.chosen = min(self.chosen, limit)
                 continue
-            if trial:
+            if trial.left:
                 wait_for(self.device)
-                if not warm:
-                    warm = True  # the first slice pays for one-off set-up: it counts as work, not as a timing
+                if not trial.warm:
+                    trial.warm = True  # the first slice pays for one-off set-up: it counts as work, not as a timing
                 else:
                     seconds = (time.perf_counter() - began) / (stop - start)
                     if stop - start == trying:
-                        times[trying] = seconds
-                        trial.pop(0)
-                        best = min(times, key=lambda size: times[size])
-                        if seconds > 1.15 * times[best]:
-                            trial = []
-                        self.chosen = best
+                        trial.times[trying] = seconds
+                        trial.left.pop(0)
+                        best = min(trial.times, key=lambda size: trial.times[size])
+                        if seconds > 1.15 * trial.times[best]:
+                            trial.left = []
+                        trial.chosen = self.chosen = best
             start = stop
             if progress is not None:
                 progress(start, self.n)
+
+    def _trial(self) -> _Trial:
+        if isinstance(self.size, int):
+            return _Trial([], self.size)
+        candidates = tuple(self.candidates) or candidate_sizes(self.device)
+        if isinstance(self.size, Tuning):
+            return self.size.trial(candidates, self.n)
+        # Of a schedule by itself the trial is not to be the whole of it.
+        return _Trial([c for c in candidates if c <= self.n // 4], candidates[0])
 
     def _stop(self, start: int, size: int) -> int:
         stop = min(start + max(size, 1), self.n)

@@ -26,7 +26,7 @@ from spectrascope.curvature.engine import (
     target_slopes,
 )
 from spectrascope.curvature.loss_root import random_column
-from spectrascope.curvature.microbatches import Groups, Schedule
+from spectrascope.curvature.microbatches import Groups, MicroBatch, Schedule
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Workload
@@ -50,7 +50,7 @@ class GaussNewtonSketch(CurvatureEngine):
     exact: ClassVar = False
 
     @classmethod
-    def make(cls, micro_batch: int | None, seed: int) -> GaussNewtonSketch:
+    def make(cls, micro_batch: MicroBatch, seed: int) -> GaussNewtonSketch:
         """An engine that draws its cotangents from ``seed``."""
         return cls(micro_batch, seed=seed)
 

@@ -16,9 +16,10 @@ from spectrascope.curvature.double_backprop import hessian_products, loss_gradie
 from spectrascope.curvature.engine import Target
 from spectrascope.curvature.microbatches import wait_for
 from spectrascope.errors import OptionError
+from spectrascope.measure.curvatures import measure_targets
 from spectrascope.measure.prepare import device_name, prepare
 from spectrascope.measure.run import versions
-from spectrascope.measure.stages import Measured, measure_targets
+from spectrascope.measure.stages import Measured
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.signal import Estimate
 from spectrascope.records.values import EngineName

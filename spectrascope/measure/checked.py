@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container, Sequence
 from typing import TypeAlias
 
@@ -14,6 +15,7 @@ from spectrascope.curvature.selfcheck import CheckedPairs, Suspect, check_engine
 from spectrascope.errors import DataError, SelfCheckError
 from spectrascope.measure.gradients import measure_gradients
 from spectrascope.measure.prepare import Ready
+from spectrascope.measure.ranks import ALONE, Ranks
 from spectrascope.measure.stages import Measured, join_measured
 from spectrascope.network.layers import WeightLayer
 from spectrascope.records.signal import GradientSource
@@ -25,13 +27,16 @@ __all__ = ["Stages", "measure_and_check"]
 Stages: TypeAlias = Callable[[Workload, Sequence[WeightLayer], Sequence[EngineChoice], Run], Measured]
 
 
-def measure_and_check(ready: Ready, stages: Stages, run: Run) -> tuple[Measured, CheckedPairs]:
+def measure_and_check(ready: Ready, stages: Stages, run: Run, ranks: Ranks = ALONE) -> tuple[Measured, CheckedPairs]:
     """Measure all weights, each by its engine, and hold the engines to their references.
+
+    Ranks measure together, the first of them checks: what is returned to the others is not checked.
 
     Args:
         ready: the network, held still, and the engine of every weight.
         stages: gradient, directions and curvature of the weights it is given.
         run: what was asked for.
+        ranks: the processes that measure together.
 
     Raises:
         SelfCheckError: an engine is wrong on some weight and there is none after it.
@@ -40,8 +45,9 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run) -> tuple[Measured,
     layers, choices = ready.layers, ready.choices
     parts: list[Measured] = []
     checked = CheckedPairs(why_not="switched off (--self-check off)")
-    while layers:
-        found = stages(ready.workload, layers, choices, run)
+
+    def check(found: Measured) -> dict[str, EngineChoice]:
+        nonlocal checked
         _drop_rounding(found, ready.workload, run)
         wrong = _wrong_slopes(found, ready.workload)
         if run.options.self_check is not CheckScope.OFF and found.targets:
@@ -61,7 +67,13 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run) -> tuple[Measured,
             wrong = {}
         if wrong:
             _require_same_data(found, ready.workload, wrong)
-        layers, choices = _hand_on(found, wrong, run)
+        return _hand_on(found, wrong, run)
+
+    while layers:
+        found = stages(ready.workload, layers, choices, run)
+        handed = ranks.first(functools.partial(check, found))
+        layers = [layer for layer in layers if layer.name in handed]
+        choices = [handed[layer.name] for layer in layers]
         parts.append(found)
     return join_measured(ready.layers, parts), checked
 
@@ -79,13 +91,13 @@ def _check(found: Measured, workload: Workload, run: Run, wrong: dict[str, str])
     return checked.without(checked.rounding)
 
 
-def _hand_on(found: Measured, wrong: dict[str, str], run: Run) -> tuple[list[WeightLayer], list[EngineChoice]]:
+def _hand_on(found: Measured, wrong: dict[str, str], run: Run) -> dict[str, EngineChoice]:
     """Take back what was measured wrong, and choose the next engine for it.
 
     Raises:
         SelfCheckError: there is none.
     """
-    layers, choices = [], []
+    handed: dict[str, EngineChoice] = {}
     for target, curvature in zip(found.targets, found.curvatures, strict=True):
         name = target.layer.name
         if name not in wrong:
@@ -96,10 +108,9 @@ def _hand_on(found: Measured, wrong: dict[str, str], run: Run) -> tuple[list[Wei
             raise SelfCheckError(
                 f"self-check failed: weight {name!r} {wrong[name]}, measured by {engine.value}{_advice(engine)}"
             )
-        layers.append(target.layer)
-        choices.append(EngineChoice(following, f"{engine.value} failed the self-check: the weight {wrong[name]}"))
+        handed[name] = EngineChoice(following, f"{engine.value} failed the self-check: the weight {wrong[name]}")
     found.take_back(wrong)
-    return layers, choices
+    return handed
 
 
 def _advice(engine: EngineName) -> str:

@@ -10,16 +10,9 @@ from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Target, UnsupportedOperationError
 from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import OptionError, UnsupportedModelError
+from spectrascope.measure.curvatures import join_curvatures, measure_curvature
 from spectrascope.measure.run import measure_by
-from spectrascope.measure.stages import (
-    FoundTargets,
-    Measured,
-    find_targets,
-    forced_micro_batch,
-    join_curvatures,
-    join_measured,
-    measure_curvature,
-)
+from spectrascope.measure.stages import FoundTargets, Measured, find_targets, forced_micro_batch, join_measured
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.alignment import align
 from spectrascope.numerics.rank_models import count_rank_wins

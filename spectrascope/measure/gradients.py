@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,9 +11,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from spectrascope.curvature.microbatches import Schedule, is_out_of_memory
+from spectrascope.curvature.microbatches import MicroBatch, Schedule, is_out_of_memory
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.losses import aligned, ignored_by
+from spectrascope.measure.ranks import ALONE, Ranks
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.text import first_line
@@ -37,6 +39,23 @@ class GradientPass:
     accuracy: float | None
     micro_batch: int
     by_group: dict[str, Tensor]
+
+    def add(self, name: str, cells: Tensor, cuts: Sequence[int], borders: Sequence[int]) -> None:
+        """Add a weight's sums (cells, m, n) over the samples between ``cuts``, in order."""
+        n = cuts[-1]
+        halves = [torch.zeros(cells.shape[1:], dtype=sum_dtype(cells.device), device=cells.device) for _ in range(2)]
+        for start, cell in zip(cuts, cells, strict=False):
+            halves[int(start >= n // 2)].add_(cell)
+        self.gradients[name] = (halves[0] + halves[1]) / n
+        if self.half_difference is not None:
+            self.half_difference[name] = (halves[0] / (n // 2) - halves[1] / (n - n // 2)) / 2
+        if borders:
+            if len(cells) >= len(borders):  # the middle of the batch lies inside a group: its two cells make one
+                second = cuts.index(n // 2)
+                cells[second - 1] += cells[second]
+                cells = torch.cat([cells[:second], cells[second + 1 :]])
+            sizes = torch.tensor(borders).diff()[:, None, None]
+            self.by_group[name] = cells.div_(sizes.to(cells.device))
 
     def without_gradients(self) -> GradientPass:
         """What the pass tells about the batch, without what takes memory."""
@@ -76,9 +95,10 @@ def measure_gradients(
     workload: Workload,
     layers: Sequence[WeightLayer],
     *,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     borders: Sequence[int] = (),
     progress: Callable[[float, int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> GradientPass:
     """Run one forward and one backward pass over the batch.
 
@@ -88,95 +108,127 @@ def measure_gradients(
         micro_batch: samples per pass; ``None`` tunes it.
         borders: sample numbers [0, …, n] between which gradients are kept by group; none are when empty.
         progress: called with (samples done, samples in all).
+        ranks: the processes that measure together; each does some of the samples, and is handed the gradients of some
+            of the weights.
 
     Returns:
-        Mean gradients in float64 (float32 on devices without it), on the workload's device.
+        Mean gradients in float64 (float32 on devices without it), on the workload's device; of the weights that fall to
+        this process.
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite.
         UnsupportedModelError: no weight reaches the loss, or autograd fails on the network.
 
-    Cost: about three forward-equivalents. Memory: 16 bytes per weight, and for each group 4 (8 in float64).
+    Cost: about three forward-equivalents. Memory: 8 bytes per weight, and for each group 4 (8 in float64); then
+    16 more for each weight that falls to this process.
     """
     n = workload.source.n
     parameters = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    sums = _GradientSums(workload, parameters, borders)
-    totals = torch.zeros(3, dtype=sums.dtype, device=workload.device)
-    classes = [True]
-    schedule = Schedule(n, micro_batch, sums.cuts, device=workload.device)
-
-    def work(start: int, stop: int) -> None:
-        inputs, targets = workload.fetch(start, stop)
-        with torch.enable_grad():
-            output = workload.forward(inputs)
-            loss = workload.loss_fn(output, targets)
-            found = _differentiate(loss, parameters)
-        sums.add(found, start, stop)
-        counts = _count_labels(workload.loss_fn, output, targets)
-        if counts is None:
-            classes[0] = False
-        else:
-            totals[1:] += counts
-        totals[0] += loss.detach() * (stop - start)
-
-    schedule.run(work, progress)
-    loss, n_correct, n_labels = totals.tolist()
+    cuts = sorted({0, n // 2, n, *borders})
+    cells = ranks.share(len(cuts) - 1)
+    sums = _CellSums(workload, parameters, cuts[cells.start : cells.stop + 1])
+    found = ranks.each(lambda: sums.measure(workload, micro_batch, progress))
+    loss, n_correct, n_labels = torch.cat([part.totals for part in found]).sum(0).tolist()
     loss /= n
-    if not torch.isfinite(totals[0]):
+    if not math.isfinite(loss):
         raise NonFiniteError(f"the mean loss over {n} samples is {loss}: check the preprocessing and the labels")
-    accuracy = n_correct / n_labels if classes[0] and n_labels else None
-    return sums.finish(layers, loss, accuracy, schedule.chosen)
+    accuracy = n_correct / n_labels if all(part.classes for part in found) and n_labels else None
+    seen = [any(flags) for flags in zip(*(part.seen for part in found), strict=True)]
+    whole = GradientPass({}, {} if n > 1 else None, {}, loss, accuracy, max(part.micro_batch for part in found), {})
+    owners = ranks.deal([p.numel() for p in parameters])
+    by_parameter: dict[int, list[WeightLayer]] = {}
+    for layer in layers:
+        by_parameter.setdefault(id(layer.parameter), []).append(layer)
+    for i, parameter in enumerate(parameters):
+        members = by_parameter[id(parameter)]
+        if not seen[i]:
+            whole.missing.update(dict.fromkeys((layer.name for layer in members), _UNREACHED))
+            continue
+        gathered = ranks.gather(sums.give(i), len(cuts) - 1, owners[i])
+        if gathered is None:  # another rank's
+            continue
+        for layer in members:
+            whole.add(layer.name, torch.stack([layer.matrix(cell) for cell in gathered]), cuts, borders)
+    return whole
 
 
-class _GradientSums:
-    """Gradients added up over micro-batches: by half batch in float64, by sample group in the precision they have."""
+_UNREACHED = "the weight does not reach the loss (unused, or cut off by detach)"
 
-    def __init__(self, workload: Workload, parameters: Sequence[nn.Parameter], borders: Sequence[int]) -> None:
-        self.n, self.half, self.borders = workload.source.n, workload.source.n // 2, list(borders)
+
+@dataclass(frozen=True)
+class _Totals:
+    """What the samples of some cells add up to besides gradients: ``totals`` (cells, 3) loss and counts of labels."""
+
+    totals: Tensor
+    classes: bool
+    seen: list[bool]
+    micro_batch: int
+
+
+class _CellSums:
+    """Gradients added up over the samples between two cuts, in float64, and kept in the precision they have.
+
+    No cell straddles a border between sample groups or the middle of the batch, and nothing is added across cells here:
+    so it does not matter which process measures which of them.
+    """
+
+    def __init__(self, workload: Workload, parameters: Sequence[nn.Parameter], cuts: Sequence[int]) -> None:
+        self.cuts, self.parameters, self.device = cuts, parameters, workload.device
         self.dtype = sum_dtype(workload.device)
-        self.kept = torch.float64 if workload.dtype is torch.float64 else torch.float32
-        shapes, device = [tuple(p.shape) for p in parameters], workload.device
-        self.halves = [[torch.zeros(shape, dtype=self.dtype, device=device) for shape in shapes] for _ in range(2)]
-        n_groups = max(0, len(borders) - 1)
-        self.groups = [torch.zeros((n_groups, *shape), dtype=self.kept, device=device) for shape in shapes]
+        kept = torch.float64 if workload.dtype is torch.float64 else torch.float32
+        self.cells: list[Tensor | None] = [
+            torch.zeros((max(0, len(cuts) - 1), *p.shape), dtype=kept, device=workload.device) for p in parameters
+        ]
         self.seen = [False] * len(parameters)
-        self.index = {id(p): i for i, p in enumerate(parameters)}
 
-    @property
-    def cuts(self) -> list[int]:
-        """Sample numbers that no micro-batch may straddle."""
-        return sorted({self.half, *self.borders} - {0})
+    def measure(
+        self, workload: Workload, micro_batch: MicroBatch, progress: Callable[[float, int], None] | None
+    ) -> _Totals:
+        """Run forward and backward over the samples of these cells.
 
-    def add(self, gradients: Sequence[Tensor | None], start: int, stop: int) -> None:
-        """Add the gradients of a micro-batch's mean loss, one per parameter."""
-        side = self.halves[int(start >= self.half)]
-        group = bisect.bisect_right(self.borders, start) - 1
-        for i, gradient in enumerate(gradients):
-            if gradient is not None:
-                self.seen[i] = True
-                side[i].add_(gradient, alpha=stop - start)
-                if self.borders:
-                    self.groups[i][group].add_(gradient, alpha=stop - start)
+        Raises:
+            UnsupportedModelError: no weight reaches the loss, or autograd fails on the network.
+        """
+        totals = torch.zeros(max(0, len(self.cuts) - 1), 3, dtype=self.dtype, device=self.device)
+        classes, chosen = [True], 0
+        if len(self.cuts) < 2:  # more processes than cells
+            return _Totals(totals.cpu(), True, self.seen, chosen)
+        first, last = self.cuts[0], self.cuts[-1]
+        sums = [torch.zeros(p.shape, dtype=self.dtype, device=self.device) for p in self.parameters]
+        schedule = Schedule(last - first, micro_batch, [cut - first for cut in self.cuts[1:]], device=workload.device)
 
-    def finish(self, layers: Sequence[WeightLayer], loss: float, accuracy: float | None, chosen: int) -> GradientPass:
-        """Mean gradients of every weight, seen as a matrix."""
-        gradients: dict[str, Tensor] = {}
-        difference: dict[str, Tensor] = {}
-        by_group: dict[str, Tensor] = {}
-        missing: dict[str, str] = {}
-        sizes = torch.tensor(self.borders).diff()[:, None, None]
-        for layer in layers:
-            i = self.index[id(layer.parameter)]
-            if not self.seen[i]:
-                missing[layer.name] = "the weight does not reach the loss (unused, or cut off by detach)"
-                continue
-            first, second = (layer.matrix(side[i]) for side in self.halves)
-            gradients[layer.name] = (first + second) / self.n
-            if self.borders:
-                by_group[layer.name] = torch.stack([layer.matrix(g) for g in self.groups[i]]) / sizes.to(first.device)
-            if self.half:
-                difference[layer.name] = (first / self.half - second / (self.n - self.half)) / 2
-        return GradientPass(gradients, difference if self.half else None, missing, loss, accuracy, chosen, by_group)
+        def work(start: int, stop: int) -> None:
+            start, stop = start + first, stop + first
+            inputs, targets = workload.fetch(start, stop)
+            with torch.enable_grad():
+                output = workload.forward(inputs)
+                loss = workload.loss_fn(output, targets)
+                found = _differentiate(loss, self.parameters)
+            cell = bisect.bisect_right(self.cuts, start) - 1
+            for i, gradient in enumerate(found):
+                if gradient is not None:
+                    self.seen[i] = True
+                    sums[i].add_(gradient, alpha=stop - start)
+            if stop == self.cuts[cell + 1]:
+                for kept, total in zip(self.cells, sums, strict=True):
+                    assert kept is not None  # nothing was given away yet
+                    kept[cell] = total
+                    total.zero_()
+            counts = _count_labels(workload.loss_fn, output, targets)
+            if counts is None:
+                classes[0] = False
+            else:
+                totals[cell, 1:] += counts
+            totals[cell, 0] += loss.detach() * (stop - start)
+
+        schedule.run(work, progress)
+        return _Totals(totals.cpu(), classes[0], self.seen, schedule.chosen)
+
+    def give(self, i: int) -> Tensor:
+        """Hand over the sums (cells, *shape) of one parameter, which are not kept."""
+        given, self.cells[i] = self.cells[i], None
+        assert given is not None
+        return given
 
 
 def _differentiate(loss: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor | None, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -22,6 +24,7 @@ from spectrascope.losses import (
     with_whole_batch,
 )
 from spectrascope.measure.demand import count_direction_sets
+from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.labels import relabel
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import (
@@ -43,20 +46,26 @@ from spectrascope.workload import Inputs, Run, Workload
 class Ready:
     """A network that is known to run on its samples, held still, and what is to measure each of its weights.
 
-    ``candidates`` are all weights in network order, ``layers`` those to be measured, ``choices`` one for each of them;
-    ``notes`` what a reader of the report must know of it.
+    ``candidates`` are all weights in network order, ``layers`` those to be measured, ``choices`` one for each of
+    them. ``settled``: when and by which command the measurement began, on which device, and in which memory order
+    images are handed to the network; ``notes`` what a reader of the report must know of it.
     """
 
     workload: Workload
     candidates: list[WeightLayer | SkippedLayer]
     layers: list[WeightLayer]
     choices: list[EngineChoice]
+    settled: Mapping[str, Any]
     notes: tuple[str, ...] = ()
 
 
 @contextmanager
-def prepare(run: Run) -> Iterator[Ready]:
+def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
     """Check all that can be checked before any long work; the network is held still until the block ends.
+
+    Args:
+        run: what is measured.
+        division: with whom this process must agree.
 
     Raises:
         SpectrascopeError: one of its kinds.
@@ -82,12 +91,13 @@ def prepare(run: Run) -> Iterator[Ready]:
             run.on_progress("check", 0.3, 1)  # each of these takes passes of its own: a deadline is met between them
             require_mean_loss(workload)
             run.on_progress("check", 0.6, 1)
-            workload = with_fastest_format(workload)
+            settled = division.settle(run, workload, functools.partial(_settle, workload, options))
+            workload = replace(workload, channels_last=settled["channels_last"])
             choices = choose_engines(
                 workload, layers, options.engine, options.top_k, lambda engine: count_direction_sets(engine, options)
             )
             run.on_progress("check", 1, 1)
-        yield Ready(workload, candidates, layers, choices, _notes_on_precision(switched, workload.dtype))
+        yield Ready(workload, candidates, layers, choices, settled, _notes_on_precision(switched, workload.dtype))
 
 
 def _in_asked_precision(workload: Workload, switched: set[str]) -> Workload:
@@ -126,6 +136,12 @@ def _notes_on_precision(switched: set[str], dtype: torch.dtype) -> tuple[str, ..
         return ()
     name = str(dtype).removeprefix("torch.")
     return (f"the network's own {' and '.join(sorted(switched))}: left out; all numbers are of the {name} network",)
+
+
+def _settle(workload: Workload, options: ProbeOptions) -> dict[str, Any]:
+    """What all processes must agree on; with a fixed micro-batch nothing is left to the clock."""
+    timed = options.micro_batch == "auto"
+    return {"device": device_name(workload.device), "channels_last": timed and _is_faster_channels_last(workload)}
 
 
 def _with_parametrized_marked(

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from importlib.metadata import version
 
 import torch
 from torch import nn
 
+from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.selfcheck import CheckedPairs
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.losses import loss_label
 from spectrascope.measure.checked import Stages, measure_and_check
-from spectrascope.measure.prepare import device_name, prepare
-from spectrascope.measure.stages import Measured, measure_targets
+from spectrascope.measure.curvatures import measure_share, measure_targets
+from spectrascope.measure.division import WHOLE, Division
+from spectrascope.measure.prepare import Ready, prepare
+from spectrascope.measure.stages import Measured
 from spectrascope.network.effective import parametrized_weights, unwrapped
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.analysis import analyse
@@ -38,35 +41,64 @@ from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.workload import Run, Workload
 
 
-def run_probe(run: Run) -> Report:
+def run_probe(run: Run, division: Division = WHOLE) -> Report:
     """Measure every weight of a network on a fixed batch.
 
+    Args:
+        run: what to measure.
+        division: with which other processes, and where parts are kept.
+
     Returns:
-        The report; every candidate weight has a row.
+        The report, the same on all ranks; every candidate weight has a row.
 
     Raises:
         SpectrascopeError: one of its kinds; see :mod:`spectrascope.errors`.
     """
-    return measure_by(run, measure_targets)[0]
+    rounds = itertools.count(1)
+
+    def stages(
+        workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
+    ) -> Measured:
+        return measure_targets(workload, layers, choices, run, division=division.of_round(next(rounds)))
+
+    return measure_by(run, stages, division)[0]
 
 
-def measure_by(run: Run, stages: Stages) -> tuple[Report, Measured]:
+def run_share(run: Run, division: Division) -> list[int]:
+    """Measure what falls to a shard, and leave it in the run's folder.
+
+    Returns:
+        The sample groups whose parts are still missing there, by number from 0.
+
+    Raises:
+        SpectrascopeError: one of its kinds.
+    """
+    with prepare(run, division) as ready:
+        missing = measure_share(ready.workload, ready.layers, ready.choices, run, division=division)
+    return [piece.group for piece in missing]
+
+
+def measure_by(run: Run, stages: Stages, division: Division = WHOLE) -> tuple[Report, Measured]:
     """Measure by the stages given, and hand back the report together with what they found.
 
     Args:
         run: what to measure.
         stages: gradient, directions and curvature of all weights, as :func:`measure_targets`.
+        division: with which other processes.
 
     Raises:
         SpectrascopeError: one of its kinds.
     """
-    with prepare(run) as ready:
-        found, checked = measure_and_check(ready, stages, run)
-    with run.clock.stage("fits"):
-        rows = _rows(ready.candidates, found, checked, run.options)
-    return Report(
-        _provenance(run, ready.workload, found, checked, ready.notes), run.options, rows, summarise(rows)
-    ), found
+    with prepare(run, division) as ready:
+        found, checked = measure_and_check(ready, stages, run, division.ranks)
+
+    def finish() -> Report:
+        with run.clock.stage("fits"):
+            rows = _rows(ready.candidates, found, checked, run.options)
+        provenance = _provenance(run, ready, found, checked, division.ranks.count)
+        return Report(provenance, run.options, rows, summarise(rows))
+
+    return division.ranks.first(finish), found
 
 
 def _notes_on(model: nn.Module) -> list[str]:
@@ -128,20 +160,19 @@ def _measurement(target: Target, curvature: Curvature, found: Measured, checked:
     )
 
 
-def _provenance(
-    run: Run, workload: Workload, found: Measured, checked: CheckedPairs, notes: tuple[str, ...]
-) -> Provenance:
+def _provenance(run: Run, ready: Ready, found: Measured, checked: CheckedPairs, ranks: int) -> Provenance:
+    workload, settled = ready.workload, ready.settled
     accuracy = found.gradient.accuracy
     return Provenance(
         versions=versions(),
-        command=run.command,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        command=settled["command"],
+        created=settled["created"],
         model=run.model_info,
         data=run.data_info,
         loss_name=loss_label(workload.loss_fn) + (f" of output {run.scores}" if run.scores is not None else ""),
         loss=found.gradient.loss,
         accuracy=Missing("outputs are not class scores") if accuracy is None else accuracy,
-        device=device_name(workload.device),
+        device=settled["device"],
         dtype=str(workload.dtype).removeprefix("torch."),
         seed=run.options.seed,
         micro_batch=found.gradient.micro_batch,
@@ -150,7 +181,8 @@ def _provenance(
         seconds=dict(run.clock.seconds),
         engines=dict(Counter(c.engine.value for c in found.curvatures)),
         self_check=checked.summary,
-        notes=(*run.notes, *notes, *_notes_on(unwrapped(run.model))),
+        notes=(*run.notes, *ready.notes, *_notes_on(unwrapped(run.model))),
+        ranks=ranks,
     )
 
 

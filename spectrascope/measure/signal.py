@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from spectrascope.curvature import choose
 from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.microbatches import group_borders
 from spectrascope.network.layers import WeightLayer
@@ -35,6 +36,7 @@ from spectrascope.workload import PickedSamples, SampleSource
 __all__ = [
     "Deal",
     "Part",
+    "Piece",
     "SignalCurvature",
     "SignalTarget",
     "deal_samples",
@@ -62,6 +64,15 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """The samples of one group on which curvature is measured, by place in the dealt batch, and their fold."""
+
+    group: int
+    fold: int
+    places: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Deal:
     """The batch dealt to sample groups, and the groups to folds.
 
@@ -81,6 +92,16 @@ class Deal:
     def sizes(self) -> tuple[int, ...]:
         """Samples per group."""
         return tuple(b - a for a, b in zip(self.borders, self.borders[1:], strict=False))
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """Curvature's samples group by group: no sum is taken across them before all are known."""
+        pieces: list[Piece] = []
+        for number, part in enumerate(self.parts):
+            for group in part.groups:
+                inside = tuple(p for p in part.places if self.borders[group] <= p < self.borders[group + 1])
+                pieces += [Piece(group, number, inside)] if inside else []
+        return pieces
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -262,10 +283,10 @@ def _why_not_held_out(deal: Deal) -> Missing:
     return Missing(f"held-out slopes need at least {MIN_GROUPS} sample groups, the batch has {deal.n_groups}")
 
 
-def no_curvature(target: SignalTarget, part: Part, engine: EngineName) -> Curvature:
-    """What stands for a fold's curvature where none was asked for: no directions."""
-    inside = target.slopes[part.groups.start : part.groups.stop, :0]
-    return Curvature(torch.zeros(0, 0, dtype=torch.float64), inside, inside, part.group_sizes, engine, exact=True)
+def no_curvature(target: SignalTarget, piece: Piece, engine: EngineName) -> Curvature:
+    """What stands for a group's curvature where none was asked for: no directions."""
+    inside = target.slopes[piece.group : piece.group + 1, :0]
+    return Curvature(torch.zeros(0, 0, dtype=torch.float64), inside, inside, (len(piece.places),), engine, exact=True)
 
 
 @dataclass(frozen=True)
@@ -281,15 +302,15 @@ class SignalCurvature:
 
 
 def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], *, published: bool) -> SignalCurvature:
-    """Put one weight's curvature together from its folds.
+    """Put one weight's curvature together from its sample groups, in their order.
 
     Args:
         target: the weight and its directions.
-        deal: the folds.
-        measured: curvature on each fold's samples, along :meth:`SignalTarget.target`.
+        deal: the groups and folds.
+        measured: curvature on the samples of each group (or of several at once), along :meth:`SignalTarget.target`.
         published: whether the whole batch's directions were among them.
     """
-    counts = torch.tensor([float(len(part.places)) for part in deal.parts if part.places], dtype=torch.float64)
+    counts = torch.tensor([float(sum(c.group_sizes)) for c in measured], dtype=torch.float64)
     share = counts / counts.sum()
     k_all, k_held = (target.directions.k if published else 0), (target.folds[0].k if target.folds else 0)
     whole, held = slice(0, k_all), slice(k_all, k_all + k_held)
@@ -299,16 +320,18 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
     slopes = torch.cat([c.group_sigma for c in measured])
     all_of_them = deal.curvature_sizes == deal.sizes  # then both passes saw every sample, and can be compared
     stderr = None
-    if measured[0].stderr is not None:
-        squares = [(w * c.stderr[whole]) ** 2 for w, c in zip(share, measured, strict=True) if c.stderr is not None]
-        stderr = torch.stack(squares).sum(0).sqrt()
+    errors = [w * c.stderr[whole] for w, c in zip(share, measured, strict=True) if c.stderr is not None]
+    if errors:
+        # Random vectors are drawn anew for each group; a difference errs to the same side in all of them.
+        systematic = measured[0].engine is EngineName.FINITE_DIFFERENCE
+        stderr = torch.stack(errors).sum(0) if systematic else torch.stack(errors).square().sum(0).sqrt()
     curvature = Curvature(
         matrix=matrix[whole, whole],
         group_h=group_h[:, whole],
         group_sigma=_group_sigma(target, slopes[:, whole] if published and all_of_them else target.slopes),
         group_sizes=deal.sizes,
-        engine=measured[0].engine,
-        exact=measured[0].exact,
+        engine=max((c.engine for c in measured), key=_place),
+        exact=all(c.exact for c in measured),
         stderr=stderr,
     )
     held_out: HeldOut | Missing = _why_not_held_out(deal)
@@ -339,6 +362,11 @@ def join_folds(target: SignalTarget, deal: Deal, measured: Sequence[Curvature], 
         quantile if isinstance(quantile, Missing) else _null_draws(target, matrix, k_all + k_held, quantile)
     )
     return SignalCurvature(curvature, held_out, null)
+
+
+def _place(name: EngineName) -> int:
+    """How far down the list of engines: where groups differ, the one that some weight was left to is named."""
+    return [engine.name for engine in choose.ENGINES].index(name)
 
 
 def _group_sigma(target: SignalTarget, slopes: Tensor) -> Tensor:

@@ -1,26 +1,24 @@
-"""Run the stages of a measurement that cost time: gradient, directions, curvature."""
+"""The first stages of a measurement that cost time: gradient and directions; and what all of them found."""
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
-import torch
-
-from spectrascope.curvature.choose import ENGINES, EngineChoice, make_engine
+from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Curvature, Progress, Target
-from spectrascope.curvature.microbatches import Groups
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
-from spectrascope.measure.demand import curvature_samples, holds_out, null_draws, published
+from spectrascope.measure.demand import curvature_samples, holds_out, null_draws
+from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.gradients import GradientPass, blocks_within, gradient_memory, measure_gradients
+from spectrascope.measure.run_folder import KeptTargets
 from spectrascope.measure.signal import (
     Deal,
     SignalTarget,
     deal_samples,
     find_momentum_target,
     find_signal_target,
-    join_folds,
-    no_curvature,
     resample_ranks,
 )
 from spectrascope.network.layers import WeightLayer
@@ -108,54 +106,101 @@ def find_targets(
     run: Run,
     *,
     resample: bool = False,
+    division: Division = WHOLE,
 ) -> FoundTargets:
     """Measure the gradients of all weights, and find the directions along which each is to be measured.
 
     Where the gradients of all sample groups would not fit in memory, weights are taken in blocks, each with a gradient
-    pass of its own. With ``resample`` the gradients are drawn again from the sample groups, for the rank models.
+    pass of its own. With ``resample`` the gradients are drawn again from the sample groups, for the rank models. Ranks
+    share the samples, then the weights; what a folder keeps is not measured again.
     """
     options = run.options
     deal = _deal(workload, choices, options)
     workload = replace(workload, source=deal.source)
+    folder, by_name = division.folder, {layer.name: layer for layer in layers}
+    if folder is not None and division.ranks.first(lambda: folder.has_targets):
+        kept = folder.read_targets(by_name)
+        return FoundTargets(workload, deal, kept.gradient, kept.targets, kept.failed, kept.noise)
     engine_of = {layer.name: choice.engine for layer, choice in zip(layers, choices, strict=True)}
     gradient: GradientPass | None = None
-    failed: dict[str, str] = {}
-    targets: list[SignalTarget] = []
-    noise: dict[str, float] = {}
-    resamples: dict[str, RankResamples | Missing] = {}
-    blocks = blocks_within(layers, deal.n_groups, gradient_memory(workload.device))
+    found = _Found()
+    memory = min(division.ranks.each(lambda: gradient_memory(workload.device)))
+    blocks = blocks_within(layers, deal.n_groups, memory)
     for number, block in enumerate(blocks):
         with run.clock.stage("gradient"):
-            found = measure_gradients(
+            passed = measure_gradients(
                 workload,
                 block,
-                micro_batch=forced_micro_batch(options),
+                micro_batch=division.micro_batch(options),
                 borders=deal.borders,
                 progress=_of_block(run.on_progress, number, len(blocks)),
+                ranks=division.ranks,
             )
-        gradient = found.without_gradients() if gradient is None else gradient
-        failed |= found.missing
+        gradient = passed.without_gradients() if gradient is None else gradient
+        found.failed |= passed.missing
+
+        def directions(passed: GradientPass = passed) -> _Found:
+            return _directions(passed, deal, workload, by_name, engine_of, run, resample=resample)
+
         with run.clock.stage("directions"):
-            for i, layer in enumerate(block):
-                if layer.name in failed:
-                    continue
-                run.on_progress("directions", i, len(block))
-                try:
-                    target = _target(layer, found, deal, workload, engine_of[layer.name], run)
-                except (NonFiniteError, UnsupportedModelError) as error:
-                    failed[layer.name] = str(error)
-                    continue
-                if found.half_difference is not None and not target.is_momentum:
-                    noise[layer.name] = spectral_norm(found.half_difference[layer.name])
-                if resample and target.is_momentum:
-                    resamples[layer.name] = Missing("the directions are the momentum's, which has no sample groups")
-                elif resample:
-                    by_group = found.by_group[layer.name]
-                    resamples[layer.name] = resample_ranks(by_group, deal, top_k=options.top_k, seed=options.seed)
-                targets.append(target)
-            run.on_progress("directions", len(block), len(block))
+            for part in division.ranks.each(directions):
+                found.add(part)
     assert gradient is not None  # there is at least one weight
-    return FoundTargets(workload, deal, gradient, targets, failed, noise, resamples)
+    order = [name for name in by_name if name in found.targets]
+    targets = [SignalTarget(layer=by_name[name], **found.targets[name]) for name in order]
+    failed = {name: found.failed[name] for name in by_name if name in found.failed}
+    if folder is not None:
+        kept = KeptTargets(gradient, targets, failed, found.noise)
+        division.ranks.first(lambda: folder.write_targets(kept))
+    return FoundTargets(workload, deal, gradient, targets, failed, found.noise, found.resamples)
+
+
+@dataclass
+class _Found:
+    """What one rank found, by weight: its directions, or why it has none, and its noise."""
+
+    targets: dict[str, dict[str, Any]] = field(default_factory=dict)  # a weight itself is not sent to other ranks
+    failed: dict[str, str] = field(default_factory=dict)
+    noise: dict[str, float] = field(default_factory=dict)
+    resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
+
+    def add(self, other: _Found) -> None:
+        """Add what another rank found."""
+        self.targets |= other.targets
+        self.failed |= other.failed
+        self.noise |= other.noise
+        self.resamples |= other.resamples
+
+
+def _directions(
+    passed: GradientPass,
+    deal: Deal,
+    workload: Workload,
+    by_name: Mapping[str, WeightLayer],
+    engine_of: Mapping[str, EngineName],
+    run: Run,
+    *,
+    resample: bool,
+) -> _Found:
+    """Find the directions of every weight whose gradient is here."""
+    found, options = _Found(), run.options
+    for i, name in enumerate(passed.gradients):
+        run.on_progress("directions", i, len(passed.gradients))
+        try:
+            target = _target(by_name[name], passed, deal, workload, engine_of[name], run)
+        except (NonFiniteError, UnsupportedModelError) as error:
+            found.failed[name] = str(error)
+            continue
+        if passed.half_difference is not None and not target.is_momentum:
+            found.noise[name] = spectral_norm(passed.half_difference[name])
+        if resample and target.is_momentum:
+            found.resamples[name] = Missing("the directions are the momentum's, which has no sample groups")
+        elif resample:
+            by_group = passed.by_group[name]
+            found.resamples[name] = resample_ranks(by_group, deal, top_k=options.top_k, seed=options.seed)
+        found.targets[name] = {item.name: getattr(target, item.name) for item in fields(target) if item.name != "layer"}
+    run.on_progress("directions", len(passed.gradients), len(passed.gradients))
+    return found
 
 
 def _target(
@@ -206,145 +251,3 @@ def _deal(workload: Workload, choices: Sequence[EngineChoice], options: ProbeOpt
         curvature_samples=curvature_samples([choice.engine for choice in choices], options, workload.source.n),
         seed=options.seed,
     )
-
-
-def measure_targets(
-    workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
-) -> Measured:
-    """Measure gradient, directions, curvature: the work that costs time. The model is already held still."""
-    found = find_targets(workload, layers, choices, run)
-    choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
-    chosen = [choice_of[t.layer.name] for t in found.targets]
-    return measure_curvature(found, chosen, run, published=published(run.options))
-
-
-def measure_curvature(found: FoundTargets, choices: Sequence[EngineChoice], run: Run, *, published: bool) -> Measured:
-    """Measure curvature along every direction found, fold by fold, and put each weight's numbers together.
-
-    Args:
-        found: the weights and their directions.
-        choices: the engine of each.
-        run: what was asked for.
-        published: whether the directions of the whole batch are measured, or those held out alone.
-    """
-    deal, options = found.deal, run.options
-    engines = list(choices)
-    reasons, failed = {t.layer.name: c.reason for t, c in zip(found.targets, engines, strict=True)}, dict(found.failed)
-    parts: list[list[Curvature]] = [[] for _ in found.targets]
-    n, before = len(deal.places), 0
-    with run.clock.stage("curvature"):
-        for number, part in enumerate(deal.parts):
-            if not part.places:
-                continue
-            if not (published or any(target.folds or target.nulls for target in found.targets)):
-                for i, target in enumerate(found.targets):
-                    parts[i].append(no_curvature(target, part, engines[i].engine))
-                continue
-            alive = [i for i, target in enumerate(found.targets) if target.layer.name not in failed]
-            curvatures = _Curvatures(
-                replace(found.workload, source=deal.source.pick(part.places)),
-                [found.targets[i].target(number, published=published) for i in alive],
-                options,
-                part.group_sizes,
-                options.seed + number,  # random vectors are not those of the other folds: errors must average out
-                _share_of(run.on_progress, before, len(part.places), n),
-            )
-            curvatures.measure([engines[i] for i in alive])
-            before += len(part.places)
-            failed |= curvatures.failed
-            reasons |= curvatures.reasons
-            for i, curvature in zip(alive, curvatures.curvatures, strict=True):
-                if curvature is not None:
-                    parts[i].append(curvature)
-                    engines[i] = replace(engines[i], engine=curvature.engine)  # what gave up once is not tried again
-    return join_curvatures(found, parts, reasons, failed, published=published)
-
-
-def join_curvatures(
-    found: FoundTargets,
-    parts: Sequence[Sequence[Curvature]],
-    reasons: dict[str, str],
-    failed: dict[str, str],
-    *,
-    published: bool,
-) -> Measured:
-    """Put every weight's numbers together from the curvature on each fold."""
-    kept = [i for i, target in enumerate(found.targets) if target.layer.name not in failed]
-    whole = [join_folds(found.targets[i], found.deal, parts[i], published=published) for i in kept]
-    names = [found.targets[i].layer.name for i in kept]
-    return Measured(
-        found.gradient,
-        [Target(found.targets[i].layer, found.targets[i].directions) for i in kept],
-        [w.published for w in whole],
-        reasons,
-        failed,
-        found.noise,
-        held_out=dict(zip(names, [w.held_out for w in whole], strict=True)),
-        null=dict(zip(names, [w.null for w in whole], strict=True)),
-        resamples=found.resamples,
-    )
-
-
-def _share_of(on_progress: OnProgress, before: int, size: int, n: int) -> OnProgress:
-    """Progress of one fold as a share of the whole."""
-    return lambda stage, done, total: on_progress(stage, before + size * done / max(total, 1), n)
-
-
-class _Curvatures:
-    """Curvature of every target, each by its engine; what one engine gives up goes to the next, with the reason."""
-
-    def __init__(
-        self,
-        workload: Workload,
-        targets: Sequence[Target],
-        options: ProbeOptions,
-        groups: Groups,
-        seed: int,
-        on_progress: OnProgress,
-    ) -> None:
-        self.workload = workload
-        self.targets = targets
-        self.options = options
-        self.groups = groups
-        self.seed = seed
-        self.on_progress = on_progress
-        self.curvatures: list[Curvature | None] = [None] * len(targets)
-        self.reasons: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
-
-    def measure(self, choices: Sequence[EngineChoice]) -> None:
-        """Run the engines in order, cheapest first."""
-        queues = {engine.name: [i for i, c in enumerate(choices) if c.engine is engine.name] for engine in ENGINES}
-        done = 0
-        for place, engine in enumerate(ENGINES):
-            indices = sorted(queues[engine.name])
-            if not indices:
-                continue
-            runs = 1 + sum(bool(queues[later.name]) for later in ENGINES[place + 1 :])
-            results = make_engine(engine.name, forced_micro_batch(self.options), self.seed).measure_each(
-                self.workload,
-                [self.targets[i] for i in indices],
-                groups=self.groups,
-                progress=self._from(done, done + runs * self.workload.source.n),
-            )
-            done += self.workload.source.n
-            for i, result in zip(indices, results, strict=True):
-                if not isinstance(result, str):
-                    self._keep(i, result)
-                elif engine.name is EngineName.GAUSS_NEWTON is self.options.engine:
-                    raise UnsupportedModelError(f"gauss-newton cannot follow this network: {result}")
-                elif engine.next is not None:
-                    queues[engine.next].append(i)
-                    self.reasons[self.targets[i].layer.name] = f"{engine.name.value} gave up: {result}"
-                else:
-                    self.failed[self.targets[i].layer.name] = result + engine.hint
-
-    def _from(self, start: int, total: int) -> Progress:
-        """Progress of one engine among several."""
-        return lambda done, _: self.on_progress("curvature", start + done, total)
-
-    def _keep(self, i: int, curvature: Curvature) -> None:
-        if bool(torch.isfinite(curvature.matrix).all()):
-            self.curvatures[i] = curvature
-        else:
-            self.failed[self.targets[i].layer.name] = "the curvature holds NaN or infinity"

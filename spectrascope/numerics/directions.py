@@ -38,6 +38,12 @@ class Directions:
     rank: int
     spectrum: Tensor | None
 
+    def __post_init__(self) -> None:
+        for name in ("sigma", "left", "right", "spectrum"):  # products of other strides are rounded otherwise
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, value.contiguous())
+
     @property
     def k(self) -> int:
         """Number of directions held."""

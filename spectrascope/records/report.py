@@ -270,6 +270,7 @@ class Provenance:
     engines: dict[str, int]  # engine -> number of layers
     self_check: SelfCheck | Missing
     notes: tuple[str, ...] = ()
+    ranks: int = field(default=1, metadata=ADDED_LATER)  # processes that measured together
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from spectrascope.cli.app import app
 
 COMMANDS = [
     "probe", "triangle", "decompose", "weights", "inspect", "suggest-beta", "show", "plot", "trajectory", "bench",
-    "gate", "compare", "explain", "card",
+    "gate", "compare", "explain", "card", "rerun", "merge",
 ]  # fmt: skip
 GROUP = typer.main.get_command(app)
 

@@ -67,7 +67,7 @@ class Toy(CurvatureEngine):
 @pytest.fixture
 def _toy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choose, "ENGINES", (Toy, *choose.ENGINES))
-    monkeypatch.setattr("spectrascope.measure.stages.ENGINES", choose.ENGINES)
+    monkeypatch.setattr("spectrascope.measure.curvatures.ENGINES", choose.ENGINES)
 
 
 @pytest.mark.usefixtures("_toy")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import spectrascope
-from spectrascope.measure import decompose, signal, stages
+from spectrascope.measure import curvatures, decompose, signal, stages
 from spectrascope.measure.signal import deal_samples
 from spectrascope.numerics.rank_models import RESAMPLES, compare_rank_models, count_rank_wins, draw_group_counts
 from spectrascope.records.decomposition import Decomposition
@@ -87,7 +87,7 @@ def test_two_engines_share_one_deal_and_one_gradient_pass(monkeypatch: pytest.Mo
 
 
 def test_published_alone_costs_no_other_curvature(monkeypatch: pytest.MonkeyPatch) -> None:
-    engines = count_calls(monkeypatch, stages, "make_engine")
+    engines = count_calls(monkeypatch, curvatures, "make_engine")
     sweeps = count_calls(monkeypatch, decompose, "measure_with_curvature")
     report = spectrascope.decompose(model_of(relu), batch(), "cross-entropy", **OPTIONS, estimate="published")
     assert (engines, sweeps) == ([0], [1])

@@ -138,6 +138,11 @@ def _find_source(spec: str, sources: Sequence[ModelSource]) -> ModelSource | Non
     return known if known is not None or not is_factory(spec) else FACTORIES  # which says what cannot be imported
 
 
+def runs_code(spec: str) -> bool:
+    """Whether a model string names Python of its user's own, which runs when it is loaded."""
+    return is_factory(spec) and _find_source(spec, SOURCES) is FACTORIES
+
+
 def find_architecture(name: str) -> Architecture:
     """The network that ``--arch NAME`` means.
 
