@@ -19,12 +19,14 @@ from torch.nn.utils import parametrizations, spectral_norm, weight_norm
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 import spectrascope
-from spectrascope import api
+from spectrascope.api.inputs import make_run
+from spectrascope.api.measuring import list_engines
 from spectrascope.errors import SpectrascopeError
 from spectrascope.integrations.monitor import CurvatureMonitor
 from spectrascope.measure.inspect import inspect_model
 from spectrascope.measure.validate import advise_and_validate
 from spectrascope.network import kept
+from spectrascope.workload import silent
 from tests.support.as_found import differences, left_as_found, take_down
 from tests.support.cases import Net
 
@@ -192,7 +194,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 
 def _run(net: nn.Module, samples: tuple[torch.Tensor, torch.Tensor], loss: object) -> object:
     given = {"top_k": 2, "num_samples": ROWS, "groups": 2, "folds": 2, "null_draws": 1, "layers": _table(net)}
-    return api._run("probe", net, samples, loss, None, given)
+    return make_run("probe", net, samples, loss, silent, given)
 
 
 def _table(net: nn.Module) -> tuple[str, ...]:
@@ -219,9 +221,9 @@ MEASUREMENTS: dict[str, Callable] = {
     "weights": lambda net, samples, loss: spectrascope.weights(net),
     "monitor": _monitor,
     "validate": lambda net, samples, loss: advise_and_validate(_run(net, samples, loss)),
-    "list_engines": lambda net, samples, loss: api.list_engines(net, api.fixed_source(samples), loss, top_k=2),
+    "list_engines": lambda net, samples, loss: list_engines(net, kept.fixed_source(samples), loss, top_k=2),
     "inspect": lambda net, samples, loss: inspect_model(
-        net, api.fixed_source(samples), loss, options=_run(net, samples, loss).options,
+        net, kept.fixed_source(samples), loss, options=_run(net, samples, loss).options,
         model_info=_run(net, samples, loss).model_info,
     ),
 }  # fmt: skip
