@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
+from spectrascope.loading.absent import SUFFIXES, no_such_checkpoint
 from spectrascope.loading.checkpoints.foreign import name_foreign_file
 from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
 from spectrascope.loading.checkpoints.pickles import GATHER, Found, find_weights, read_torch
@@ -20,7 +21,6 @@ from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder
 from spectrascope.records.values import Missing
 
 __all__ = [
-    "SUFFIXES",
     "Checkpoint",
     "everything",
     "file_sha256",
@@ -32,8 +32,6 @@ __all__ = [
     "require_weights",
     "strip_wrappers",
 ]
-
-SUFFIXES = (".pt", ".pth", ".th", ".bin", ".ckpt", ".safetensors")
 
 Held = TypeVar("Held")  # tensors, or what is known of them
 Aside: TypeAlias = "Callable[[str, tuple[int, ...]], bool]"
@@ -172,7 +170,7 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
     """
     path, key = _split_key(path)
     if not _exists(path):
-        raise LoadError(f"{path}: no such file; expected a checkpoint ({' '.join(SUFFIXES)})")
+        raise no_such_checkpoint(path)
     if path.is_dir():
         path = find_in_folder(path, SUFFIXES)
     if not path.is_file():  # reading a pipe would wait for ever

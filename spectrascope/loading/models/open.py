@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.absent import is_written_as_path, nearest_names, refuse_python_source
 from spectrascope.loading.checkpoints.pickles import find_weights
 from spectrascope.loading.checkpoints.read import (
-    SUFFIXES,
     Checkpoint,
     everything,
     is_buffer,
@@ -162,14 +159,11 @@ def find_architecture(name: str) -> Architecture:
 
 def _unknown(name: str) -> LoadError:
     known = [other for source in SOURCES for other in source.names()]
-    wanted = name.casefold()
-    bare = re.sub(r"[-_]", "", wanted)
-    near = [other for other in known if bare and bare in re.sub(r"[-_]", "", other)]  # "resnet-20": "cifar-resnet20"
-    near += [n for n in difflib.get_close_matches(wanted, known, n=3, cutoff=0.5) if n not in near]
+    near = nearest_names(name, known)
     *usages, last = [source.usage for source in SOURCES]
     return LoadError(
         f"no network named {name!r}; "
-        + (f"nearest: {', '.join(near[:3])}; " if near else "")
+        + (f"nearest: {', '.join(near)}; " if near else "")
         + f"expected {', '.join(usages)}, or {last}{installed_names(GROUP)}"
     )
 
@@ -182,16 +176,11 @@ class _Files(ModelSource):
 
     def owns(self, spec: str) -> bool:
         """Whether the string is the path of a file or folder, there or not."""
-        file = spec.partition("::")[0]
-        path = Path(file)
-        if path.suffix == ".py":
-            raise LoadError(
-                f"{spec} is Python source; expected {file}:factory, naming the function that returns the network"
-            )
+        refuse_python_source(spec)
+        path = Path(spec.partition("::")[0])
         if any(source.prefix and spec.startswith(source.prefix) for source in SOURCES) or ".py:" in spec:
             return False
-        written_as_path = any(s in file for s in {"/", os.sep}) or "::" in spec
-        if path.is_file() or path.suffix.lower() in SUFFIXES or written_as_path:
+        if path.is_file() or is_written_as_path(spec):
             return True
         # A folder called "resnet50" does not hide the network; "./resnet50" is the folder.
         return path.is_dir() and not any(spec in source.names() for source in SOURCES)

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from spectrascope.loading.data.labels import CIFAR10, CIFAR100, DIGITS
 from spectrascope.loading.preprocessing import IMAGENET_MEAN, IMAGENET_STD, TOKENS, Preprocessing
 from spectrascope.records.values import Task
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["ZOO", "ZooEntry", "find_entry"]
 
