@@ -10,6 +10,9 @@ __all__ = ["bench", "big_report", "calls", "report", "run_command", "saved"]
 # Networks of a few weights run several times slower on two threads than on one. Pytest reads this file before any
 # test module imports torch.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# GNU readline, which pytest imports, may set it for child processes unseen by os.environ: tables would be narrow.
+os.environ.pop("COLUMNS", None)
+os.unsetenv("COLUMNS")
 
 
 @pytest.fixture(scope="session")

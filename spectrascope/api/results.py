@@ -60,7 +60,7 @@ class Presented:
     def headline(self) -> str:
         """What came out, in a sentence or two."""
         document = document_of(self._record)
-        return document.closing[0][0] if document.closing else document.title
+        return next((text for text, _ in document.bottom_line), document.title)
 
     def __repr__(self) -> str:
         return _paragraph(document_of(self._record).title, self.headline)
@@ -112,12 +112,7 @@ class Presented:
         Raises:
             OptionError: the file cannot be written.
         """
-        from spectrascope.reports.html.notebook import notebook_html
-
-        head = (
-            '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        )
-        return _kept(f"{head}{notebook_html(self._record, self.headline)}</html>", path)
+        return _kept(str(render(self._record, Format.HTML)), path)
 
     def save(self, path: FilePath) -> Path:
         """Write a file, whole or not at all; its ending says the form: .json .csv .md .tex .txt .html.

@@ -9,7 +9,7 @@ import typer
 from spectrascope.cli.bench import bench
 from spectrascope.cli.card import card
 from spectrascope.cli.compare import compare
-from spectrascope.cli.compose import SectionedCommand, composed
+from spectrascope.cli.compose import Commands, SectionedCommand, composed
 from spectrascope.cli.decompose import decompose
 from spectrascope.cli.defaults import set_project_defaults
 from spectrascope.cli.explain import explain
@@ -27,7 +27,7 @@ from spectrascope.cli.weights import weights
 app = typer.Typer(
     name="spectrascope",
     help="How a network's loss curves along the singular directions of each weight's gradient.",
-    add_completion=False,
+    cls=Commands,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -47,7 +47,7 @@ def _start(
     context: typer.Context,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+        typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:

@@ -9,7 +9,6 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded
 from spectrascope.cli.output import emit
-from spectrascope.reports.render import render
 
 
 def bench(
@@ -24,4 +23,4 @@ def bench(
         from spectrascope.measure.bench import run_bench
 
         found = run_bench(run, rounds=rounds)
-    emit(lambda width: render(found, result.form, width=width), result.output)
+    emit(found, result)

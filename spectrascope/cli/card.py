@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli.output import emit
+from spectrascope.cli.output import tell, write
+from spectrascope.cli.parsers import parse_output
 from spectrascope.errors import OptionError
 from spectrascope.reports.card import insert_section, new_card
 from spectrascope.reports.select import read_selected
@@ -22,7 +23,7 @@ def card(
         o.result_option(
             "--into",
             metavar="README.md",
-            callback=o.writable,
+            parser=parse_output,
             help="Put the section into this card, in place of an earlier one; its metadata stay as they are.",
         ),
     ] = None,
@@ -30,6 +31,7 @@ def card(
     layers: o.Layers = None,
     exclude: o.Exclude = None,
     output: o.Output = None,
+    quiet: o.Quiet = False,
 ) -> None:
     """Write a model card for the Hugging Face Hub: metadata (model-index) and a table of the weights.
 
@@ -39,10 +41,12 @@ def card(
         raise OptionError("--into writes the card itself: give it or --output")
     shown = read_selected(report, layers=tuple(layers or ()), exclude=tuple(exclude or ()))
     if into is None:
-        emit(lambda _: new_card(shown), output)
+        write(lambda _: new_card(shown), output)
+        tell([f"wrote {output}"] if output is not None else [], quiet=quiet)
         return
     try:
         before = into.read_text(encoding="utf-8") if into.exists() else ""
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read the card {into}: {error}") from error
     write_text_atomically(into, insert_section(before, shown))
+    tell([f"wrote {into}"], quiet=quiet)

@@ -9,9 +9,9 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.output import emit
+from spectrascope.reports.order import ChangeOrder
 from spectrascope.reports.read import read_report
 from spectrascope.reports.refit import refit
-from spectrascope.reports.render import render
 
 
 def compare(
@@ -37,7 +37,10 @@ def compare(
         int | None, o.measurement_option(min=1, metavar="K", help="Fit both again from this direction on.")
     ] = None,
     *,
-    result: o.Form,
+    sort: Annotated[
+        ChangeOrder, o.result_option(help="Order of the numbers: the network's, by number, or the largest first.")
+    ] = ChangeOrder.ORDER,
+    result: o.Result,
 ) -> None:
     """List what changed between two saved reports, number by number, beside its standard error.
 
@@ -49,4 +52,4 @@ def compare(
     found = list_changes(
         one, other, layers=layers or (), exclude=exclude or (), numbers=number or (), precision=precision, unchanged=all
     )
-    emit(lambda width: render(found, result.form, width=width), result.output)
+    emit(found, result, sort=sort)

@@ -1,15 +1,21 @@
-"""From a function to a command: groups of options taken apart, and a help that keeps them together."""
+"""From functions to commands: groups of options taken apart, a help that keeps them together and ends with examples."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from spectrascope.cli.examples import EXAMPLES
+from spectrascope.errors import OptionError
+from spectrascope.text import printable
 
 
 def composed(command: Callable[..., None]) -> Callable[..., None]:
@@ -72,3 +78,51 @@ class SectionedCommand(TyperCommand):
             if records:
                 with formatter.section(title):
                     formatter.write_dl(records)
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """End with examples."""
+        _write_examples(self.name or "", formatter)
+
+
+class Commands(TyperGroup):
+    """The application: its help ends with examples, and whoever leaves the command out is told what to type."""
+
+    def format_epilog(self, ctx: typer.Context, formatter: Any) -> None:  # type: ignore[override]
+        """End with examples."""
+        _write_examples("", formatter)
+
+    def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:  # type: ignore[override]
+        """Find the command that the first word names.
+
+        Raises:
+            OptionError: there is none of that name.
+        """
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            raise OptionError(_what_to_type(args[0], list(self.commands)))
+        return super().resolve_command(ctx, args)
+
+
+def _what_to_type(word: str, commands: list[str]) -> str:
+    near = difflib.get_close_matches(word, commands, n=1)
+    said, name = f"no command {printable(word)!r}", Path(word.partition("::")[0])
+    try:
+        there = name.exists()
+    except (OSError, ValueError):  # no name of a file
+        there = False
+    if there:
+        command = "show" if name.suffix == ".json" else "probe"
+        return f"{said}: to {'see this report' if command == 'show' else 'measure it'}, `spectrascope {command} {word}`"
+    if near:
+        return f"{said}: did you mean `spectrascope {near[0]}`?"
+    return (
+        f"{said}, and no such file: to measure a network, `spectrascope probe MODEL`; `spectrascope --help` lists the "
+        "commands"
+    )
+
+
+def _write_examples(command: str, formatter: Any) -> None:
+    """Write each example as it is typed, however long, and beneath it what it is for."""
+    if command in EXAMPLES:
+        with formatter.section("Examples"):
+            for line, about in EXAMPLES[command]:
+                formatter.write(f"  {line}\n      {about}\n")

@@ -12,7 +12,7 @@ from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.reports.order import ORDER
-from spectrascope.reports.render import View, render
+from spectrascope.reports.render import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,4 +58,4 @@ def decompose(
     """
     wanted = o.record_of(DecomposeOptions, factors)
     report = measure(target, options.asked, context, quiet=result.quiet, decompose=wanted)
-    emit(lambda width: render(report, result.form, view=View.DECOMPOSITION, sort=sort, width=width), result.output)
+    emit(report, result, view=View.DECOMPOSITION, sort=sort)

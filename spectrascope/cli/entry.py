@@ -56,6 +56,8 @@ def _run(argv: list[str]) -> int:
 
     _survive_narrow_encodings()
     command = typer.main.get_command(app)
+    if "_SPECTRASCOPE_COMPLETE" in os.environ:  # a shell asks what may come next
+        command(prog_name="spectrascope")
     try:
         with command.make_context("spectrascope", argv, obj=tuple(argv)) as context:
             command.invoke(context)

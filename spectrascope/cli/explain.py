@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli.output import emit
+from spectrascope.cli.output import tell, write
 from spectrascope.errors import OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports.explain import Page, contents, find_pages, pages
@@ -31,13 +31,16 @@ def explain(
     report: Annotated[Path | None, typer.Argument(metavar="REPORT.json", help="A saved report.")] = None,
     *,
     output: o.Output = None,
+    quiet: o.Quiet = False,
 ) -> None:
     """Say what a word of the tables, options and messages means: how to read it, its formula, what changes it.
 
     With a report: what that report says of the number, or of one weight, in words. Nothing is measured.
     """
     text = contents() if term is None else _help_of(context, term) or _explain(term, report)
-    emit(lambda width: text if width is None else markdown_view(text), output)
+    write(lambda width: text if width is None else markdown_view(text), output)
+    if output is not None:
+        tell([f"wrote {output}"], quiet=quiet)
 
 
 def _help_of(context: typer.Context, term: str) -> str:

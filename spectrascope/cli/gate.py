@@ -11,7 +11,8 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
-from spectrascope.cli.output import emit
+from spectrascope.cli.output import emit, tell
+from spectrascope.cli.parsers import parse_output
 from spectrascope.cli.saved import given_options, require_meaningful
 from spectrascope.config import FROM_BASELINE, find_configuration, read_policy_table
 from spectrascope.errors import OptionError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _option = partial(typer.Option, rich_help_panel="Gate")
 
 _OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "layers", "exclude", "format", "json", "output", "quiet"} | {
-    "baseline", "policy", "rule", "force", "all", "junit", "markdown",
+    "html", "baseline", "policy", "rule", "force", "all", "junit", "markdown",
 }  # fmt: skip
 
 _ModelOrReport = Annotated[
@@ -63,16 +64,16 @@ def gate(
     force: Annotated[bool, _option("--force", help="Compare reports that were made differently.")] = False,
     all: Annotated[bool, _option("--all", help="List checks that passed too.")] = False,
     junit: Annotated[
-        Path | None, _option(metavar="FILE", callback=o.writable, help="Write the verdict as JUnit XML here.")
+        Path | None, _option(metavar="FILE", parser=parse_output, help="Write the verdict as JUnit XML here.")
     ] = None,
     markdown: Annotated[
-        Path | None, _option(metavar="FILE", callback=o.writable, help="Write it as Markdown here (CI summary).")
+        Path | None, _option(metavar="FILE", parser=parse_output, help="Write it as Markdown here (CI summary).")
     ] = None,
     save_report: Annotated[
         Path | None,
         _option(
             metavar="FILE",
-            callback=o.writable,
+            parser=parse_output,
             help="Write the report of the network measured here: the next baseline.",
         ),
     ] = None,
@@ -100,7 +101,8 @@ def gate(
 
     verdict = judge(report, base, rules, force=force)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)
-    emit(lambda width: render(verdict, result.form, every=all, width=width), result.output)
+    emit(verdict, result, every=all)
+    tell((f"wrote {path}" for path in (junit, markdown, save_report) if path is not None), quiet=result.quiet)
     raise typer.Exit(verdict.outcome.exit_code)
 
 

@@ -10,13 +10,12 @@ import typer
 from spectrascope.api.progress import follow_progress
 from spectrascope.cli import options as o
 from spectrascope.cli.garbage import no_collections
-from spectrascope.cli.load import load_model, make_run, read_tensors
+from spectrascope.cli.load import load_model, make_run, read_tensors, refuse_absent
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import ALL_SAMPLES, Missing
-from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
@@ -30,9 +29,10 @@ def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOpt
     Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample is taken to
     be what the network says it reads; where it says nothing, as --dataset has it.
     """
+    refuse_absent(target)
     with no_collections():
         found = _look_at(target, options.asked, command=spell_command(context), quiet=result.quiet)
-        emit(lambda width: render(found, result.form, width=width), result.output)
+        emit(found, result)
 
 
 def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: bool) -> Inspection:

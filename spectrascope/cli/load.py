@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectrascope.cli.options import Network, Request
 from spectrascope.errors import OptionError
+from spectrascope.loading.absent import refuse_absent_data, refuse_absent_model
 from spectrascope.records.report import ModelInfo, ProbeOptions
 
 if TYPE_CHECKING:
@@ -13,6 +15,20 @@ if TYPE_CHECKING:
 
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import Run
+
+
+def refuse_absent(network: Network) -> None:
+    """Refuse what is certainly not there, before torch is imported.
+
+    Raises:
+        LoadError: no such checkpoint, network or architecture.
+        DataError: no such data.
+    """
+    for spec in (network.model, network.arch, network.base):
+        if spec is not None:
+            refuse_absent_model(spec)
+    if isinstance(network, Request) and network.dataset is not None:
+        refuse_absent_data(network.dataset)
 
 
 def load_model(network: Network, seed: int, *, headers_only: bool = False) -> LoadedModel:
@@ -58,24 +74,19 @@ def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run
     )
 
 
-def load_momentum(target: Request, run: Run) -> dict[str, Tensor]:
-    """Read the momentum that the checkpoint's optimizer holds, by the network's names.
+def find_momentum_file(target: Request) -> Path:
+    """The checkpoint that ``--gradient momentum`` reads the optimizer's state from.
 
     Raises:
-        LoadError: none can be found, or it is not of this network.
         OptionError: the model is no file.
     """
-    from pathlib import Path
-
-    from spectrascope.loading.checkpoints.momentum import read_momentum
-
     path = Path((target.model or "").partition("::")[0])
     if not target.model or not path.exists():
         raise OptionError(
             f"--gradient momentum reads an optimizer's state: expected a checkpoint of your own, got "
             f"{target.model or 'the embedded network'}"
         )
-    return read_momentum(path, run.model)
+    return path
 
 
 def read_tensors(target: Network, *, headers_only: bool) -> tuple[dict[str, Tensor], ModelInfo] | None:

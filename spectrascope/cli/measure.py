@@ -15,7 +15,7 @@ import typer
 from spectrascope.api.progress import follow_progress
 from spectrascope.cli.garbage import set_aside
 from spectrascope.cli.job import join_job
-from spectrascope.cli.load import load_model, load_momentum, make_run
+from spectrascope.cli.load import find_momentum_file, load_model, make_run, refuse_absent
 from spectrascope.cli.options import Request
 from spectrascope.cli.rerun import Parts, keep_command
 from spectrascope.errors import OptionError
@@ -57,6 +57,7 @@ def measure(
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
+    refuse_impossible(target, options)  # before ranks join, which takes torch
     parts = parts or Parts()
     with join_job() as ranks, loaded(target, options, context, quiet=quiet) as run:
         if decompose is not None:
@@ -78,7 +79,7 @@ def _decompose(run: Run, decompose: DecomposeOptions, ranks: Ranks) -> Report:
 def _probe(run: Run, parts: Parts, ranks: Ranks, context: typer.Context, *, quiet: bool) -> Report | None:
     """The report, or ``None`` from a shard."""
     from spectrascope.measure.division import Division
-    from spectrascope.measure.run import run_probe, run_share
+    from spectrascope.measure.run import run_probe
     from spectrascope.measure.run_folder import RunFolder
 
     if parts.run is None:
@@ -88,6 +89,8 @@ def _probe(run: Run, parts: Parts, ranks: Ranks, context: typer.Context, *, quie
         keep_command(parts.run, context)
     if parts.shard is None:
         return run_probe(run, division)
+    from spectrascope.measure.run import run_share
+
     missing = run_share(run, division)
     if not quiet:
         number, of = parts.shard
@@ -98,6 +101,21 @@ def _probe(run: Run, parts: Parts, ranks: Ranks, context: typer.Context, *, quie
     return None
 
 
+def refuse_impossible(target: Request, options: ProbeOptions) -> None:
+    """Refuse what can be seen to be impossible without torch.
+
+    Raises:
+        OptionError: options that contradict each other.
+        LoadError: no such checkpoint, network or architecture.
+        DataError: no such data.
+    """
+    if options.min_rank > options.top_k:
+        raise OptionError(f"--min-rank {options.min_rank} is beyond --top-k {options.top_k}")
+    if options.gradient is GradientSource.MOMENTUM:
+        find_momentum_file(target)
+    refuse_absent(target)
+
+
 @contextmanager
 def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, quiet: bool) -> Iterator[Run]:
     """Import what measures, then load the network and its data, with progress all along.
@@ -105,8 +123,7 @@ def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, qu
     Raises:
         SpectrascopeError: something cannot be loaded.
     """
-    if options.min_rank > options.top_k:
-        raise OptionError(f"--min-rank {options.min_rank} is beyond --top-k {options.top_k}")
+    refuse_impossible(target, options)
     with follow_progress(quiet=quiet) as on_progress:
         on_progress("import", 0, 1)
         started = time.perf_counter()
@@ -120,7 +137,9 @@ def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, qu
         on_progress("load", 1, 2)
         run = make_run(target, options, network)
         if options.gradient is GradientSource.MOMENTUM:
-            run = replace(run, momentum=load_momentum(target, run))
+            from spectrascope.loading.checkpoints.momentum import read_momentum
+
+            run = replace(run, momentum=read_momentum(find_momentum_file(target), run.model))
         on_progress("load", 2, 2)
         clock = StageClock({"import": imported - started, "load": time.perf_counter() - imported})
         with set_aside():

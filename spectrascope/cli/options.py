@@ -15,19 +15,23 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from spectrascope.cli import parsers
+from spectrascope.cli.completion import complete_data, complete_model
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import CheckScope, EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import Format
-from spectrascope.reports.write import check_writable
+from spectrascope.reports.write import is_special
 
 # One kind of option per panel of --help.
 input_option = partial(typer.Option, rich_help_panel="Network and data")
 measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 result_option = partial(typer.Option, rich_help_panel="Result")
-_BY_ENDING = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN, ".tex": Format.LATEX}
+_BY_ENDING = {
+    ".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN, ".html": Format.HTML, ".htm": Format.HTML,
+    ".tex": Format.LATEX, ".txt": Format.TABLE,
+}  # fmt: skip
 _DEFAULT = ProbeOptions()
 _Record = TypeVar("_Record")
 
@@ -37,17 +41,6 @@ class DtypeName(str, Enum):
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
-
-
-def writable(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written, before any long work.
-
-    Raises:
-        OptionError: it cannot.
-    """
-    if path is not None:
-        check_writable(path)
-    return path
 
 
 # -- alone ----------------------------------------------------------------------------------------------------------
@@ -73,28 +66,21 @@ RefitTopK = Annotated[
 RefitMinRank = Annotated[
     int | None, measurement_option("--min-rank", min=1, metavar="K", help="Fit again from this direction on.")
 ]
+output_option = partial(result_option, metavar="FILE", parser=parsers.parse_output)
 Output = Annotated[
     Path | None,
-    result_option(
+    output_option(
         "--output",
         "-o",
-        metavar="FILE",
-        callback=writable,
-        help="Write the result here, not to stdout; .json, .csv, .md and .tex say the form where --format does not.",
-    ),
-]
-Html = Annotated[
-    Path | None,
-    result_option(
-        "--html",
-        metavar="FILE",
-        callback=writable,
-        help="Write a page for a browser as well: one file, opens offline.",
+        help="Write the result here, not to stdout; .json, .csv, .md, .html, .tex and .txt (a table) say the form "
+        "where --format does not.",
     ),
 ]
 SortOption = Annotated[Sort, result_option(help="Order of the layers, except in JSON.")]
 MODEL_OR_REPORT = typer.Argument(
-    metavar="MODEL", help="As for probe, or a report saved as .json: then nothing is measured."
+    metavar="MODEL",
+    autocompletion=complete_model,
+    help="As for probe, or a report saved as .json: then nothing is measured.",
 )
 Quiet = Annotated[bool, result_option("--quiet", "-q", help="No progress on stderr.")]
 
@@ -110,6 +96,7 @@ class Network:
         str | None,
         typer.Argument(
             metavar="MODEL",
+            autocompletion=complete_model,
             help="A checkpoint (.pt .pth .th .safetensors, FILE::key for a place in it, an index or folder of "
             "shards), a torchvision model (resnet50, resnet50@IMAGENET1K_V2, resnet50@none), hf:org/name[@revision] "
             "or a folder of that kind, a PEFT adapter's folder, timm:NAME, a built-in name (digits-cnn@final, "
@@ -143,6 +130,7 @@ class Request(Network):
         str | None,
         input_option(
             metavar="DATA",
+            autocompletion=complete_data,
             help="digits, cifar10, cifar100, tiny-imagenet, imagenet, folder:PATH (one folder per class), npz:FILE or "
             "pt:FILE (arrays x and y), text:FILE, hf:NAME[:CONFIG][:SPLIT] or synthetic. The one the network implies "
             "if not given.",
@@ -287,34 +275,40 @@ class FitOptions(MeasurementOptions):
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """The form of the result and its place.
+class Result:
+    """The form of the result and its place, and whether anything is said on the way.
 
     Raises:
-        OptionError: ``--json`` contradicts ``--format``.
+        OptionError: ``--json`` contradicts ``--format``, or nothing says the form of the file.
     """
 
     format: Annotated[Format | None, result_option(help="Form of the result, a table if not given.")] = None
     json: Annotated[bool, result_option("--json", help="Short for --format json.")] = False
     output: Output = None
+    html: Annotated[
+        Path | None, output_option("--html", help="Write a page for a browser as well: one file, opens offline.")
+    ] = None
+    quiet: Quiet = False
 
     def __post_init__(self) -> None:
         if self.json and self.format not in (None, Format.JSON):
             raise OptionError(f"--json contradicts --format {self.format.value}: give one of them")
+        _ = self.form  # refuses a file whose ending says nothing
 
     @property
     def form(self) -> Format:
         """What ``--format`` or its shortcut ``--json`` says; where neither is given the file's ending, else a table."""
         if self.json or self.format is not None:
             return self.format or Format.JSON
-        return Format.TABLE if self.output is None else _BY_ENDING.get(self.output.suffix.lower(), Format.TABLE)
-
-
-@dataclass(frozen=True, slots=True)
-class Result(Form):
-    """The form of the result, its place, and whether anything is said on the way."""
-
-    quiet: Quiet = False
+        if self.output is None or is_special(self.output):
+            return Format.TABLE
+        found = _BY_ENDING.get(self.output.suffix.lower())
+        if found is None:
+            raise OptionError(
+                f"cannot tell the form of {self.output} from its ending: expected one of {', '.join(_BY_ENDING)}, or "
+                "--format beside it"
+            )
+        return found
 
 
 def record_of(kind: type[_Record], group: Any) -> _Record:

@@ -4,25 +4,45 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from spectrascope.reports.render import Format, Rendered, View, render, say_bottom_line
 from spectrascope.reports.write import write_text_atomically
+from spectrascope.text import printable
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from spectrascope.records.report import Report
-    from spectrascope.records.trajectory import Trajectory
+    from spectrascope.cli.options import Result
 
 
-def emit(draw: Callable[[int | None], RenderableType], output: Path | None) -> None:
-    """Write a result, in full unless it goes to a terminal, where it may fit itself to the width.
+def emit(record: Rendered, to: Result, *, view: View = View.PROBE, **how: Any) -> None:
+    """Write a result in the form and to the place asked for, and its page where one is asked for.
+
+    A table is in full, unless it goes to a terminal or ``COLUMNS`` is set: then it fits itself to the width. Where the
+    result goes to a file, a terminal shows what came out in a sentence, and which files were written.
 
     Args:
-        draw: from the terminal's width (``None``: no limit) to text or something rich can draw.
-        output: a file, or ``None`` for stdout.
+        record: the result.
+        to: its form and place.
+        view: of a report, what of it is shown.
+        how: as :func:`spectrascope.reports.render.render` takes it.
+
+    Raises:
+        OptionError: a file cannot be written.
+    """
+    if to.html is not None:
+        write_text_atomically(to.html, _to_text(render(record, Format.HTML, view=view, **how)) + "\n")
+    write(lambda width: render(record, to.form, view=view, width=width, **how), to.output)
+    if to.output is not None:
+        tell((text for text, _ in say_bottom_line(record, view=view)), quiet=to.quiet)
+    tell((f"wrote {path}" for path in (to.output, to.html) if path is not None), quiet=to.quiet)
+
+
+def write(draw: Callable[[int | None], RenderableType], output: Path | None) -> None:
+    """Write what is drawn for a width (``None``: no limit) to a file, or to stdout for ``None``.
 
     Raises:
         OptionError: the file cannot be written.
@@ -32,26 +52,22 @@ def emit(draw: Callable[[int | None], RenderableType], output: Path | None) -> N
     elif sys.stdout.isatty():
         _print_to_terminal(draw)
     else:
-        sys.stdout.write(_to_text(draw(None)) + "\n")
+        width = _columns_asked_for()
+        sys.stdout.write(_to_text(draw(width), width) + "\n")
         sys.stdout.flush()
 
 
-def write_page(path: Path, shown: Report | Trajectory) -> None:
-    """Write a report or a trajectory as a page for a browser.
+def tell(lines: Iterable[str], *, quiet: bool) -> None:
+    """Say something on stderr to who sits at a terminal."""
+    if not quiet and sys.stderr.isatty():
+        for line in lines:
+            print(printable(line), file=sys.stderr)
 
-    Raises:
-        OptionError: the file cannot be written.
-    """
-    from spectrascope.records.trajectory import Trajectory
 
-    if isinstance(shown, Trajectory):
-        from spectrascope.reports.html.trajectory import trajectory_html
-
-        write_text_atomically(path, trajectory_html(shown))
-        return
-    from spectrascope.reports.html.page import report_html
-
-    write_text_atomically(path, report_html(shown))
+def _columns_asked_for() -> int | None:
+    """What ``COLUMNS`` says, as for a terminal; ``None`` where it says nothing."""
+    text = os.environ.get("COLUMNS", "")
+    return int(text) if text.isascii() and text.isdigit() and int(text) else None
 
 
 def _print_to_terminal(draw: Callable[[int | None], RenderableType]) -> None:
@@ -67,9 +83,9 @@ def _print_to_terminal(draw: Callable[[int | None], RenderableType]) -> None:
         console.print(result)
 
 
-def _to_text(result: RenderableType) -> str:
+def _to_text(result: RenderableType, width: int | None = None) -> str:
     if isinstance(result, str):
         return result
     from spectrascope.reports.table import plain_text
 
-    return plain_text(result)
+    return plain_text(result, width)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+from pathlib import Path
 
 import typer
 
+from spectrascope.errors import OptionError
 from spectrascope.records.values import ALL_SAMPLES
+from spectrascope.reports.write import check_writable
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -17,6 +21,19 @@ def parse_device(text: str) -> str:
     if not _DEVICE.fullmatch(text):
         raise typer.BadParameter(f"{text!r} is not one of auto, cpu, cuda, cuda:NUMBER, mps.")
     return text
+
+
+def parse_output(given: str | Path) -> Path:
+    """A file to write, refused before any long work where it could not be.
+
+    Raises:
+        OptionError: it could not, or it is written as a folder.
+    """
+    text, path = os.fspath(given), Path(given)
+    if text.endswith(("/", os.sep)) and not path.is_dir():
+        raise OptionError(f"cannot write {text}: it is written as a folder, name a file in it")
+    check_writable(path)
+    return path
 
 
 def parse_micro_batch(given: int | str) -> int | str:

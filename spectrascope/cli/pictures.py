@@ -44,7 +44,7 @@ class Destination:
         picture_width(self.width)
         if self.is_file:
             check_writable(self.path)
-        elif self.path.exists() and not self.path.is_dir():
+        elif not self.path.is_dir() and (self.path.exists() or self.path.suffix[1:].isalpha()):
             wanted = ", ".join(f".{suffix}" for suffix in PICTURE_FORMATS)
             raise OptionError(f"cannot draw into {self.path}: expected a folder or a file ending in {wanted}")
 
@@ -60,11 +60,10 @@ def picture_file(path: Path) -> Destination:
     Raises:
         OptionError: its ending is of no picture, or it cannot be written.
     """
-    to = Destination(path, "png")
-    if not to.is_file:
+    if path.suffix.lower().removeprefix(".") not in PICTURE_FORMATS or path.is_dir():
         wanted = ", ".join(f".{suffix}" for suffix in PICTURE_FORMATS)
         raise OptionError(f"cannot draw into {path}: expected a file ending in {wanted}")
-    return to
+    return Destination(path, "png")
 
 
 def write_picture(picture: Picture, to: Destination) -> None:

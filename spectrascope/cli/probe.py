@@ -6,10 +6,9 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
-from spectrascope.cli.output import emit, write_page
+from spectrascope.cli.output import emit
 from spectrascope.cli.rerun import Parts
 from spectrascope.reports.order import ORDER
-from spectrascope.reports.render import render
 
 
 def probe(
@@ -19,13 +18,10 @@ def probe(
     parts: Parts,
     result: o.Result,
     sort: o.SortOption = ORDER,
-    html: o.Html = None,
 ) -> None:
     """Measure how the loss curves along the gradient's singular directions, weight by weight.
 
     Without arguments: the embedded digits-cnn, early in its training, on handwritten digits.
     """
     report = measure(target, options.asked, context, quiet=result.quiet, parts=parts)
-    if html is not None:
-        write_page(html, report)
-    emit(lambda width: render(report, result.form, sort=sort, width=width), result.output)
+    emit(report, result, sort=sort)

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli.output import emit, write_page
+from spectrascope.cli.output import emit
 from spectrascope.reports.order import ORDER
-from spectrascope.reports.render import View, render
+from spectrascope.reports.render import View
 from spectrascope.reports.select import read_selected
 
 
@@ -22,10 +22,8 @@ def show(
     *,
     layers: o.Layers = None,
     exclude: o.Exclude = None,
-    result: o.Form,
+    result: o.Result,
     sort: o.SortOption = ORDER,
-    output: o.Output = None,
-    html: o.Html = None,
 ) -> None:
     """Render a saved report: another form, another window of directions, some of its weights, another order.
 
@@ -34,6 +32,4 @@ def show(
     shown = read_selected(
         report, layers=tuple(layers or ()), exclude=tuple(exclude or ()), top_k=top_k, min_rank=min_rank
     )
-    if html is not None:
-        write_page(html, shown)
-    emit(lambda width: render(shown, result.form, view=view, sort=sort, width=width), output)
+    emit(shown, result, view=view, sort=sort)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded, measure
-from spectrascope.cli.output import emit
+from spectrascope.cli.output import emit, tell, write
 from spectrascope.cli.pictures import picture_file, write_picture
 from spectrascope.cli.saved import refit_saved
 from spectrascope.errors import OptionError
@@ -18,7 +19,6 @@ from spectrascope.records.report import ProbeOptions
 from spectrascope.reports.charts.validation_chart import validation_picture
 from spectrascope.reports.emit import Emission, emit_advice
 from spectrascope.reports.read import is_saved_report
-from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.advice import Advice
@@ -30,19 +30,34 @@ _OF_A_SAVED_REPORT = {
     "format",
     "json",
     "output",
+    "html",
     "quiet",
     "emit_groups",
     "train_batch",
     "momentum",
 }
 
-_Emit = Annotated[
-    Emission | None,
-    o.result_option(
-        "--emit",
-        help="Parameter groups instead of a table: Python to paste, or YAML for spectrascope.optim.parameter_groups.",
-    ),
-]
+
+@dataclass(frozen=True, slots=True)
+class EmittedResult(o.Result):
+    """The form of the result, or parameter groups in its place."""
+
+    emit_groups: Annotated[
+        Emission | None,
+        o.result_option(
+            "--emit",
+            help="Parameter groups instead of a table: Python to paste, or YAML for "
+            "spectrascope.optim.parameter_groups.",
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        if self.emit_groups is None:
+            o.Result.__post_init__(self)
+        elif self.json or self.format is not None or self.html is not None:
+            raise OptionError("--emit is a form of its own: it cannot be combined with --format, --json or --html")
+
+
 _Validate = Annotated[
     bool,
     o.measurement_option(
@@ -90,8 +105,7 @@ def suggest_beta(
     validate: _Validate = False,
     validate_on: _ValidateOn = ValidateOn.HELD_OUT,
     validate_plot: _ValidatePlot = None,
-    emit_groups: _Emit = None,
-    result: o.Result,
+    result: EmittedResult,
 ) -> None:
     """Suggest an exponent for each weight: gradient descent (0), Muon-like (1), Newton-like (2) or between.
 
@@ -101,17 +115,17 @@ def suggest_beta(
         raise OptionError("--validate-on goes with --validate")
     if validate_plot is not None and not validate:
         raise OptionError("--validate-plot goes with --validate")
-    if emit_groups is not None and (result.json or result.format is not None):
-        raise OptionError("--emit is a form of its own: it cannot be combined with --format or --json")
     on = validate_on if validate else None
     picture = None if validate_plot is None else picture_file(validate_plot)
     advice = _advise(context, model, target, options.asked, train_batch, momentum, on, result.quiet)
     if picture is not None:
         write_picture(validation_picture(advice), picture)
-    if emit_groups is not None:
-        emit(lambda _: emit_advice(advice, emit_groups), result.output)
+    groups = result.emit_groups
+    if groups is None:
+        emit(advice, result)
     else:
-        emit(lambda width: render(advice, result.form, width=width), result.output)
+        write(lambda _: emit_advice(advice, groups), result.output)
+        tell((f"wrote {path}" for path in (result.output, validate_plot) if path is not None), quiet=result.quiet)
 
 
 def _advise(

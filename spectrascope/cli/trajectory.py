@@ -11,10 +11,9 @@ import typer
 from spectrascope.advice.trajectory import build_trajectory
 from spectrascope.cli import options as o
 from spectrascope.cli.checkpoints import Keeping, expand_checkpoints, measure_checkpoints
-from spectrascope.cli.output import emit, write_page
+from spectrascope.cli.output import emit
 from spectrascope.errors import SpectrascopeError
 from spectrascope.reports.fields import TrackedNumber
-from spectrascope.reports.render import render
 
 _option = partial(typer.Option, rich_help_panel="Checkpoints")
 _STEP = TrackedNumber("step_exponent")
@@ -46,7 +45,6 @@ def trajectory(
     ] = Path("trajectory"),
     again: Annotated[bool, _option("--again", help="Measure also what is kept already.")] = False,
     number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = _STEP,
-    html: o.Html = None,
 ) -> None:
     """Follow what is signal over training, in the median and layer by layer: resolved directions, step exponents, β.
 
@@ -57,9 +55,7 @@ def trajectory(
     keeping = Keeping(reports, again)
     checkpoints = list(measure_checkpoints(names, target, options.asked, keeping, context, quiet=result.quiet))
     found = build_trajectory(checkpoints)
-    if html is not None:
-        write_page(html, found)
-    emit(lambda width: render(found, result.form, number=number.value, width=width), result.output)
+    emit(found, result, number=number.value)
     failed = [point.label for point in found.points if point.reason]
     if failed:
         raise SpectrascopeError(

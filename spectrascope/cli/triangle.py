@@ -13,9 +13,9 @@ from spectrascope.cli.output import emit
 from spectrascope.cli.saved import refit_saved
 from spectrascope.reports.order import ORDER
 from spectrascope.reports.read import is_saved_report
-from spectrascope.reports.render import View, render
+from spectrascope.reports.render import View
 
-_OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "sort", "output", "quiet"}
+_OF_A_SAVED_REPORT = {"model", "top_k", "min_rank", "format", "json", "sort", "output", "html", "quiet"}
 
 
 def triangle(
@@ -34,4 +34,4 @@ def triangle(
         report = refit_saved(context, Path(model), options.top_k, options.min_rank, _OF_A_SAVED_REPORT)
     else:
         report = measure(target, options.asked, context, quiet=result.quiet)
-    emit(lambda width: render(report, result.form, view=View.TRIANGLE, sort=sort, width=width), result.output)
+    emit(report, result, view=View.TRIANGLE, sort=sort)

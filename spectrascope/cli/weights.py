@@ -10,13 +10,12 @@ import typer
 
 from spectrascope.api.progress import follow_progress
 from spectrascope.cli import options as o
-from spectrascope.cli.load import load_model, read_tensors
+from spectrascope.cli.load import load_model, read_tensors, refuse_absent
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
-from spectrascope.reports.render import render
 
 if TYPE_CHECKING:
     from spectrascope.records.report import Report
@@ -55,10 +54,11 @@ def weights(
     """
     if options.min_rank > options.top_k:
         raise OptionError(f"--min-rank {options.min_rank} is beyond --top-k {options.top_k}")
+    refuse_absent(network)
     beside = None if report is None else read_report(report)
     wanted = o.record_of(WeightOptions, options)
     found = _measure(network, seed, wanted, beside, command=spell_command(context), quiet=result.quiet)
-    emit(lambda width: render(found, result.form, width=width), result.output)
+    emit(found, result)
 
 
 def _measure(

@@ -23,7 +23,7 @@ from spectrascope.records.values import Interval, Missing, RankModel
 from spectrascope.records.verdict import Verdict
 from spectrascope.records.weights import TailRow, WeightsReport, WeightTail
 from spectrascope.reports.fields import csv_fields, fit_columns, followed, plain, rank_columns, spread
-from spectrascope.reports.order import ORDER, Sort, sort_layers
+from spectrascope.reports.order import ORDER, ChangeOrder, Sort, sort_changes, sort_layers
 
 __all__ = [
     "ADVICE_COLUMNS", "CHANGE_COLUMNS", "DECOMPOSITION_COLUMNS", "FINDING_COLUMNS", "TRIANGLE_COLUMNS", "advice_to_csv",
@@ -293,11 +293,10 @@ def verdict_to_csv(verdict: Verdict) -> str:
     )
 
 
-def comparison_to_csv(comparison: Comparison) -> str:
+def comparison_to_csv(comparison: Comparison, sort: ChangeOrder = ChangeOrder.ORDER) -> str:
     """Write one row per number."""
-    return _write(
-        CHANGE_COLUMNS, ({name: getattr(item, name) for name in CHANGE_COLUMNS} for item in comparison.changes)
-    )
+    changes = sort_changes(comparison.changes, sort)
+    return _write(CHANGE_COLUMNS, ({name: getattr(item, name) for name in CHANGE_COLUMNS} for item in changes))
 
 
 def inspection_to_csv(inspection: Inspection) -> str:

@@ -45,7 +45,8 @@ def document_latex(document: Document) -> str:
     lines += [f"% {_comment(label)}: {_comment(value)}" for label, value in document.facts]
     for sheet in document.sheets:
         lines += ["", *_table(sheet)]
-    lines += ["", *(f"% {_comment(text)}" for text, _ in document.closing)] if document.closing else []
+    said = [text for text, _ in (*document.opening, *document.closing)]
+    lines += ["", *(f"% {_comment(text)}" for text in said)] if said else []
     return "\n".join(lines)
 
 
@@ -65,7 +66,7 @@ def _table(sheet: Sheet) -> list[str]:
         *(f"    {_line([row.cells[index] for index in kept])}" for row in sheet.rows),
         r"    \bottomrule",
         r"  \end{tabular}",
-        *(rf"  \par\footnotesize {escape_latex(note)}" for note in sheet.footnotes),
+        *(rf"  \par\footnotesize {escape_latex(note)}" for note in (*sheet.footnotes, *sheet.describe_columns(kept))),
         r"\end{table}",
     ]
 

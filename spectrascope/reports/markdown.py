@@ -18,14 +18,20 @@ _SPECIAL = str.maketrans({char: "\\" + char for char in "\\`*_[]<>#|~&$"})
 def document_markdown(document: Document) -> str:
     """Write a document as headings, lists and tables; user strings cannot become markup."""
     lines = [f"## {escape(document.title)}", ""]
+    if document.opening:
+        lines += [*map(_sentence, document.opening), ""]
     lines += [f"- **{escape(label)}**: {escape(value)}" for label, value in document.facts]
     for sheet in document.sheets:
         lines += ["", f"### {escape(sheet.title)}", "", *_sheet_lines(sheet)]
     if document.closing:
         lines.append("")
-    for text, tone in document.closing:
-        lines.append(f"- **{escape(text)}**" if tone in (Tone.WARNING, Tone.ALARM) else f"- {escape(text)}")
+    lines += map(_sentence, document.closing)
     return "\n".join(lines)
+
+
+def _sentence(line: tuple[str, Tone]) -> str:
+    text, tone = line
+    return f"- **{escape(text)}**" if tone in (Tone.WARNING, Tone.ALARM) else f"- {escape(text)}"
 
 
 def _sheet_lines(sheet: Sheet) -> list[str]:
@@ -34,8 +40,8 @@ def _sheet_lines(sheet: Sheet) -> list[str]:
         _table_line(["---:" if column.right else ":---" for column in sheet.columns]),
         *(_table_line([escape(cell.strip()) for cell in row.cells]) for row in sheet.rows),
     ]
-    if sheet.footnotes:
-        lines += ["", *(f"{escape(note)}  " for note in sheet.footnotes)]
+    if notes := [*sheet.footnotes, *sheet.describe_columns()]:
+        lines += ["", *(f"{escape(note)}  " for note in notes)]
     return lines
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from spectrascope.records.advice import Advice
+from spectrascope.records.advice import Advice, Validation
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.comparison import Comparison
 from spectrascope.records.inspection import Inspection
@@ -18,9 +18,10 @@ from spectrascope.records.weights import WeightsReport
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from spectrascope.reports.views.document import Document
+    from spectrascope.reports.charts.chart import Chart
+    from spectrascope.reports.views.document import Document, Tone
 
-__all__ = ["Format", "Rendered", "View", "document_of", "render"]
+__all__ = ["Format", "Rendered", "View", "document_of", "render", "say_bottom_line"]
 
 Rendered: TypeAlias = (
     Report | BenchReport | Inspection | Verdict | Comparison | Trajectory | Advice | WeightsReport
@@ -34,6 +35,7 @@ class Format(str, Enum):
     JSON = "json"
     CSV = "csv"
     MARKDOWN = "markdown"
+    HTML = "html"
     LATEX = "latex"
 
 
@@ -68,6 +70,8 @@ def render(
         from spectrascope.reports.json import record_to_json, report_to_json
 
         return report_to_json(record) if isinstance(record, Report) else record_to_json(record)
+    if format is Format.HTML:
+        return _page(record, view, **how)
     if format is Format.CSV:
         to_csv = _forms_of(record, view)[1]
         return to_csv(record, **{name: value for name, value in how.items() if name == "sort"})
@@ -96,6 +100,39 @@ def _forms_of(record: Rendered, view: View) -> tuple[Callable[..., Document], Ca
     if isinstance(record, Report):
         return forms[view]
     return next(forms[kind] for kind in type(record).__mro__ if kind in forms)
+
+
+def say_bottom_line(record: Rendered, *, view: View = View.PROBE) -> tuple[tuple[str, Tone], ...]:
+    """Say in sentences what came out, for who does not look at the whole of it."""
+    return document_of(record, view).bottom_line
+
+
+def _page(record: Rendered, view: View, **how: Any) -> str:
+    """A page for a browser: the report's and the trajectory's own, else that of any document."""
+    if isinstance(record, Report) and view is View.PROBE:
+        from spectrascope.reports.html.page import report_html
+
+        return report_html(record)
+    if isinstance(record, Trajectory):
+        from spectrascope.reports.html.trajectory import trajectory_html
+
+        return trajectory_html(record)
+    from spectrascope.reports.html.document import document_html
+
+    return document_html(document_of(record, view, **how), _charts(record, view))
+
+
+def _charts(record: Rendered, view: View) -> list[Chart]:
+    """What is drawn on the page of a document."""
+    from spectrascope.reports.charts.pictures import PictureKind, network_charts
+    from spectrascope.reports.charts.validation_chart import validation_chart
+
+    if isinstance(record, Report):
+        kind = PictureKind.TRIANGLE if view is View.TRIANGLE else PictureKind.DECOMPOSITION
+        return network_charts(record, [kind]) if record.summary.n_ok else []
+    if isinstance(record, Advice) and isinstance(record.validation, Validation):
+        return [validation_chart(record.validation)]
+    return []
 
 
 def _forms() -> dict[type | View, tuple[Callable[..., Document], Callable[..., str]]]:

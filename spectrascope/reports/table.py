@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.segment import Segment
 from rich.style import Style
@@ -23,7 +23,9 @@ __all__ = ["document_table", "plain_text"]
 _STYLES = {Tone.PLAIN: "", Tone.QUIET: "dim", Tone.WARNING: "yellow", Tone.ALARM: "bold red"}
 _UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
 _GAP = 2  # blanks between columns
-_LEAST_NAME_WIDTH = 16
+_WHOLE_NAMES, _NAMES, _WORDS = 0.4, 0.25, 0.3  # of a terminal's width, for which other columns leave
+_LEAST_WORDS = 12  # columns of words are not folded to less where numbers are whole
+_BREAKS = (". /,:", "_-")  # a folded cell breaks behind one of these, the first kind rather than the second
 
 
 def document_table(document: Document, *, width: int | None = None) -> RenderableType:
@@ -31,10 +33,14 @@ def document_table(document: Document, *, width: int | None = None) -> Renderabl
 
     Args:
         document: what to show.
-        width: columns of the terminal. Less important columns are left out, and said to be, and layer names
-            shortened in the middle until a sheet fits. ``None`` never leaves anything out.
+        width: columns of the terminal. Less important columns are left out, and said to be, until a sheet fits. Names
+            that are too long even so are shortened where that leaves them distinct, and folded where it does not.
+            ``None`` never leaves anything out.
     """
-    parts: list[RenderableType] = [Text(printable(document.title), style="bold"), _facts(document)]
+    parts: list[RenderableType] = [Text(printable(document.title), style="bold")]
+    if document.opening:
+        parts += [*(Text(printable(line), style=_STYLES[tone]) for line, tone in document.opening), Text()]
+    parts.append(_facts(document))
     for sheet in document.sheets:
         parts += [Text(), Text(printable(sheet.title), style="bold"), *_draw_sheet(sheet, width)]
     if document.closing:
@@ -66,14 +72,16 @@ def _draw_sheet(sheet: Sheet, width: int | None) -> list[RenderableType]:
     shown = list(range(len(sheet.columns)))
     notes: list[str] = []
     if width is not None:
-        shown, name_width = _fit(sheet, widths, width)
-        for line in texts:
-            line[0] = _shorten(line[0], name_width)
-        widths[0] = max(cell_len(titles[0]), *(cell_len(line[0]) for line in texts)) if texts else widths[0]
-        widths = _squeeze(widths, shown, width)
+        shown = _choose_columns(sheet, widths, width)
+        widths = _squeeze(sheet, widths, shown, width)
+        if texts:
+            names = _shorten_names([line[0] for line in texts], widths[0])
+            texts = [[name, *line[1:]] for name, line in zip(names, texts, strict=True)]
+            widths[0] = min(widths[0], max(cell_len(text) for text in (titles[0], *names)))
         if hidden := [title for index, title in enumerate(titles) if index not in shown]:
             notes.append(f"not shown at {width} columns: {', '.join(hidden)} (a wider terminal or --format markdown)")
     notes += _footnotes_of(sheet, [line[index] for line in texts for index in shown])
+    notes += sheet.describe_columns(shown)
     return [_Grid(sheet, texts, shown, widths), *(Text(printable(note), style="dim") for note in notes)]
 
 
@@ -93,26 +101,45 @@ class _Grid:
             yield from self._line(texts, styles[row.tone], styles[row.tone] + bold)
 
     def _line(self, texts: Sequence[str], style: Style, strong: Style) -> Iterator[Segment]:
-        for place, index in enumerate(self._shown):
-            column, width = self._sheet.columns[index], self._widths[index]
-            text = _pad(texts[index], width, right=column.right)
-            yield Segment(" " * _GAP * (place > 0) + text, strong if column.strong else style)
-        yield Segment.line()
+        folded = {index: _fold(texts[index].rstrip(), self._widths[index]) for index in self._shown}
+        for number in range(max(map(len, folded.values()))):
+            for place, index in enumerate(self._shown):
+                column, lines = self._sheet.columns[index], folded[index]
+                text = _pad(lines[number] if number < len(lines) else "", self._widths[index], right=column.right)
+                yield Segment(" " * _GAP * (place > 0) + text, strong if column.strong else style)
+            yield Segment.line()
 
 
 def _pad(text: str, width: int, *, right: bool) -> str:
-    text = text.rstrip()
-    room = width - cell_len(text)
-    if room < 0:
-        return set_cell_size(text, width - 1) + "…"
-    return " " * room + text if right else text + " " * room
+    blanks = " " * (width - cell_len(text))
+    return blanks + text if right else text + blanks
 
 
-def _squeeze(widths: list[int], shown: Sequence[int], width: int) -> list[int]:
-    """Where not even the columns that stay fit, take from the widest until they do; their cells are cut."""
+def _fold(text: str, width: int) -> list[str]:
+    """Break a text into lines that fit, behind a dot or the like where there is one.
+
+    >>> _fold("summary.signal.step_exponent", 16)
+    ['summary.signal.', 'step_exponent']
+    """
+    lines = []
+    while cell_len(text) > width:
+        end = 1
+        while cell_len(text[: end + 1]) <= width:
+            end += 1
+        behind = (max(text.rfind(mark, 0, end) for mark in marks) + 1 for marks in _BREAKS)
+        end = next((place for place in behind if place > width // 3), end)
+        lines.append(text[:end].rstrip())
+        text = text[end:].lstrip()
+    return [*lines, text]
+
+
+def _squeeze(sheet: Sheet, widths: list[int], shown: Sequence[int], width: int) -> list[int]:
+    """Where not even the columns that stay fit, take from the widest of words, then of all; their cells are folded."""
     widths = list(widths)
+    words = [index for index in shown if index == 0 or not sheet.columns[index].right]
     while sum(widths[index] + _GAP for index in shown) - _GAP > width:
-        widest = max(shown, key=lambda index: widths[index])
+        wide = [index for index in words if widths[index] > _LEAST_WORDS] or shown
+        widest = max(wide, key=lambda index: widths[index])
         if widths[widest] <= 1:
             break
         widths[widest] -= 1
@@ -125,21 +152,41 @@ def _footnotes_of(sheet: Sheet, cells: Sequence[str]) -> list[str]:
     return [line for line in sheet.footnotes if (own := line.partition(" ")[0]) in marks or not footnote_mark(own)]
 
 
-def _fit(sheet: Sheet, widths: Sequence[int], width: int) -> tuple[list[int], int]:
-    """Return the columns that fit and the width left for the first one."""
+def _choose_columns(sheet: Sheet, widths: Sequence[int], width: int) -> list[int]:
+    """Return the columns that fit; long words are no reason to leave one out, as they can be folded."""
     shown = list(range(len(sheet.columns)))
-    while True:
-        others = sum(widths[index] + _GAP for index in shown[1:])
-        least = min(widths[0], max(_LEAST_NAME_WIDTH, width // 4))
+
+    def needed(index: int) -> int:
+        if index and (sheet.columns[index].right or sheet.columns[index].drop_order):
+            return widths[index]
+        if index:
+            return min(widths[index], int(width * _WORDS))
+        return widths[0] if widths[0] <= width * _WHOLE_NAMES else int(width * _NAMES)
+
+    while sum(needed(index) + _GAP for index in shown) - _GAP > width:
         droppable = [index for index in shown[1:] if sheet.columns[index].drop_order]
-        if others + least <= width or not droppable:
-            return shown, max(width - others, _LEAST_NAME_WIDTH)
+        if not droppable:
+            break
         shown.remove(max(droppable, key=lambda index: (sheet.columns[index].drop_order, index)))
+    return shown
 
 
-def _shorten(text: str, width: int) -> str:
-    """Take out the middle: both ends of a parameter name tell layers apart."""
-    if cell_len(text) <= width:
+def _shorten_names(names: Sequence[str], width: int) -> list[str]:
+    """Take out of long names what leaves them distinct, the middle first; names are as they were if nothing does.
+
+    >>> _shorten_names(["stage.0.block.conv1.weight", "stage.1.block.conv1.weight"], 16)
+    ['stage.0.block.c…', 'stage.1.block.c…']
+    """
+    distinct = set(names)
+    usual = (width - 1) * 2 // 3
+    for tail in (*range(usual, width), *range(usual - 1, -1, -1)):
+        short = {name: _shorten(name, width, tail) for name in distinct}
+        if len(set(short.values())) == len(distinct):
+            return [short[name] for name in names]
+    return list(names)
+
+
+def _shorten(text: str, width: int, tail: int) -> str:
+    if cell_len(text) <= width or cell_len(text) != len(text):
         return text
-    tail = (width - 1) * 2 // 3
-    return text[: width - 1 - tail] + "…" + text[-tail:]
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from spectrascope.errors import OptionError
 
-__all__ = ["check_writable", "write_bytes_atomically", "write_text_atomically"]
+__all__ = ["check_writable", "is_special", "write_bytes_atomically", "write_text_atomically"]
 
 
 def check_writable(path: Path) -> None:
@@ -23,7 +23,7 @@ def check_writable(path: Path) -> None:
         raise OptionError(f"cannot write {path}: it is a folder, name a file in it")
     if path.exists() and not os.access(path, os.W_OK):
         raise OptionError(f"cannot write {path}: the file is read-only")
-    if _is_special(path):
+    if is_special(path):
         return
     handle = _open_beside(path)
     os.close(handle[0])
@@ -48,7 +48,7 @@ def write_bytes_atomically(path: Path, data: bytes) -> None:
     Raises:
         OptionError: the folder is missing or not writable, or the disk is full.
     """
-    if _is_special(path):
+    if is_special(path):
         try:
             path.write_bytes(data)
         except OSError as error:
@@ -85,7 +85,8 @@ def _cannot_write(path: Path, error: OSError) -> OptionError:
     return OptionError(f"cannot write {path}: {error.strerror or error}")
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
+    """Whether this is there and no regular file: ``/dev/stdout``, a pipe."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 

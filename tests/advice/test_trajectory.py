@@ -171,7 +171,7 @@ def test_the_table_follows_any_number(trajectory: Trajectory, number: TrackedNum
     assert [row.cells[0] for row in layers.rows] == ["a.weight", "b.weight"]
     assert all(len(row.cells) == len(sheet.columns) for sheet in document.sheets for row in sheet.rows)
     assert "the file is empty" in " ".join(checkpoints.footnotes)
-    assert "step-150 has no numbers: the file is empty." in [line for line, _ in document.closing]
+    assert "step-150 has no numbers: the file is empty." in [line for line, _ in document.opening]
 
 
 def test_many_checkpoints_show_some_columns_and_a_profile_of_all(trajectory: Trajectory) -> None:

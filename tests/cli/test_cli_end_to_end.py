@@ -21,7 +21,7 @@ def test_probe_show_and_triangle(tmp_path: Path, run_command) -> None:
     assert shown.returncode == 0
     for layer in document["layers"]:
         assert layer["name"] in shown.stdout
-    assert "median β" in shown.stdout
+    assert "null β" in shown.stdout
     triangle = run_command("triangle", str(path), "--top-k", "5")
     assert triangle.returncode == 0
     assert "verdict" in triangle.stdout

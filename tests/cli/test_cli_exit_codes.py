@@ -31,7 +31,7 @@ def test_zero(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nope"], "No such command 'nope' (see `spectrascope --help`)"),
+        (["nope"], "no command 'nope', and no such file: to measure a network"),
         (["--nope"], "No such option: --nope"),
         (["probe", "--nope"], "(see `spectrascope probe --help`)"),
         (["probe", "a", "b"], "Got unexpected extra argument"),

@@ -47,7 +47,7 @@ def test_every_form_tells_the_same(saved: Path, changed: Path, capsys) -> None:
         if form == "table":
             assert "spectrascope gate: FAILED" in out
             line = next(line for line in out.splitlines() if line.startswith("a[red]b|c") and " beta " in line)
-            assert line.split()[-5:] == ["failed", "beta:", "+-0.1", "or", "noise"]
+            assert line.split()[-5:] == ["beta:", "+-0.1", "or", "noise", "failed"]
         if form == "markdown":
             assert "| a\\[red\\]b\\|c | beta | 1.64 | 3.5 |" in out
         if form == "csv":

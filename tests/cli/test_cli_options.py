@@ -52,7 +52,7 @@ def test_defaults(calls, report) -> None:
         "skip_bad": False,
         "loss": LossName.AUTO,
     }
-    (run,), _ = calls.seen["run_probe"]
+    (run, *_), _ = calls.seen["run_probe"]
     assert (run.model, run.source) == ("model", "source")
     assert run.loss_fn == CrossEntropy()
     assert run.options == ProbeOptions()
@@ -93,7 +93,7 @@ def test_every_option_arrives(calls, command: str) -> None:
         "skip_bad": True,
         "loss": LossName.CROSS_ENTROPY,
     }
-    (run,), _ = calls.seen["run_bench" if command == "bench" else "run_probe"]
+    (run, *_), _ = calls.seen["run_bench" if command == "bench" else "run_probe"]
     assert run.loss_fn == CrossEntropy(0.1)
     assert run.options == ProbeOptions(
         num_samples=64,

@@ -57,7 +57,7 @@ def test_another_window(saved: Path, capsys) -> None:
 def test_of_a_network(calls, capsys) -> None:
     text = _suggest(capsys, "net.pt", "--dataset", "digits", "--num-samples", "64", "-q")
     assert "conv1.weight" in text
-    (run,), _ = calls.seen["run_probe"]
+    (run, *_), _ = calls.seen["run_probe"]
     assert run.options.num_samples == 64
 
 

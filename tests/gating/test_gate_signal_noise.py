@@ -139,7 +139,10 @@ def test_a_loss_of_signal_is_seen_where_beta_stays() -> None:
 
 
 def test_the_bottom_line_comes_last() -> None:
-    for after, says in ((ONE, "Nothing has changed by more than"), (LESS, "Curvature is not what it was: ")):
+    for after, says in (
+        (ONE, "PASSED: nothing has changed by more than"),
+        (LESS, "FAILED: curvature is not what it was: "),
+    ):
         text = render(judge(after, ONE, default_policy()), Format.MARKDOWN)
         last = text.rstrip().splitlines()[-1]
         assert says in last

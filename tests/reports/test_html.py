@@ -14,10 +14,14 @@ from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.html.page import report_html
 from spectrascope.reports.html.rows import layer_facts
 from spectrascope.reports.html.trajectory import trajectory_html
+from spectrascope.reports.render import Format, View, render
+from spectrascope.reports.views.decomposition import build_decomposition
+from spectrascope.reports.views.report import build_triangle
 from spectrascope.reports.views.signal import say_signal
+from spectrascope.text import printable
 from tests.support.chart_cases import HOSTILE_NAMES, decomposed_layer, hostile_report, training_checkpoints
 from tests.support.counting import calls_of
-from tests.support.made_up_reports import make_info, make_layer, make_measurement, make_report
+from tests.support.made_up_reports import decomposed_report, make_info, make_layer, make_measurement, make_report
 
 VOID = {"meta", "link", "input", "wbr", "img", "br"}
 
@@ -56,6 +60,25 @@ class Strict(HTMLParser):
         self.texts.append(data)
 
 
+@pytest.mark.parametrize("view", [View.TRIANGLE, View.DECOMPOSITION])
+def test_the_page_of_a_document_says_all_of_it_and_names_cannot_break_out(view: View) -> None:
+    report = decomposed_report() if view is View.DECOMPOSITION else hostile_report()
+    text = render(report, Format.HTML, view=view)
+    page = Strict(text)
+    assert page.handlers == []
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    build = build_decomposition if view is View.DECOMPOSITION else build_triangle
+    document = build(report)
+    said = " ".join(" ".join(page.texts).split()).replace("\u00a0", " ")
+    for line, _ in (*document.opening, *document.closing):
+        assert " ".join(printable(line).split()) in said
+    for sheet in document.sheets:
+        assert sheet.title in said
+        for part in (*sheet.footnotes, *sheet.describe_columns()):
+            assert " ".join(printable(part).split()) in said
+    assert text.count("<svg") >= 1
+
+
 def test_the_whole_report_is_in_the_page(report: Report) -> None:
     page = Strict(report_html(report))
     text = " ".join(" ".join(page.texts).split())
@@ -72,7 +95,7 @@ def test_the_whole_report_is_in_the_page(report: Report) -> None:
         f"sha256 {run.data.digest}",
         f"sha256 {run.model.sha256}",
         "python 3.11.2, torch 2.9.0",
-        "Summary: 4 measured, 1 skipped, 1 failed",
+        "Summary: medians of 4 measured, 1 skipped, 1 failed",
     ):
         assert part in text, part
     for row in report.layers:

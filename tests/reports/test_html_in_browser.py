@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 
 from spectrascope.advice.trajectory import build_trajectory
+from spectrascope.gating import compare
 from spectrascope.reports.charts.inks import DARK, LIGHT
 from spectrascope.reports.html.page import report_html
 from spectrascope.reports.html.trajectory import trajectory_html
+from spectrascope.reports.render import Format, View, render
 from tests.support.browser import Browser, chromium
 from tests.support.chart_cases import (
     HOSTILE_NAMES,
@@ -18,7 +20,8 @@ from tests.support.chart_cases import (
     skipped_report,
     training_checkpoints,
 )
-from tests.support.made_up_reports import LONG_NAME, big_report, mixed_report
+from tests.support.gate_reports import network
+from tests.support.made_up_reports import LONG_NAME, big_report, decomposed_report, mixed_report
 
 ROWS = "#layer-table tbody tr"
 NAMES = f"{ROWS} th"
@@ -35,6 +38,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "hostile": report_html(hostile_report()),
         "blocks": report_html(blocks_report()),
         "trajectory": trajectory_html(build_trajectory(training_checkpoints())),
+        "decomposition": render(decomposed_report(), Format.HTML, view=View.DECOMPOSITION),
+        "comparison": render(compare(network(0), network(1)), Format.HTML),
     }
     for name, text in found.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -57,7 +62,9 @@ def browser() -> Iterator[Browser]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("name", ["mixed", "big", "one", "skipped", "hostile", "trajectory"])
+@pytest.mark.parametrize(
+    "name", ["mixed", "big", "one", "skipped", "hostile", "trajectory", "decomposition", "comparison"]
+)
 def test_pages_open_without_complaints_requests_or_sideways_scrolling(
     browser: Browser, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
@@ -91,6 +98,22 @@ def test_sorting(browser: Browser, pages: dict[str, Path]) -> None:
     assert [head.get_attribute("aria-sort") for head in browser.all("#layer-table thead th")][:4] == [
         "ascending", None, None, None,
     ]  # fmt: skip
+
+
+def test_the_page_of_a_document_sorts_by_numbers_and_finds_names(browser: Browser, pages: dict[str, Path]) -> None:
+    browser.open(pages["comparison"])
+    rows = "#sheet-0 tbody tr"
+    heads = browser.texts("#sheet-0 thead button")
+    n = len(browser.texts(f"{rows} th"))
+    browser.all("#sheet-0 thead button")[heads.index("z")].click()
+    column = heads.index("z") + 1
+    values = [text for text in browser.texts(f"{rows} td:nth-child({column})") if text != "–"]
+    assert len(values) > 5
+    assert [float(text) for text in values] == sorted(float(text) for text in values)
+    browser.find(".find").send_keys("alpha_g")
+    assert 0 < len(browser.texts(f"{rows} th")) < n
+    assert set(browser.texts(f"{rows} td:nth-child({heads.index('number') + 1})")) == {"alpha_g"}
+    assert browser.complaints() == []
 
 
 def test_names_sort_by_their_numbers(browser: Browser, pages: dict[str, Path]) -> None:

@@ -175,7 +175,7 @@ def test_warnings(report: Report) -> None:
 def test_the_first_line_says_what_can_be_known(report: Report) -> None:
     for view in (View.PROBE, View.TRIANGLE):
         document = (build_probe if view is View.PROBE else build_triangle)(report)
-        line, tone = document.closing[0]
+        line, tone = document.opening[0]
         assert (line, tone) == (say_signal(report), Tone.PLAIN)
     assert line == say_in_words(report)[0]
     assert line == (
@@ -187,7 +187,7 @@ def test_the_first_line_says_what_can_be_known(report: Report) -> None:
 
 def test_signal_is_said_with_its_exponent() -> None:
     layer = with_signal(make_layer(make_info("x"), make_measurement()))
-    line, tone = build_probe(make_report((layer,))).closing[0]
+    line, tone = build_probe(make_report((layer,))).opening[0]
     assert tone is Tone.PLAIN
     assert line == (
         "Signal: 2 of 20 directions resolved, on 1 of 1 weight (held-out slope at least 3 standard errors; 3 σ above "
@@ -224,9 +224,9 @@ def test_what_is_not_a_trained_network_on_real_data_is_said_in_the_first_line(re
             "The labels are drawn from the model, so that the true gradient is zero: ",
         ),
     ):
-        assert words in build_probe(changed).closing[0][0]
-        assert build_probe(changed).closing[0][1] is Tone.WARNING
-        assert words not in build_probe(report).closing[0][0]
+        assert words in build_probe(changed).opening[0][0]
+        assert build_probe(changed).opening[0][1] is Tone.WARNING
+        assert words not in build_probe(report).opening[0][0]
 
 
 def test_along_momentum_no_sample_chose_the_directions() -> None:
@@ -241,13 +241,12 @@ def test_along_momentum_no_sample_chose_the_directions() -> None:
 @pytest.mark.parametrize("name", ["report-v1.json", "report-v1-first-release.json"])
 def test_a_report_of_version_1_says_once_why_it_does_not_know(name: str) -> None:
     text = draw(render(read_report(GOLDEN / name), Format.TABLE, width=80), 80)
-    layers, _, closing = text.partition("Summary:")
+    opening, _, layers = text.partition("Summary:")[0].partition("\nLayers\n")
     reason = "the report was written before held-out numbers were measured: measure again"
     assert layers.count(reason) == 1
     row = next(line for line in layers.splitlines() if line.startswith("conv1.weight"))
     assert row.count("–¹") == 3
-    assert "Not known whether this is signal" in closing
-    assert "resolved:" not in closing
+    assert "Not known whether this is signal" in opening
 
 
 @pytest.mark.parametrize("beta", [0.1, 1.1, 1.9, 2.4])
@@ -320,7 +319,7 @@ def test_ols_interval_is_marked(report: Report) -> None:
     fit = replace(layer.analysis.beta, jackknife_ci95=Missing("one group"))
     text = draw(render(make_report((replace(layer, analysis=replace(layer.analysis, beta=fit)),)), Format.TABLE))
     assert f"±{(fit.ci95.high - fit.ci95.low) / 2:.2f}*" in text
-    assert "* this ± is half the 95 % interval of the straight-line fit" in text
+    assert "β: * half the 95 % interval of the straight-line fit alone" in text
 
 
 def test_weights_the_user_did_not_select_are_counted_not_listed() -> None:
@@ -341,11 +340,49 @@ def test_in_a_very_narrow_terminal_the_widest_columns_give_way_and_numbers_stay_
     lines = draw(render(_comparison("a.very.long.name.of.a.weight"), Format.TABLE, width=45), 45).splitlines()
     assert max(cell_len(line) for line in lines) <= 45
     header, row = next((i, lines[n + 2]) for n, i in enumerate(lines) if i.startswith("layer"))
-    assert header.split()[1:] == ["number", "before", "after", "change"]
-    assert row.split()[1:] == ["alpha_g", "1.25", "1.5", "+0.25"]
+    assert header.split()[1:] == ["number", "before", "after", "z"]
+    assert row.split()[1:] == ["alpha_g", "1.25", "1.5", "+3.0"]
     assert "…" in row.split()[0]
     tiny = draw(render(_comparison("a.weight"), Format.TABLE, width=20), 20).splitlines()
     assert max(cell_len(line) for line in tiny) <= 20
+
+
+NAMES_OF_BLOCKS = tuple(f"encoder.stages.{i}.blocks.0.conv{j}.weight" for i in range(12) for j in (1, 2))
+
+
+@pytest.mark.parametrize("width", [45, 60, 80])
+def test_in_a_narrow_terminal_no_two_weights_have_the_same_name(width: int) -> None:
+    text = draw(render(_comparison(*NAMES_OF_BLOCKS), Format.TABLE, width=width), width)
+    rows = text[text.index("───") :].split("not shown")[0].splitlines()[1:]
+    start = next(line for line in text.splitlines() if line.startswith("layer")).index("number")
+    shown = "\n".join(line[:start] for line in rows if line.strip())
+    starts = [line[:start].strip() for line in rows if "alpha_g" in line]
+    assert len(starts) == len(NAMES_OF_BLOCKS)
+    if all("…" in name or name in NAMES_OF_BLOCKS for name in starts):
+        assert len(set(starts)) == len(NAMES_OF_BLOCKS)
+    else:  # folded: all of every name is there
+        assert "".join(shown.split()) == "".join(NAMES_OF_BLOCKS)
+
+
+def test_what_is_said_of_a_column_goes_with_it() -> None:
+    narrow = draw(render(decomposed_report(), Format.TABLE, view=View.DECOMPOSITION, width=80), 80)
+    full = draw(render(decomposed_report(), Format.TABLE, view=View.DECOMPOSITION))
+    assert "top 1 %: share of the curvature" in full
+    assert "top 1 %: share of the curvature" not in narrow
+    assert "β_Λ: the part of β" in narrow
+    for width in (45, 80, 200):
+        text = draw(render(_comparison("fc.weight"), Format.TABLE, width=width), width)
+        assert "z: the change over its own standard error" in " ".join(text.split())
+
+
+def test_the_rank_model_that_wins_stays_in_a_narrow_summary(report: Report) -> None:
+    for winner, named in ((RankModel.EXPONENTIAL, "BIC: exponential"), (RankModel.POWER_LAW, "BIC: power law")):
+        wins = {model.value: 3 if model is winner else 1 for model in RankModel}
+        shown = replace(report, summary=replace(report.summary, overall=replace(report.summary.overall, bic_wins=wins)))
+        text = draw(render(shown, Format.TABLE, width=80), 80)
+        header = next(line for line in text.splitlines() if line.startswith("kind "))
+        assert named in header
+        assert header.count("BIC") == 1
 
 
 def test_wide_characters_keep_columns_in_line() -> None:

@@ -59,11 +59,14 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     loaded = SimpleNamespace(model="model", info=made_up.mixed_report().provenance.model, workload=None, notes=())
     data = SimpleNamespace(source="source", info="data info", notes=("a note",))
 
+    for name in ("refuse_absent_model", "refuse_absent_data"):
+        monkeypatch.setattr(f"spectrascope.cli.load.{name}", lambda spec: None)
+
     def stand_in(module: str, name: str, result: object) -> None:
         def function(*args: object, **kwargs: Any) -> object:
             calls.seen[name] = (args, kwargs)
             if name.startswith("run_"):
-                (run,) = args
+                run = args[0]
                 run.on_progress("check", 0, 1)
                 run.on_progress("gradient", 1, 10)
                 if calls.error is not None:

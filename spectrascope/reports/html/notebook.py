@@ -54,7 +54,7 @@ def notebook_html(record: Rendered, headline: str, *, view: View = View.PROBE) -
             View.DECOMPOSITION: (PictureKind.DECOMPOSITION,),
         }[view]
         charts = network_charts(record, kinds) if record.summary.n_ok else []
-    last = [line for line in document.closing if line[0] not in {text for text, _ in first}]
+    last = [line for line in (*document.opening, *document.closing) if line[0] not in {text for text, _ in first}]
     html = environment().get_template("notebook.html.j2")
     values: dict[str, Any] = {
         "title": document.title,

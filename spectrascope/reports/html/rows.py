@@ -62,13 +62,14 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class PageTable:
-    """A table to sort and filter."""
+    """A table to sort and filter; a small one is sorted by its headings alone."""
 
     id: str
     label: str
     columns: tuple[PageColumn, ...]
     rows: tuple[PageRow, ...]
     choices: tuple[Choice, ...] = ()
+    small: bool = False
 
 
 @dataclass(frozen=True, slots=True)

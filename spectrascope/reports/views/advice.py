@@ -8,11 +8,26 @@ from spectrascope.reports.fields import write, write_interval
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_data, describe_model
+from spectrascope.reports.views.words import point_to_explain
 
 __all__ = ["build_advice"]
 
 _STEPS = ("0", "1", "2", "recommended")
 _TITLES = {"0": "b = 0", "1": "b = 1", "2": "b = 2", "recommended": "use β", "best": "M⁻¹σ"}
+
+_ABOUT_BETA = (
+    "the b of T(σ; b) = σ / (σ² + damping)^(b/2) that lowers the loss most on samples that did not choose the "
+    "directions, of the weight itself or of its group together: 0 is gradient descent, 1 Muon-like, 2 Newton-like"
+)
+_ABOUT_DAMPING = (
+    "relative to the gradient's squared Schatten 4-norm (about σ_1²), as scale_free steps take it, chosen on the same "
+    "held-out numbers: 1e-4 is none"
+)
+_ABOUT_STEP = (
+    "predicted decrease of the held-out loss of one step of that exponent at its best length, as a share of the best "
+    "combination of directions; in units of the loss where that is not known (b = 1 and b = 2 likewise)"
+)
+_ABOUT_RULE = "a spectral step where the gradient's nuclear rank exceeds its input's stable rank"
 
 Line = tuple[str, Tone]
 
@@ -25,13 +40,13 @@ def build_advice(advice: Advice) -> Document:
     return Document(
         title="spectrascope: suggested exponents",
         facts=(
-            ("known", advice.known),
             *describe_model(advice.model),
             *describe_data(advice.data),
             ("damping", f"for {_batch(advice)}"),
             *(("note", note) for note in advice.notes),
         ),
         sheets=tuple(sheets),
+        opening=((advice.known, Tone.PLAIN),),
         closing=_closing(advice),
     )
 
@@ -47,17 +62,17 @@ def _layer_sheet(advice: Advice) -> Sheet:
         Column("layer", right=False),
         Column("role", right=False, drop_order=7),
         Column("m × n", drop_order=9),
-        Column("use β", strong=True),
+        Column("use β", strong=True, about=_ABOUT_BETA),
         Column("interval", drop_order=2),
         Column("from", right=False, drop_order=1),
         Column("meaning", right=False, drop_order=4),
-        Column("damping", drop_order=3),
+        Column("damping", drop_order=3, about=_ABOUT_DAMPING),
         Column("own b", drop_order=6),
         Column("signal", drop_order=9),
-        *(Column(_TITLES[name], drop_order=5) for name in _STEPS[:3]),
-        Column("published β", drop_order=8),
+        *(Column(_TITLES[name], drop_order=5, about="" if i else _ABOUT_STEP) for i, name in enumerate(_STEPS[:3])),
+        Column("published β", drop_order=8, about="and noise's β beside it decide nothing"),
         Column("noise's β", drop_order=8),
-        Column("rule", right=False, drop_order=11),
+        Column("rule", right=False, drop_order=11, about=_ABOUT_RULE),
         Column("window", drop_order=10),
     )
     rows = tuple(_layer_row(layer, notes) for layer in advice.layers)
@@ -179,32 +194,10 @@ def _validation_sheet(found: Validation) -> Sheet:
 
 
 def _closing(advice: Advice) -> tuple[Line, ...]:
-    lines: list[Line] = [
-        (
-            "T(σ; b) = σ / (σ² + damping)^(b/2): b ≈ 0 is gradient descent, b ≈ 1 a Muon-like step of equal sizes, b ≈ "
-            "2 a Newton-like one. Recommended is the b that lowers the loss most on samples that did not choose the "
-            "directions, of the weight itself or of its group together, with its jackknife interval. Published β and "
-            "noise's β stand beside it and decide nothing.",
-            Tone.PLAIN,
-        ),
-        (
-            "b = … : predicted decrease of the held-out loss of one step of that exponent at its best length, as a "
-            "share of the best combination of directions; in units of the loss where that is not known.",
-            Tone.PLAIN,
-        ),
-        (
-            "Damping is relative to the gradient's squared Schatten 4-norm (about σ_1²), as scale_free steps take it, "
-            "chosen on the same held-out numbers: 1e-4 is none.",
-            Tone.PLAIN,
-        ),
-    ]
-    if any(not isinstance(layer.spectral_rule, Missing) for layer in advice.layers):
-        lines.append(
-            ("rule: a spectral step where the gradient's nuclear rank exceeds its input's stable rank.", Tone.PLAIN)
-        )
+    lines: list[Line] = []
     if isinstance(advice.validation, Validation):
         lines += [(line, Tone.PLAIN) for line in _describe_validation(advice.validation)]
-    return (*lines, _bottom_line(advice))
+    return (*lines, point_to_explain("step exponent", "damping", "resolved"), _bottom_line(advice))
 
 
 def _bottom_line(advice: Advice) -> Line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from statistics import median
 
 from spectrascope.records.decomposition import (
     Alignment,
@@ -21,7 +22,7 @@ from spectrascope.reports.order import ORDER, Sort, sort_layers
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_run
 from spectrascope.reports.views.layer_sheet import status_cell, status_tone
-from spectrascope.reports.views.words import warn
+from spectrascope.reports.views.words import point_to_explain, warn
 
 __all__ = ["build_decomposition"]
 
@@ -31,6 +32,16 @@ _FISHERS = {
     FisherType.EMPIRICAL: "true labels",
 }
 _SHARINGS = {Sharing.EXPAND: "each position by itself", Sharing.REDUCE: "positions summed first"}
+
+_ABOUT_CROSS_VALIDATED = (
+    "β_Λ of cross-validated eigenvalues; sampling spreads a factor of d dimensions by (1 ± √(d/N))², which makes β_Λ "
+    "too large"
+)
+_ABOUT_TOP = "share of the curvature that the hundredth of the samples with most of it holds"
+_ABOUT_PROFILE = (
+    "how far the gradient's singular values are from those of noise with the factors' spectra, once scaled to fit"
+)
+_ABOUT_SUITED = "suited where χ is flat (its slope within ±0.25) and varies by less than 3 times"
 
 Cell = Callable[[Decomposition], "str | Missing"]
 
@@ -46,7 +57,12 @@ def build_decomposition(report: Report, sort: Sort | str = ORDER) -> Document:
             _sheet("Where β comes from", rows, _SLOPES),
             *([_sheet("Curvature and its factors", rows, _FACTORS), _words_sheet(rows)] if found else []),
         ),
-        closing=(*((line, Tone.PLAIN) for line in _closing(report, found)), *warn(report)),
+        closing=(
+            *((line, Tone.PLAIN) for line in _closing(report, found)),
+            point_to_explain("beta_lambda", "mechanism", "rank model"),
+            *warn(report),
+            (_bottom_line(found), Tone.PLAIN),
+        ),
     )
 
 
@@ -86,21 +102,36 @@ def _slope_and_interval(name: str) -> Cell:
 
 _SLOPES: tuple[tuple[Column, Cell], ...] = (
     (Column("β", strong=True), _slope_and_interval("beta")),
-    (Column("β_Λ"), _slope_and_interval("beta_lambda")),
-    (Column("β_Λ c.v."), _slope("beta_lambda_cv")),
-    (Column("β_Φ"), _slope_and_interval("beta_phi")),
-    (Column("β_χ"), _slope_and_interval("beta_chi")),
+    (
+        Column("β_Λ", about="the part of β from the eigenvalues of the Kronecker factors; β = β_Λ + β_Φ + β_χ"),
+        _slope_and_interval("beta_lambda"),
+    ),
+    (Column("β_Λ c.v.", drop_order=1, about=_ABOUT_CROSS_VALIDATED), _slope("beta_lambda_cv")),
+    (
+        Column("β_Φ", about="from how the gradient's singular directions lie in the factors' eigenbases; 0: aligned"),
+        _slope_and_interval("beta_phi"),
+    ),
+    (
+        Column("β_χ", about="from χ = h / h_Kron, what the product of factors leaves out"),
+        _slope_and_interval("beta_chi"),
+    ),
     (Column("Λ^δ", drop_order=3), _slope("beta_lambda_delta")),
     (Column("Λ^A", drop_order=3), _slope("beta_lambda_a")),
     (Column("ρ^δ", drop_order=2), _slope("beta_rho_delta")),
     (Column("ρ^A", drop_order=2), _slope("beta_rho_a")),
-    (Column("|β − sum|", drop_order=1), _number(lambda d: d.alignment.identity_residual, ".0e")),
+    (Column("|β − sum|", drop_order=2), _number(lambda d: d.alignment.identity_residual, ".0e")),
 )
 
 _FACTORS: tuple[tuple[Column, Cell], ...] = (
-    (Column("χ", strong=True), lambda d: _chi(d.alignment)),
-    (Column("conc."), _number(lambda d: d.alignment.concentration_ratio)),
-    (Column("top 1 %", drop_order=3), lambda d: write(d.factors.concentration.top_1_percent, "%")),
+    (
+        Column("χ", strong=True, about="of order 1 where the product of factors is a good model"),
+        lambda d: _chi(d.alignment),
+    ),
+    (
+        Column("conc.", drop_order=2, about="mean of (u·δ)²(v·a)² over the product of the means"),
+        _number(lambda d: d.alignment.concentration_ratio),
+    ),
+    (Column("top 1 %", drop_order=3, about=_ABOUT_TOP), lambda d: write(d.factors.concentration.top_1_percent, "%")),
     (Column("top 10 %", drop_order=5), lambda d: write(d.factors.concentration.top_10_percent, "%")),
     (Column("Gini samples", drop_order=6), _number(lambda d: d.factors.concentration.gini_samples)),
     (Column("Gini positions", drop_order=7), _number(lambda d: d.factors.concentration.gini_positions)),
@@ -111,7 +142,10 @@ _FACTORS: tuple[tuple[Column, Cell], ...] = (
     (Column("r_eff δ", drop_order=1), _number(lambda d: d.factors.delta.effective_rank, ".1f")),
     (Column("r_eff A", drop_order=1), _number(lambda d: d.factors.a.effective_rank, ".1f")),
     (Column("s_weight", drop_order=9), lambda d: write(d.factors.s_weight)),
-    (Column("σ-profile off by", drop_order=4), lambda d: _percent_of_log(d.alignment.profile_distance)),
+    (
+        Column("σ-profile off by", drop_order=4, about=_ABOUT_PROFILE),
+        lambda d: _percent_of_log(d.alignment.profile_distance),
+    ),
 )
 
 
@@ -144,7 +178,7 @@ def _words_sheet(rows: Sequence[LayerRow]) -> Sheet:
     columns = (
         Column("layer", right=False),
         Column("mechanism", right=False),
-        Column("K-FAC, Shampoo", right=False),
+        Column("K-FAC, Shampoo", right=False, about=_ABOUT_SUITED),
         Column("rank models δ, A → gradient", right=False, drop_order=1),
         Column("evidence", right=False, drop_order=2),
     )
@@ -187,28 +221,9 @@ def _evidence(d: Decomposition) -> str:
 
 
 def _closing(report: Report, found: list[Decomposition]) -> list[str]:
-    lines = [
-        "Slopes of logarithms on log σ over the same directions: h = Λ·Φ·χ, so β = β_Λ + β_Φ + β_χ (checked to 1e-8). "
-        "Λ: eigenvalues of the Kronecker factors C_δ and C_A; Φ = ρ^δ·ρ^A: how the gradient's singular directions lie "
-        "in their eigenbases (1: aligned); χ = h / h_Kron: what the product of factors leaves out.",
-        "Factors are per sample and not divided by the batch size, so χ is of order 1 where the product is a good "
-        "model. ± is the wider of the straight-line and the jackknife interval (β and β_χ have both).",
-        "conc. is the mean of (u·δ)²(v·a)² over the product of the means; top 1 % the share of curvature that the "
-        "hundredth of the samples with most of it holds. σ-profile: how far the gradient's singular values are from "
-        "those of noise with the factors' spectra, once scaled to fit.",
-    ]
     if not found:
-        return lines
-    lines.append(
-        "Sampling spreads a factor of d dimensions by (1 ± √(d/N))² and biases β_Λ upwards; β_Λ c.v. is fitted to "
-        "eigenvalues cross-validated: eigenvectors of one half of the sample groups, factor of the other."
-    )
-    suits = Counter(d.alignment.kronecker.verdict for d in found)
-    lines.append(
-        f"A Kronecker preconditioner suits {suits[Determination.YES]} of {format_count(len(found), 'layer')}, "
-        f"does not suit {suits[Determination.NO]}, and is undetermined on {suits[Determination.UNDETERMINED]}: "
-        "suited where χ is flat (its slope within ±0.25) and varies by less than 3 times."
-    )
+        return []
+    lines = []
     matching = [d.alignment.reading for d in found if not isinstance(d.alignment.reading.matches, Missing)]
     if matching:
         lines.append(
@@ -227,6 +242,32 @@ def _closing(report: Report, found: list[Decomposition]) -> list[str]:
         of = format_count(len(pairs), "layer")
         lines.append(f"s_weight (rank decay of the weight itself) is below α_H on {below} of {of}.")
     return lines
+
+
+def _bottom_line(found: list[Decomposition]) -> str:
+    """Which part of β comes from where, in the median, and whom a Kronecker preconditioner suits."""
+    if not found:
+        return "Nothing is said of where β comes from: no weight has factors."
+    suits = Counter(d.alignment.kronecker.verdict for d in found)
+    fitting = (
+        f"a Kronecker preconditioner (K-FAC, Shampoo) suits {suits[Determination.YES]} of "
+        f"{format_count(len(found), 'weight')}, does not suit {suits[Determination.NO]}, and is undetermined on "
+        f"{suits[Determination.UNDETERMINED]}."
+    )
+    sums = [slopes for d in found if (slopes := _parts_of_beta(d.alignment)) is not None]
+    if not sums:
+        return f"{fitting[0].upper()}{fitting[1:]}"
+    beta, spectra, alignment, rest = (f"{median(values):.2f}" for values in zip(*sums, strict=True))
+    return (
+        f"Of a β of {beta}, {spectra} comes from the spectra of the factors (β_Λ), {alignment} from how the gradient "
+        f"lies in them (β_Φ) and {rest} from what their product leaves out (β_χ), medians over weights; {fitting}"
+    )
+
+
+def _parts_of_beta(alignment: Alignment) -> tuple[float, ...] | None:
+    fits = (alignment.beta, alignment.beta_lambda, alignment.beta_phi, alignment.beta_chi)
+    values = tuple(fit.value for fit in fits if isinstance(fit, PowerFit))
+    return values if len(values) == len(fits) else None
 
 
 def _about_rank_models(rows: Sequence[LayerReport]) -> list[str]:

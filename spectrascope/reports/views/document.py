@@ -6,6 +6,7 @@ The table and the Markdown text are two drawings of the same :class:`Document`, 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -32,12 +33,16 @@ class Tone(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of a sheet. In a narrow terminal those of highest ``drop_order`` go first; 0 stays."""
+    """A column of a sheet. In a narrow terminal those of highest ``drop_order`` go first; 0 stays.
+
+    ``about`` says what it is, beneath the sheet, and goes where the column goes.
+    """
 
     title: str
     right: bool = True
     drop_order: int = 0
     strong: bool = False
+    about: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +62,32 @@ class Sheet:
     rows: tuple[Row, ...]
     footnotes: tuple[str, ...] = ()
 
+    def describe_columns(self, shown: Collection[int] | None = None) -> tuple[str, ...]:
+        """Say what the columns are that say so, of all or of those shown."""
+        return tuple(
+            f"{column.title}: {column.about}"
+            for index, column in enumerate(self.columns)
+            if column.about and (shown is None or index in shown)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A title, facts as label and value, sheets, and closing sentences."""
+    """A title, opening sentences, facts as label and value, sheets, and closing sentences.
+
+    What came out in a sentence opens it, ends it, or both.
+    """
 
     title: str
     facts: tuple[tuple[str, str], ...]
     sheets: tuple[Sheet, ...]
     closing: tuple[tuple[str, Tone], ...] = ()
+    opening: tuple[tuple[str, Tone], ...] = ()
+
+    @property
+    def bottom_line(self) -> tuple[tuple[str, Tone], ...]:
+        """What came out: the opening sentences, and the last one where it says something of it."""
+        return (*self.opening, *(line for line in self.closing[-1:] if line[1] is not Tone.QUIET))
 
 
 @dataclass(slots=True)

@@ -19,7 +19,22 @@ Cells = Sequence[tuple[Column, Callable[[Any], "str | Missing"]]]
 
 def build_layer_sheet(rows: Sequence[LayerRow]) -> Sheet:
     """One line per layer with everything that was fitted."""
-    return sheet_of_weights("Layers", rows, [_cell(field) for field in fields.FIELDS if field.table is not None])
+    measured = [row for row in rows if isinstance(row, LayerReport)]
+    cells = [_cell(field) for field in fields.FIELDS if field.table is not None]
+    return sheet_of_weights("Layers", rows, [(_explain_mark(column, read, measured), read) for column, read in cells])
+
+
+_MARKS = {
+    "*": "* half the 95 % interval of the straight-line fit alone: there is no jackknife",
+    "~": "~ a tie: the runner-up's BIC is less than 2 away",
+}
+
+
+def _explain_mark(column: Column, read: Callable[[Any], str | Missing], rows: Sequence[LayerReport]) -> Column:
+    """Say beneath the sheet what a mark in the column's cells means, if one of them has it."""
+    cells = [text for row in rows if not isinstance(text := read(row), Missing)]
+    found = [about for mark, about in _MARKS.items() if any(mark in (text[:1], text[-1:]) for text in cells)]
+    return replace(column, about="; ".join(found))
 
 
 def build_triangle_sheet(rows: Sequence[LayerRow]) -> Sheet:
@@ -29,7 +44,14 @@ def build_triangle_sheet(rows: Sequence[LayerRow]) -> Sheet:
     compared: Cells = (
         (replace(_cell(predicted)[0], drop_order=2), predicted.text),
         (Column("error"), error.text),
-        (Column("verdict", right=False), _verdict),
+        (
+            Column(
+                "verdict",
+                right=False,
+                about="holds where the error is at most 10 %; it does for noise alone too: no evidence of signal",
+            ),
+            _verdict,
+        ),
     )
     return sheet_of_weights("α triangle", rows, [*exponents, *compared])
 

@@ -14,11 +14,9 @@ from spectrascope.reports.order import ORDER, Sort, sort_layers
 from spectrascope.reports.views.document import Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_run
 from spectrascope.reports.views.layer_sheet import build_layer_sheet, build_triangle_sheet
-from spectrascope.reports.views.words import describe_triangle, explain, say_first, say_in_words, warn
+from spectrascope.reports.views.words import describe_triangle, point_to_explain, say_first, say_in_words, warn
 
 __all__ = ["build_probe", "build_summary_sheet", "build_triangle"]
-
-_PROFILES = "σ_k and h_k are profiles over the directions k, from the first to the last, on a logarithmic scale."
 
 
 def build_probe(report: Report, sort: Sort | str = ORDER) -> Document:
@@ -27,54 +25,46 @@ def build_probe(report: Report, sort: Sort | str = ORDER) -> Document:
         title="spectrascope: curvature along gradient directions",
         facts=describe_run(report.provenance),
         sheets=(build_layer_sheet(sort_layers(report, sort)), build_summary_sheet(report)),
-        closing=(
-            say_first(report),
-            *((line, Tone.PLAIN) for line in say_in_words(report)[1:]),
-            *explain(report),
-            *([(_PROFILES, Tone.QUIET)] if report.summary.n_ok else []),
-            *warn(report),
-        ),
+        opening=(say_first(report), *((line, Tone.PLAIN) for line in say_in_words(report)[1:]), *warn(report)),
+        closing=(point_to_explain("beta", "step exponent", "rank model"),),
     )
 
 
 def build_triangle(report: Report, sort: Sort | str = ORDER) -> Document:
     """The α triangle alone: three exponents per layer, the error of α_H ≈ β·α_G, and a verdict."""
-    closing = [say_first(report), *((line, Tone.PLAIN) for line in describe_triangle(report))]
-    closing.append(
-        (
-            "The verdict is “holds” where the relative error is at most 10 %. It holds for noise alone too, so it "
-            "is no evidence of signal.",
-            Tone.PLAIN,
-        )
-    )
     return Document(
         title="spectrascope: α triangle, α_H ≈ β·α_G",
         facts=describe_run(report.provenance),
         sheets=(build_triangle_sheet(sort_layers(report, sort)),),
-        closing=(*closing, *warn(report)),
+        opening=(say_first(report), *((line, Tone.PLAIN) for line in describe_triangle(report)), *warn(report)),
+        closing=(point_to_explain("triangle", "alpha_h", "beta"),),
     )
 
 
 def build_summary_sheet(report: Report) -> Sheet:
     """Medians over the measured layers, by kind and all together."""
     summary, notes = report.summary, Footnotes()
+    wins = summary.overall.bic_wins
     columns = (
         Column("kind", right=False),
         Column("layers"),
         Column("resolved"),
         Column("determined", drop_order=1),
-        Column("median step exponent", strong=True),
-        Column("median β"),
-        Column("median null β"),
+        Column("step exponent", strong=True),
+        Column("β"),
+        Column("null β"),
         Column("middle half of β", drop_order=4),
-        Column("median triangle error", drop_order=2),
+        Column("triangle error", drop_order=2),
         Column("triangle ≤ 10 %", drop_order=3),
-        *(Column(f"BIC: {name}", drop_order=2) for name in RANK_MODEL_NAMES.values()),
+        *(
+            Column(f"BIC: {name}", drop_order=5 * (wins.get(model.value, 0) < max(wins.values(), default=0)))
+            for model, name in RANK_MODEL_NAMES.items()
+        ),
     )
     groups = [*summary.by_kind]
     if len(groups) != 1:
         groups.append(summary.overall)
-    counts = f"{summary.n_ok} measured, {summary.n_skipped} skipped, {summary.n_failed} failed"
+    counts = f"medians of {summary.n_ok} measured, {summary.n_skipped} skipped, {summary.n_failed} failed"
     measured = [row for row in report.layers if isinstance(row, LayerReport)]
     rows = tuple(
         _summary_row(group, [row for row in measured if group.kind in (row.info.kind.value, "all")], notes)

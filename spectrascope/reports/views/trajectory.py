@@ -12,6 +12,7 @@ from spectrascope.reports.fields import RANK_MODEL_NAMES, UNDETERMINED, Field, f
 from spectrascope.reports.figures import format_count
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_data, describe_model
+from spectrascope.reports.views.words import point_to_explain
 
 __all__ = [
     "build_checkpoint_sheet",
@@ -43,10 +44,11 @@ def build_trajectory_document(trajectory: Trajectory, number: str = "step_expone
             *(("note", note) for note in trajectory.notes),
         ),
         sheets=(build_checkpoint_sheet(trajectory), build_track_sheet(trajectory, number)),
-        closing=(
+        opening=(
             *((line, Tone.PLAIN) for line in say_trajectory(trajectory)),
             *((f"{point.label} has no numbers: {point.reason}.", Tone.ALARM) for point in _failed(trajectory)),
         ),
+        closing=(point_to_explain("step exponent", "beta", "resolved"),),
     )
 
 
@@ -117,20 +119,20 @@ def build_checkpoint_sheet(trajectory: Trajectory) -> Sheet:
     notes = Footnotes()
     columns = (
         Column(trajectory.step_name, right=True),
-        Column("file", right=False, drop_order=9),
-        Column("loss", drop_order=4),
-        Column("accuracy", drop_order=5),
+        Column("file", right=False, drop_order=1),
+        Column("loss"),
+        Column("accuracy"),
         *(column for field in followed() for column in _median_columns(field)),
-        *(Column(f"BIC: {name}", drop_order=1) for name in RANK_MODEL_NAMES.values()),
-        Column("layers", drop_order=8),
+        *(Column(f"BIC: {name}", drop_order=10) for name in RANK_MODEL_NAMES.values()),
+        Column("layers", drop_order=16),
     )
     rows = tuple(_checkpoint_row(point, notes) for point in trajectory.points)
     return Sheet("Checkpoints: medians over layers", columns, rows, notes.lines())
 
 
 def _median_columns(field: Field) -> list[Column]:
-    column = Column(field.header, drop_order=field.followed or 0, strong=field.strong)
-    return [column, Column("middle half of β", drop_order=6)] if field.name == "beta" else [column]
+    column = Column(field.header, drop_order=2 * (field.followed or 0), strong=field.strong)
+    return [column, Column("middle half of β", drop_order=12)] if field.name == "beta" else [column]
 
 
 def _checkpoint_row(point: TrajectoryPoint, notes: Footnotes) -> Row:

@@ -8,6 +8,7 @@ from spectrascope.records.comparison import Change, Comparison, Difference, Valu
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import Finding, Mark, Outcome, Verdict
 from spectrascope.reports.figures import format_count, format_percent
+from spectrascope.reports.order import ChangeOrder, sort_changes
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 
 __all__ = ["build_comparison", "build_verdict", "format_value", "say_comparison", "say_verdict"]
@@ -54,17 +55,13 @@ def build_verdict(verdict: Verdict, *, every: bool = False) -> Document:
     )
 
 
-def build_comparison(comparison: Comparison) -> Document:
+def build_comparison(comparison: Comparison, sort: ChangeOrder = ChangeOrder.ORDER) -> Document:
     """What changed, number by number, and how the reports were made differently."""
     sheets = [_differences_sheet(comparison.differences, "before", "after")] if comparison.differences else []
     if comparison.changes:
-        sheets.append(_changes_sheet(comparison.changes))
+        sheets.append(_changes_sheet(sort_changes(comparison.changes, sort), paired=comparison.paired))
     n_changed = comparison.n_compared - comparison.n_unchanged
     lines = [(f"{n_changed} of {format_count(comparison.n_compared, 'number')} changed.", Tone.PLAIN)]
-    if any(not isinstance(change.stderrs, Missing) for change in comparison.changes):
-        pairing = "the same samples" if comparison.paired else "different samples"
-        text = f"stderr is the change over its own standard error, for two batches of {pairing}; beyond 3 is rare."
-        lines.append((text, Tone.PLAIN))
     if not comparison.comparable:
         lines.append(("The reports were made differently: changes need not come from the network.", Tone.WARNING))
     lines.append((say_comparison(comparison), Tone.PLAIN))
@@ -108,8 +105,8 @@ def _conclude(verdict: Verdict) -> tuple[tuple[str, Tone], ...]:
     if not verdict.findings:
         advice = [item.advice for item in verdict.differences if item.forbids and item.advice]
         lines += [(f"To compare: {text}.", Tone.PLAIN) for text in advice]
-    lines.append((f"{_WORDS[verdict.outcome]}: {verdict.summary}.", _CLOSING[verdict.outcome]))
-    lines.append((say_verdict(verdict), _CLOSING[verdict.outcome]))
+    said = say_verdict(verdict)
+    lines.append((f"{_WORDS[verdict.outcome]}: {said[0].lower()}{said[1:]}", _CLOSING[verdict.outcome]))
     return tuple(lines)
 
 
@@ -148,11 +145,11 @@ def _sides(changes: Sequence[Change]) -> str:
 
 
 def _side_by_side(change: Change) -> str:
-    """One number of both reports, as ``step exponent 1.15 to 1.02``."""
+    """One number of both reports, as ``step exponent 1.15 to 1.02 (z -2.1)``."""
     name = _SPOKEN.get(change.number, change.number)
     one, other = (_spoken_value(value) for value in (change.before, change.after))
     both = one if one == other else f"{one} to {other}"
-    stderrs = "" if isinstance(change.stderrs, Missing) else f" ({_signed(change.stderrs, '.1f')} stderr)"
+    stderrs = "" if isinstance(change.stderrs, Missing) else f" (z {_signed(change.stderrs, '.1f')})"
     return f"{name} {both}{stderrs}"
 
 
@@ -170,8 +167,8 @@ def _findings_sheet(findings: Sequence[Finding]) -> Sheet:
         Column("now"),
         Column("change", drop_order=2),
         Column("allowed", drop_order=1),
-        Column("finding", right=False, strong=True),
         Column("rule", right=False, drop_order=3),
+        Column("finding", right=False, strong=True),
     )
     notes = Footnotes()
     rows = tuple(Row(_finding_cells(finding, notes), _TONES[finding.mark]) for finding in findings)
@@ -188,20 +185,25 @@ def _finding_cells(finding: Finding, notes: Footnotes) -> tuple[str, ...]:
         format_value(finding.after),
         _signed(finding.change),
         format_value(finding.allowed),
-        notes.mark(mark, finding.message) if explained else mark,
         finding.rule,
+        notes.mark(mark, finding.message) if explained else mark,
     )
 
 
-def _changes_sheet(changes: Sequence[Change]) -> Sheet:
+def _changes_sheet(changes: Sequence[Change], *, paired: bool) -> Sheet:
+    about = (
+        f"the change over its own standard error, for two batches of {'the same' if paired else 'different'} samples"
+    )
+    if all(isinstance(change.stderrs, Missing) for change in changes):
+        about = "the change over its own standard error, which is known for none of these numbers"
     columns = (
         Column("layer", right=False),
         Column("number", right=False),
         Column("before"),
         Column("after"),
-        Column("change", strong=True),
+        Column("change", strong=True, drop_order=1),
         Column("change %", drop_order=2),
-        Column("stderr", drop_order=1),
+        Column("z", about=f"{about}; beyond ±3 is rare"),
     )
     notes = Footnotes()
     rows = tuple(Row(_change_cells(change, notes)) for change in changes)

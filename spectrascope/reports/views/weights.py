@@ -11,6 +11,7 @@ from spectrascope.reports.figures import format_count, format_seconds
 from spectrascope.reports.views.document import Column, Document, Sheet, Tone
 from spectrascope.reports.views.facts import describe_model
 from spectrascope.reports.views.layer_sheet import sheet_of_weights
+from spectrascope.reports.views.words import point_to_explain
 
 __all__ = ["build_weights"]
 
@@ -37,11 +38,17 @@ def build_weights(report: WeightsReport) -> Document:
     )
 
 
+_ABOUT_ALPHA = "exponent of the density of the eigenvalues of WᵀW from xmin on, ± its standard error"
+_ABOUT_DECAY = "minus the slope of log singular value on log rank: a rank decay as α_G and α_H are, not of a density"
+
 _CELLS: tuple[tuple[Column, Callable[[WeightTail], str | Missing]], ...] = (
     (Column("Q", drop_order=2), lambda row: f"{row.Q:.2f}"),
     (Column("evals", drop_order=5), lambda row: str(row.num_evals)),
-    (Column("alpha", strong=True), lambda row: _alpha(row.tail)),
-    (Column("D", drop_order=3), lambda row: row.tail if isinstance(row.tail, Missing) else f"{row.tail.D:.3f}"),
+    (Column("alpha", strong=True, about=_ABOUT_ALPHA), lambda row: _alpha(row.tail)),
+    (
+        Column("D", drop_order=3, about="how far the fitted distribution is from the eigenvalues"),
+        lambda row: row.tail if isinstance(row.tail, Missing) else f"{row.tail.D:.3f}",
+    ),
     (Column("xmin", drop_order=6), lambda row: row.tail if isinstance(row.tail, Missing) else f"{row.tail.xmin:.3g}"),
     (
         Column("in tail", drop_order=4),
@@ -50,7 +57,7 @@ _CELLS: tuple[tuple[Column, Callable[[WeightTail], str | Missing]], ...] = (
     (Column("alpha_weighted", drop_order=8), lambda row: write(row.alpha_weighted)),
     (Column("stable rank", drop_order=1), lambda row: f"{row.stable_rank:.1f}"),
     (Column("spectral norm", drop_order=7), lambda row: f"{row.spectral_norm:.3g}"),
-    (Column("s_weight"), lambda row: write(row.s_weight)),
+    (Column("s_weight", about=_ABOUT_DECAY), lambda row: write(row.s_weight)),
     (
         Column("rank model", right=False, drop_order=9),
         lambda row: row.rank_models if isinstance(row.rank_models, Missing) else format_rank_model(row.rank_models),
@@ -71,25 +78,10 @@ def _sheet(report: WeightsReport) -> Sheet:
 
 def _closing(report: WeightsReport) -> list[tuple[str, Tone]]:
     summary = report.summary
-    first, last = report.options.min_rank, report.options.top_k
-    lines = [
-        "alpha is the exponent of the density of the eigenvalues of WᵀW from xmin on, with its standard error; D is "
-        "how far the fitted distribution is from them. It is WeightWatcher's alpha.",
-        f"s_weight is minus the slope of log singular value on log rank, ranks {first} to {last}: a rank decay like "
-        "α_G and α_H, not an exponent of a density.",
-    ]
-    if not isinstance(summary.alpha_median, Missing) and not isinstance(summary.alpha_quartiles, Missing):
-        spread = summary.alpha_quartiles
-        lines.append(
-            f"Median alpha {summary.alpha_median:.2f} (middle half {spread.low:.2f} to {spread.high:.2f}); below 2 on "
-            f"{summary.n_below_2}, above 6 on {summary.n_above_6} of {format_count(summary.n_ok, 'weight')} "
-            "(WeightWatcher calls 2 to 6 well trained)."
-        )
+    closing = [point_to_explain("alpha", "s_weight")]
     if summary.n_compared:
-        lines.append(
-            f"s_weight is below α_H on {summary.n_s_weight_below} of {format_count(summary.n_compared, 'weight')}."
-        )
-    closing = [(line, Tone.PLAIN) for line in lines]
+        text = f"s_weight is below α_H on {summary.n_s_weight_below} of {format_count(summary.n_compared, 'weight')}."
+        closing.append((text, Tone.PLAIN))
     tails = [row for row in report.rows if isinstance(row, WeightTail)]
     if len({round(row.Q, 2) for row in tails}) > 1:
         closing.append(
@@ -104,4 +96,17 @@ def _closing(report: WeightsReport) -> list[tuple[str, Tone]]:
         closing.append(
             (f"Fewer than 20 eigenvalues in the tail on {format_count(short, 'weight')}: read ± first.", Tone.WARNING)
         )
-    return closing
+    return [*closing, (_bottom_line(report), Tone.PLAIN)]
+
+
+def _bottom_line(report: WeightsReport) -> str:
+    summary = report.summary
+    if isinstance(summary.alpha_median, Missing) or isinstance(summary.alpha_quartiles, Missing):
+        reason = next((v.reason for v in (summary.alpha_median, summary.alpha_quartiles) if isinstance(v, Missing)), "")
+        return f"Nothing is said of the tails: {reason}."
+    spread = summary.alpha_quartiles
+    return (
+        f"Median alpha {summary.alpha_median:.2f} (middle half {spread.low:.2f} to {spread.high:.2f}); below 2 on "
+        f"{summary.n_below_2}, above 6 on {summary.n_above_6} of {format_count(summary.n_ok, 'weight')} "
+        "(WeightWatcher calls 2 to 6 well trained)."
+    )

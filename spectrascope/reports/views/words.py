@@ -13,7 +13,7 @@ from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.document import Tone
 from spectrascope.reports.views.signal import is_signal, say_signal
 
-__all__ = ["describe_triangle", "explain", "say_first", "say_in_words", "warn"]
+__all__ = ["describe_triangle", "explain", "point_to_explain", "say_first", "say_in_words", "warn"]
 
 LOW_ACCURACY = 0.5
 """Below this accuracy a trained network's preprocessing or label order deserves a look."""
@@ -94,6 +94,13 @@ def _say_trust(report: Report, layers: list[LayerReport]) -> str:
     if run.data.synthetic:
         parts.append("on SYNTHETIC data")
     return f"Trust: {', '.join(parts)}."
+
+
+def point_to_explain(*terms: str) -> Line:
+    """Say where every column and word is explained, by the example of some terms."""
+    quoted = (f'"{term}"' if " " in term else term for term in terms)
+    commands = ", ".join(f"spectrascope explain {term}" for term in quoted)
+    return f"What a column or a word means: {commands}, …", Tone.QUIET
 
 
 def explain(report: Report) -> tuple[Line, ...]:
