@@ -23,6 +23,7 @@ from spectrascope.losses import (
     weighing_of,
     with_whole_batch,
 )
+from spectrascope.measure.degenerate import look_for_degenerate
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.labels import relabel
@@ -89,6 +90,7 @@ def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
             workload = _with_whole_batch_weights(workload)
             require_deterministic(workload)
             run.on_progress("check", 0.3, 1)  # each of these takes passes of its own: a deadline is met between them
+            notes = look_for_degenerate(workload)
             require_mean_loss(workload)
             run.on_progress("check", 0.6, 1)
             settled = division.settle(run, workload, functools.partial(_settle, workload, options))
@@ -97,7 +99,8 @@ def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
                 workload, layers, options.engine, options.top_k, lambda engine: count_direction_sets(engine, options)
             )
             run.on_progress("check", 1, 1)
-        yield Ready(workload, candidates, layers, choices, settled, _notes_on_precision(switched, workload.dtype))
+        notes = (*_notes_on_precision(switched, workload.dtype), *notes)
+        yield Ready(workload, candidates, layers, choices, settled, notes)
 
 
 def _in_asked_precision(workload: Workload, switched: set[str]) -> Workload:

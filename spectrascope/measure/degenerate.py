@@ -1,0 +1,111 @@
+"""Input that can be measured but says little, and outputs that a loss takes for something else."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spectrascope.errors import DataError
+from spectrascope.losses import BinaryCrossEntropy, aligned, ignored_by, loss_label, weighing_of
+from spectrascope.workload import Workload
+
+__all__ = ["look_for_degenerate"]
+
+_SAMPLES = 32
+
+
+def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
+    """Look at samples spread over the batch, and at all class labels.
+
+    Returns:
+        What the reader of the report must know: inputs, outputs or labels that are all the same.
+
+    Raises:
+        DataError: the outputs are probabilities, and the loss takes scores.
+    """
+    n = workload.source.n
+    size = min(_SAMPLES, n)
+    outputs: list[Any] = []
+    same_inputs, first = size > 1, None
+    for place in dict.fromkeys(round(i * (n - 1) / max(size - 1, 1)) for i in range(size)):
+        inputs, targets = workload.fetch(place, place + 1)
+        with torch.enable_grad():
+            outputs.append((workload.forward(inputs), targets))
+        tensors = [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
+        first = first or tensors
+        same_inputs &= all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, tensors, strict=True))
+    scores = [output for output, _ in outputs if isinstance(output, Tensor)]
+    notes = []
+    if len(scores) == len(outputs):
+        _require_scores(workload.loss_fn, [(score, targets) for score, targets in outputs])
+        alike = all(s.shape == scores[0].shape and torch.equal(s, scores[0]) for s in scores)
+        if size > 1 and alike and not same_inputs:
+            notes.append("the network's outputs are the same for all samples looked at, whatever the inputs")
+    if same_inputs:
+        notes.append("all samples looked at have the same inputs: what is measured is one sample's")
+    return (*notes, *_one_class(workload))
+
+
+def _one_class(workload: Workload) -> tuple[str, ...]:
+    if workload.n_classes is None or workload.source.n < 2:
+        return ()
+    source, found = workload.source, set()
+    for start in range(0, source.n, 64):
+        labels = source.fetch_targets(start, min(start + 64, source.n))
+        if labels.dim() > 1:
+            return ()
+        found.update(labels.tolist())
+        if len(found - {ignored_by(workload.loss_fn)}) > 1:
+            return ()
+    label = min(found - {ignored_by(workload.loss_fn)}, default=None)
+    return () if label is None else (f"all samples have one label, {label}: the loss falls where all say only that",)
+
+
+def _require_scores(loss_fn: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
+    """Refuse probabilities where the loss makes its own of what it is given.
+
+    Raises:
+        DataError: names the loss that takes probabilities.
+    """
+    weighing = weighing_of(loss_fn)
+    escape = "; if it was trained so, pass the same loss as a function of your own"
+    if weighing is not None and all(_sums_to_one(*aligned(s, t, loss_fn)) for s, t in outputs):
+        does = "expects their logarithms" if weighing.logs else "takes their softmax again"
+        raise DataError(
+            f"the network's outputs are probabilities already (rows within [0, 1] that sum to 1), and "
+            f"{loss_label(loss_fn)} {does}: pass lambda p, y: torch.nn.functional.nll_loss(p.log(), y), or a network "
+            "without its last softmax" + escape
+        )
+    if _takes_logits(loss_fn) and all(_is_sigmoid(scores) for scores, _ in outputs):
+        raise DataError(
+            f"the network's outputs are probabilities already (its last operation is a sigmoid), and "
+            f"{loss_label(loss_fn)} takes their sigmoid again: pass torch.nn.BCELoss(), or a network without its last "
+            "sigmoid" + escape
+        )
+
+
+def _sums_to_one(scores: Tensor, targets: Tensor) -> bool:
+    axis = -1 if scores.shape[:-1] == targets.shape else 1
+    p = scores.detach()
+    if p.dim() < 2 or p.shape[axis] < 2:
+        return False
+    sums = p.sum(axis)
+    return bool((p >= 0).all() and (p <= 1).all() and ((sums - 1).abs() <= 1e-3).all())
+
+
+def _takes_logits(loss_fn: Any) -> bool:
+    loss_fn = loss_fn.func if isinstance(loss_fn, functools.partial) else loss_fn
+    kinds = (BinaryCrossEntropy, nn.BCEWithLogitsLoss)
+    return isinstance(loss_fn, kinds) or loss_fn is functional.binary_cross_entropy_with_logits
+
+
+def _is_sigmoid(scores: Tensor) -> bool:
+    """Whether the last operation that changed a number was a sigmoid."""
+    node: Any = scores.grad_fn
+    while node is not None and type(node).__name__.startswith(("View", "Unsafe", "Squeeze", "Unsqueeze", "Reshape")):
+        node = node.next_functions[0][0]
+    return type(node).__name__ == "SigmoidBackward0"
