@@ -21,7 +21,7 @@ class TextInput:
     ``encode`` turns text into token ids without special tokens, ``None`` where the model came without a
     tokenizer; ``tokenizer`` says in words which one it is. ``max_length`` is the longest sequence the network
     takes, ``None`` where it does not say. ``mask_id`` is the token that hides another in a masked language model,
-    ``pad_id`` the one that fills up short sequences.
+    ``pad_id`` the one that fills up short sequences, ``unknown_id`` the one for words the tokenizer lacks.
     """
 
     vocab_size: int
@@ -30,6 +30,7 @@ class TextInput:
     encode: Callable[[str], list[int]] | None = None
     mask_id: int | None = None
     pad_id: int | None = None
+    unknown_id: int | None = None
 
 
 @dataclass(frozen=True)

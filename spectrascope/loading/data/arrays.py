@@ -16,7 +16,7 @@ from spectrascope.errors import DataError
 from spectrascope.loading.data.images import array_pictures, read_images
 from spectrascope.loading.data.sampling import Batch, choose, describe, listed, shown
 from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
-from spectrascope.loading.data.tokens import require_in_vocabulary
+from spectrascope.loading.data.tokens import require_in_vocabulary, require_known
 from spectrascope.loading.quiet import brief, quietly
 from spectrascope.losses import IGNORED, require_labels_below
 from spectrascope.records.values import LossName, Missing, Task
@@ -214,7 +214,9 @@ def _describe_input(name: str, key: str, tensor: Tensor, request: DataRequest) -
         if tensor.dim() != 2 or (longest is not None and tensor.shape[1] > longest):
             most = f" with t at most {longest}" if longest is not None else ""
             raise DataError(f"{name}: tokens of shape {tuple(tensor.shape)}; expected (n, t){most}")
-        require_in_vocabulary(tensor.numpy().astype(np.int64), text, name, request.network)
+        tokens = tensor.numpy().astype(np.int64)
+        require_in_vocabulary(tokens, text, name, request.network)
+        require_known(tokens.astype(np.int32), text, name, request.network)
     return f"{label} as tokens in the file" if key in ("", "input_ids") else f"{label} as in the file"
 
 

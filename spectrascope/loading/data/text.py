@@ -22,6 +22,7 @@ from spectrascope.loading.data.tokens import (
     byte_tokeniser,
     own_tokeniser,
     require_in_vocabulary,
+    require_known,
     text_input,
 )
 from spectrascope.loading.loaded import TextInput
@@ -153,7 +154,9 @@ def _tokens(name: str, content: bytes, text: TextInput, request: DataRequest) ->
     how = (
         f"{tokeniser.description}, {len(pieces)} pieces cut at line ends" if len(pieces) > 1 else tokeniser.description
     )
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int32), how
+    whole = np.concatenate(parts) if parts else np.empty(0, dtype=np.int32)
+    require_known(whole, text, name, request.network)
+    return whole, how
 
 
 def _pieces(content: bytes) -> list[tuple[int, int]]:
@@ -298,6 +301,8 @@ def read_texts(request: DataRequest, texts: Texts, labels: NDArray[np.int64], wh
         return failed
 
     chosen = choose_readable(request, texts.n, labels, read, texts.name, what)
+    if chosen.indices:
+        require_known(np.concatenate([rows[index] for index in chosen.indices]), text, what, request.network)
     lengths = {len(rows[index]) for index in chosen.indices}
     padding = text.pad_id is not None and (text.pad_id < text.vocab_size or not text.vocab_size)
     if not padding and lengths != {length}:

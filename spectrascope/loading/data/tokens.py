@@ -13,7 +13,15 @@ from spectrascope.loading.data.sampling import shown
 from spectrascope.loading.data.source import DataRequest
 from spectrascope.loading.loaded import TextInput
 
-__all__ = ["Tokeniser", "block_length", "byte_tokeniser", "own_tokeniser", "require_in_vocabulary", "text_input"]
+__all__ = [
+    "Tokeniser",
+    "block_length",
+    "byte_tokeniser",
+    "own_tokeniser",
+    "require_in_vocabulary",
+    "require_known",
+    "text_input",
+]
 
 _USUAL_BLOCK = 128
 
@@ -102,4 +110,24 @@ def require_in_vocabulary(tokens: NDArray[np.int64], text: TextInput, name: str,
         raise DataError(
             f"{name}: token {low if low < 0 else high} does not fit {network} with its vocabulary of "
             f"{text.vocab_size}; expected 0 … {text.vocab_size - 1}, from the tokenizer the network was trained with"
+        )
+
+
+_MOST_UNKNOWN = 0.5
+
+
+def require_known(tokens: NDArray[np.int32], text: TextInput, name: str, network: str) -> None:
+    """Refuse a text of which most tokens are the one for unknown words: it is another network's tokenizer.
+
+    Raises:
+        DataError: says how many there are.
+    """
+    if text.unknown_id is None or not tokens.size:
+        return
+    count = int((tokens == text.unknown_id).sum())
+    if count > _MOST_UNKNOWN * tokens.size:
+        raise DataError(
+            f"{name}: {count:,} of {tokens.size:,} tokens are unknown to the tokenizer ({text.tokenizer}), which does "
+            f"not fit the text, or {network} with its vocabulary of {text.vocab_size}; expected the tokenizer it was "
+            "trained with"
         )

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub.utils as hub_utils
+import numpy as np
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from transformers import ViTConfig
 
-from spectrascope.errors import LoadError, NonFiniteError, SpectrascopeError
+from spectrascope.errors import DataError, LoadError, NonFiniteError, SpectrascopeError
 from spectrascope.loading.models.huggingface.hub import HubSpec, _wanted, parse_hub_spec
 from spectrascope.loading.models.huggingface.images import image_preprocessing
 from spectrascope.loading.models.huggingface.open import is_huggingface_directory, load_huggingface
@@ -583,6 +584,31 @@ def test_tokenizer(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     headers = load_huggingface(str(folder), headers_only=True).text
     assert headers is not None
     assert (headers.encode, headers.tokenizer) == (None, f"in {folder}, not read")
+
+
+@pytest.mark.parametrize("road", ["text", "folder", "npz"])
+def test_a_tokenizer_that_knows_few_of_the_words_is_refused(tmp_path: Path, road: str) -> None:
+    """A vocabulary of 12 beside a network of 40: the words are unknown, the loss would be one of nothing."""
+    from spectrascope.loading.data.open import load_dataset
+
+    folder = networks.save(networks.build("bert-classifier" if road == "folder" else "bert-masked"), tmp_path / "net")
+    add_tokenizer(folder, pad_token="[PAD]", mask_token="[MASK]", unk_token="[UNK]")
+    loaded = load_huggingface(str(folder))
+
+    def dataset(words: str):
+        (tmp_path / "t.txt").write_text(words * 60)
+        for label in range(loaded.num_classes or 2):
+            (tmp_path / "texts" / str(label)).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "texts" / str(label) / "a.txt").write_text(words * 4)
+        ids = np.array(loaded.text.encode(words * 4), dtype=np.int64).reshape(4, -1)
+        np.savez(tmp_path / "t.npz", x=ids, y=ids)
+        place = {"text": "text:t.txt", "folder": "folder:texts", "npz": "npz:t.npz"}[road].split(":")
+        return load_dataset(f"{place[0]}:{tmp_path / place[1]}", loaded, num_samples=3, seed=0, block_size=8)
+
+    with pytest.raises(DataError, match=r"tokens are unknown to the tokenizer .* vocabulary of 40") as refusal:
+        dataset("whatever a person would write ")
+    assert "\n" not in str(refusal.value)
+    dataset("a b whatever c ")
 
 
 def test_damaged_tokenizer_is_named(llama_folder: Path) -> None:

@@ -50,7 +50,8 @@ def text_input(folder: Path, config: Any, *, trust_remote_code: bool, headers_on
         return TextInput(vocabulary, longest, f"unreadable in {folder} ({brief(error, 80)})", pad_id=pad)
     own_pad = _token(tokenizer.pad_token_id)
     mask = _token(getattr(tokenizer, "mask_token_id", None))
-    return TextInput(vocabulary, longest, f"{name} in {folder}", encode, mask, pad if own_pad is None else own_pad)
+    unknown, pad = _token(getattr(tokenizer, "unk_token_id", None)), pad if own_pad is None else own_pad
+    return TextInput(vocabulary, longest, f"{name} in {folder}", encode, mask, pad, unknown)
 
 
 def _encoder(tokenizer: Any) -> Callable[[str], list[int]]:
