@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.network.fused import Blocks, fused_blocks
+from spectrascope.optim.groups import is_gain
 from spectrascope.records.report import NOT_SELECTED, LayerInfo, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, LayerStatus
 from spectrascope.text import matches
@@ -142,7 +143,7 @@ def find_layers(
 
 
 def find_vectors(model: nn.Module) -> list[SkippedLayer]:
-    """The parameters of fewer than two dimensions, in the model's own order: no singular directions, never measured."""
+    """The parameters that are no matrices, in the model's own order: no singular directions, never measured."""
     found = []
     for owned in _parameters(model):
         if owned.is_matrix:
@@ -156,7 +157,9 @@ def find_vectors(model: nn.Module) -> list[SkippedLayer]:
             kind, role = LayerKind.OTHER, LayerRole.OTHER
         size = owned.parameter.numel()
         info = owned.info(kind, role, (size, 1))
-        found.append(SkippedLayer(info, LayerStatus.SKIPPED, "a vector has no singular directions"))
+        entrywise = "a gain or bias over several dimensions acts entry by entry: it is no matrix"
+        reason = entrywise if owned.parameter.dim() > 1 else "a vector has no singular directions"
+        found.append(SkippedLayer(info, LayerStatus.SKIPPED, reason))
     return found
 
 
@@ -197,7 +200,9 @@ class _Owned:
 
     @property
     def is_matrix(self) -> bool:
-        return isinstance(self.parameter, UninitializedParameter) or self.parameter.dim() >= 2
+        if isinstance(self.parameter, UninitializedParameter):
+            return True
+        return self.parameter.dim() >= 2 and not is_gain(self.module, self.parameter)
 
     @property
     def stored(self) -> tuple[int, ...]:

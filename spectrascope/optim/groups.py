@@ -13,7 +13,7 @@ from torch import nn
 from spectrascope.records.advice import STEP_FORMULA, ParameterExponent
 from spectrascope.text import listed, matches
 
-__all__ = ["parameter_groups"]
+__all__ = ["is_gain", "parameter_groups"]
 
 Groups = list[dict[str, Any]]
 
@@ -33,8 +33,8 @@ def parameter_groups(
         model: the network, bare (not compiled or wrapped).
         exponents: a YAML file written by ``suggest-beta --emit yaml``, its content as a mapping, or
             ``advice.parameters``. Parameters it does not name go to AdamW. ``None``: every parameter of two or more
-            dimensions takes the optimizer's own beta and damping, embedding tables and what is tied to one go to
-            AdamW.
+            dimensions takes the optimizer's own beta and damping, one of shape (e, m, n) that is no convolution's as e
+            matrices; embedding tables, what is tied to one and gains of normalisations go to AdamW.
         adamw: a shell-style glob, or several, on parameter names that go to AdamW whatever else is said, heads above
             all.
         scale_free: which damping to take: relative to the gradient's size, or in its own units. Groups made from
@@ -60,8 +60,11 @@ def parameter_groups(
     parameters = dict(model.named_parameters())
     left_out = _matching(parameters, listed(adamw, "adamw"))
     tables = {id(p) for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)) for p in m.parameters()}
+    owners = [(m, p) for m in model.modules() for p in m._parameters.values() if p is not None]
+    tables |= {id(p) for module, p in owners if is_gain(module, p)}
+    stacks = {id(p) for module, p in owners if p.dim() == 3 and not isinstance(module, _CONVOLUTIONS)}
     if exponents is None:
-        groups: Groups = [{"params": _take_matrices(parameters, tables, left_out)}]
+        groups = _take_matrices(parameters, tables, left_out, stacks)
     else:
         document = _load(exponents)
         measured = [_rounded(e, beta_grid) for e in _read(document)]
@@ -69,8 +72,9 @@ def parameter_groups(
         if default_beta is not None:
             if isinstance(document, Mapping):
                 left_out |= {str(name) for name in document.get("adamw") or ()}
-            group: dict[str, Any] = {"params": _take_matrices(parameters, tables, left_out), "beta": default_beta}
-            groups.append({**group, "damping": _LEAST_DAMPING, "scale_free": True} if scale_free else group)
+            damped = {"damping": _LEAST_DAMPING, "scale_free": True} if scale_free else {}
+            rest = _take_matrices(parameters, tables, left_out, stacks)
+            groups += [{**group, "beta": default_beta, **damped} for group in rest]
     groups.append({"params": list(parameters.values()), "beta": None})
     return [group for group in groups if group["params"]]
 
@@ -86,9 +90,26 @@ def _rounded(exponent: ParameterExponent, grid: float | None) -> ParameterExpone
     return replace(exponent, beta=max(1, round(exponent.beta / grid)) * grid if exponent.beta > 0 else 0.0)
 
 
-def _take_matrices(parameters: dict[str, nn.Parameter], tables: set[int], left_out: set[str]) -> list[nn.Parameter]:
+_CONVOLUTIONS = nn.modules.conv._ConvNd
+
+
+def is_gain(module: nn.Module, parameter: nn.Parameter) -> bool:
+    """Whether a parameter of a normalisation multiplies entry by entry, in however many dimensions it is stored."""
+    if tuple(getattr(module, "normalized_shape", ())) == tuple(parameter.shape):
+        return True
+    return "norm" in type(module).__name__.lower() and sum(size > 1 for size in parameter.shape) < 2
+
+
+def _take_matrices(
+    parameters: dict[str, nn.Parameter], tables: set[int], left_out: set[str], stacks: set[int]
+) -> Groups:
+    """Take out the matrices and convolutions, and the stacks (e, m, n) of e matrices as a group of their own."""
     chosen = [name for name, p in parameters.items() if p.dim() >= 2 and id(p) not in tables and name not in left_out]
-    return [parameters.pop(name) for name in chosen]
+    taken = [parameters.pop(name) for name in chosen]
+    groups: Groups = [{"params": [p for p in taken if id(p) not in stacks]}]
+    if stacked := [p for p in taken if id(p) in stacks]:
+        groups.append({"params": stacked, "layout": "stacked"})
+    return groups
 
 
 def _matching(names: Iterable[str], globs: Sequence[str]) -> set[str]:
