@@ -28,26 +28,35 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
         DataError: the outputs are probabilities, and the loss takes scores.
     """
     n = workload.source.n
-    size = min(_SAMPLES, n)
-    outputs: list[Any] = []
-    same_inputs, first = size > 1, None
-    for place in dict.fromkeys(round(i * (n - 1) / max(size - 1, 1)) for i in range(size)):
+    places = list(dict.fromkeys(round(i * (n - 1) / (_SAMPLES - 1)) for i in range(_SAMPLES)))
+    first: tuple[list[Tensor], Tensor] | None = None
+    same_inputs = same_outputs = len(places) > 1
+    probable = True
+    for place in places:  # one at a time: a language model's scores of all of them would not fit
         inputs, targets = workload.fetch(place, place + 1)
-        with torch.enable_grad():
-            outputs.append((workload.forward(inputs), targets))
+        with torch.set_grad_enabled(first is None):
+            scores = workload.forward(inputs)
+        if not isinstance(scores, Tensor):
+            return _one_class(workload)
         tensors = [inputs] if isinstance(inputs, Tensor) else [inputs[name] for name in sorted(inputs)]
-        first = first or tensors
-        same_inputs &= all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(first, tensors, strict=True))
-    scores = [output for output, _ in outputs if isinstance(output, Tensor)]
+        if first is None:
+            sigmoid, first = _is_sigmoid(scores), (tensors, scores.detach())
+        same_inputs &= all(map(_same, first[0], tensors))
+        same_outputs &= _same(first[1], scores)
+        probable &= _sums_to_one(*aligned(scores, targets, workload.loss_fn))
+        if not (same_inputs or same_outputs or probable):
+            break
+    _require_scores(workload.loss_fn, probable, sigmoid)
     notes = []
-    if len(scores) == len(outputs):
-        _require_scores(workload.loss_fn, [(score, targets) for score, targets in outputs])
-        alike = all(s.shape == scores[0].shape and torch.equal(s, scores[0]) for s in scores)
-        if size > 1 and alike and not same_inputs:
-            notes.append("the network's outputs are the same for all samples looked at, whatever the inputs")
     if same_inputs:
         notes.append("all samples looked at have the same inputs: what is measured is one sample's")
+    elif same_outputs:
+        notes.append("the network's outputs are the same for all samples looked at, whatever the inputs")
     return (*notes, *_one_class(workload))
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def _one_class(workload: Workload) -> tuple[str, ...]:
@@ -65,22 +74,22 @@ def _one_class(workload: Workload) -> tuple[str, ...]:
     return () if label is None else (f"all samples have one label, {label}: the loss falls where all say only that",)
 
 
-def _require_scores(loss_fn: Any, outputs: list[tuple[Tensor, Tensor]]) -> None:
-    """Refuse probabilities where the loss makes its own of what it is given.
+def _require_scores(loss_fn: Any, probable: bool, sigmoid: bool) -> None:
+    """Refuse outputs whose rows are probabilities, or that come out of a sigmoid, where the loss makes its own of them.
 
     Raises:
         DataError: names the loss that takes probabilities.
     """
     weighing = weighing_of(loss_fn)
     escape = "; if it was trained so, pass the same loss as a function of your own"
-    if weighing is not None and all(_sums_to_one(*aligned(s, t, loss_fn)) for s, t in outputs):
+    if weighing is not None and probable:
         does = "expects their logarithms" if weighing.logs else "takes their softmax again"
         raise DataError(
             f"the network's outputs are probabilities already (rows within [0, 1] that sum to 1), and "
             f"{loss_label(loss_fn)} {does}: pass lambda p, y: torch.nn.functional.nll_loss(p.log(), y), or a network "
             "without its last softmax" + escape
         )
-    if _takes_logits(loss_fn) and all(_is_sigmoid(scores) for scores, _ in outputs):
+    if sigmoid and _takes_logits(loss_fn):
         raise DataError(
             f"the network's outputs are probabilities already (its last operation is a sigmoid), and "
             f"{loss_label(loss_fn)} takes their sigmoid again: pass torch.nn.BCELoss(), or a network without its last "
