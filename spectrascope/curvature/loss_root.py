@@ -13,6 +13,7 @@ everything made from them is an estimate.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -194,11 +195,12 @@ def curvature_columns(scores: Tensor, targets: Tensor, loss_fn: LossFunction) ->
     scores = scores.detach()
     if _is_softmax(scores, targets, loss_fn):
         return _softmax_root(scores, _term_weights(targets, loss_fn)), None
-    hessian = _hessian(scores, targets, loss_fn).double()
-    values, vectors = torch.linalg.eigh(hessian)
+    hessian = _precise_hessian(scores, targets, loss_fn)
+    rounding = 100 * torch.finfo(hessian.dtype).eps * float(hessian.abs().max())
+    values, vectors = torch.linalg.eigh(hessian.double())
     columns = (vectors * values.abs().sqrt()[:, None, :]).permute(2, 0, 1).to(scores.dtype)
     columns = columns.reshape(-1, *scores.shape)
-    flat = values.abs() <= 1e-6 * values.abs().amax(1, keepdim=True)
+    flat = values.abs() <= (1e-6 * values.abs().amax(1, keepdim=True)).clamp_min(rounding)
     signs = torch.where(flat, 1.0, values.sign()).T.to(scores.dtype)
     return columns, None if bool((signs >= 0).all()) else signs
 
@@ -344,6 +346,16 @@ def _classes(scores: Tensor) -> tuple[Tensor, Tensor]:
 
 def _signs(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
     return (torch.randint(0, 2, shape, generator=generator) * 2 - 1).to(like.device, like.dtype)
+
+
+def _precise_hessian(scores: Tensor, targets: Tensor, loss_fn: LossFunction) -> Tensor:
+    """:func:`_hessian` in float64 where the loss takes that: of a sure sample p − p² is all rounding in float32."""
+    if scores.dtype == torch.float32 and scores.device.type != "mps":
+        with contextlib.suppress(Exception):  # a loss may hold tensors of its own in float32
+            exact = _hessian(scores.double(), targets.double() if targets.is_floating_point() else targets, loss_fn)
+            if bool(exact.isfinite().all()):
+                return exact
+    return _hessian(scores, targets, loss_fn)
 
 
 def _hessian(scores: Tensor, targets: Tensor, loss_fn: LossFunction) -> Tensor:
