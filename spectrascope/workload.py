@@ -6,19 +6,20 @@ time; nothing here shuffles or augments.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import DataError
-from spectrascope.losses import ignored_by, require_labels_below, scores_of, takes_scores
+from spectrascope.losses import ignored_by, loss_label, require_labels_below, scores_of, takes_scores
 from spectrascope.numerics.lifted import Lifted
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 
@@ -198,6 +199,19 @@ class PickedSamples(SampleSource):
         return PickedSamples(self.source, tuple(self.indices[place] for place in places))
 
 
+class _LiftedLoss:
+    """A loss of the user's own whose casts to less than a precision do nothing."""
+
+    def __init__(self, loss_fn: LossFunction, dtype: torch.dtype) -> None:
+        functools.update_wrapper(self, loss_fn, updated=())
+        self.__name__ = loss_label(loss_fn)
+        self.loss_fn, self._dtype = loss_fn, dtype
+
+    def __call__(self, output: Any, targets: Tensor) -> Tensor:
+        with Lifted(self._dtype):
+            return self.loss_fn(output, targets)
+
+
 @dataclass(frozen=True)
 class Workload:
     """A network on one device and dtype, with its samples and loss.
@@ -207,8 +221,8 @@ class Workload:
     ``n_classes`` is the number of class scores the model gives, where labels must lie below it;
     ``channels_last`` the memory order in which images are handed to the model. ``differentiates``: the model takes
     gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it. ``scores`` names
-    the output that the loss compares, where the model returns several. ``lifts``: its own casts to half precision are
-    left out.
+    the output that the loss compares, where the model returns several. ``lifts``: its own casts to less than ``dtype``
+    are left out.
     """
 
     model: nn.Module
@@ -221,6 +235,12 @@ class Workload:
     differentiates: bool = False
     scores: str | None = None
     lifts: bool = False
+
+    def without_casts(self) -> Workload:
+        """The same, where casts to less than ``dtype`` that the model or a loss of the user's own makes do nothing."""
+        loss_fn = self.loss_fn.loss_fn if isinstance(self.loss_fn, _LiftedLoss) else self.loss_fn
+        own = not takes_scores(loss_fn)
+        return replace(self, lifts=True, loss_fn=_LiftedLoss(loss_fn, self.dtype) if own else loss_fn)
 
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Fetch samples ``start … stop−1`` on the workload's device, floating-point inputs in its dtype.

@@ -36,7 +36,7 @@ from spectrascope.network.guards import (
 )
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.network.mean_loss import require_mean_loss
-from spectrascope.numerics.lifted import PrecisionsSeen, is_half
+from spectrascope.numerics.lifted import CastsSeen
 from spectrascope.optim.precision import is_full_float32
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line, plural
@@ -104,19 +104,21 @@ def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
 
 
 def _in_asked_precision(workload: Workload, switched: set[str]) -> Workload:
-    """Leave out casts to half precision that the network makes itself; ``switched`` is told of them.
+    """Leave out casts to less than the precision asked for that the network or its loss makes itself.
+
+    ``switched`` is told of them.
 
     Raises:
-        UnsupportedModelError: it computes in half precision all the same, or switches float32 products to less.
+        UnsupportedModelError: it computes in lower precision all the same, or switches float32 products to less.
     """
-    seen = _halves(workload)
-    if seen:
-        workload = replace(workload, lifts=True)
-        switched.update(f"casts to {name}" for name in seen)
-        if left := _halves(workload):
+    if seen := _casts(workload):
+        workload = workload.without_casts()
+        switched.update(seen)
+        if left := _casts(workload):
             raise UnsupportedModelError(
-                f"the network computes in {' and '.join(left)} inside its forward pass, whatever its weights and "
-                "inputs are: its curvature would be of that precision; cast to the inputs' dtype instead"
+                f"the network makes {' and '.join(left)} that cannot be left out, whatever its weights and inputs "
+                "are: its curvature would be of that precision; cast to the inputs' dtype instead"
+                + (", or measure with --dtype float32" if all("float32" in each for each in left) else "")
             )
     if not is_full_float32():
         raise UnsupportedModelError(
@@ -126,12 +128,15 @@ def _in_asked_precision(workload: Workload, switched: set[str]) -> Workload:
     return workload
 
 
-def _halves(workload: Workload) -> list[str]:
-    """Half precision formats that turn up in a forward pass over two samples."""
-    inputs, _ = workload.fetch(0, min(2, workload.source.n))
-    with torch.no_grad(), PrecisionsSeen() as seen:
-        workload.forward(inputs)
-    return sorted(str(dtype).removeprefix("torch.") for dtype in seen.dtypes if is_half(dtype))
+def _casts(workload: Workload) -> list[str]:
+    """Casts to less than the precision asked for in a forward pass over two samples, and in their loss."""
+    inputs, targets = workload.fetch(0, min(2, workload.source.n))
+    with torch.no_grad():
+        with CastsSeen(workload.dtype) as seen:
+            output = workload.forward(inputs)
+        with CastsSeen(workload.dtype) as in_loss:
+            workload.loss_fn(output, targets)
+    return [f"casts to {name}" for name in seen.names] + [f"casts to {name} in its loss" for name in in_loss.names]
 
 
 def _notes_on_precision(switched: set[str], dtype: torch.dtype) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Precision that a network chooses in its own forward pass: seen, and lifted to the one that was asked for."""
+"""Precision that a network or a loss chooses itself: seen, and lifted to the one that was asked for."""
 
 from __future__ import annotations
 
@@ -8,24 +8,41 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-__all__ = ["Lifted", "PrecisionsSeen", "is_half"]
+__all__ = ["CastsSeen", "Lifted", "is_below"]
+
+_BY_NAME = {
+    Tensor.half: torch.float16,
+    Tensor.bfloat16: torch.bfloat16,
+    Tensor.float: torch.float32,
+    Tensor.chalf: torch.complex32,
+    Tensor.cfloat: torch.complex64,  # type: ignore[attr-defined]
+}
 
 
-def is_half(dtype: torch.dtype) -> bool:
-    """Whether a floating format has fewer digits than float32.
+def is_below(dtype: torch.dtype, asked: torch.dtype) -> bool:
+    """Whether a floating or complex format has fewer digits than another.
 
-    >>> is_half(torch.bfloat16), is_half(torch.float32), is_half(torch.int8)
+    >>> is_below(torch.bfloat16, torch.float32), is_below(torch.half, torch.half), is_below(torch.int8, torch.float16)
     (True, False, False)
     """
-    return dtype.is_floating_point and torch.finfo(dtype).eps > torch.finfo(torch.float32).eps
+    return _has_digits(dtype) and torch.finfo(dtype).eps > torch.finfo(asked).eps
 
 
-class PrecisionsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, note the floating formats of all results, in ``dtypes``."""
+def _has_digits(dtype: torch.dtype) -> bool:
+    return dtype.is_floating_point or dtype.is_complex
 
-    def __init__(self) -> None:
+
+class CastsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """While active, note in ``dtypes`` the formats below ``asked`` of results that are made from numbers not below it.
+
+    What begins in a lower format, such as a constant of the default one, loses nothing on the way.
+    """
+
+    def __init__(self, asked: torch.dtype) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.asked = asked
         self.dtypes: set[torch.dtype] = set()
 
     @classmethod
@@ -34,24 +51,49 @@ class PrecisionsSeen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        for item in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(item, Tensor) and item.is_floating_point():
-                self.dtypes.add(item.dtype)
+        below = {dtype for dtype in _formats(out) if is_below(dtype, self.asked)}
+        if below and any(not is_below(dtype, self.asked) for dtype in _formats((args, kwargs))):
+            self.dtypes |= below
         return out
+
+    @property
+    def names(self) -> list[str]:
+        """The formats in words."""
+        return sorted(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+
+
+def _formats(values: Any) -> set[torch.dtype]:
+    return {item.dtype for item in tree_leaves(values) if isinstance(item, Tensor) and _has_digits(item.dtype)}
 
 
 class Lifted(TorchFunctionMode):
-    """While active, whatever asks for half precision (``x.half()``, ``x.to(torch.bfloat16)``) gets another format."""
+    """While active, whatever asks for fewer digits than a format has (``x.half()``, ``x.to(torch.float32)``) gets it.
+
+    Tensors made without naming a format are of it too.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
+        self._usual: list[torch.dtype] = []
+
+    def __enter__(self) -> Lifted:
+        self._usual.append(torch.get_default_dtype())
+        torch.set_default_dtype(self._dtype)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.set_default_dtype(self._usual.pop())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in (Tensor.half, Tensor.bfloat16):
-            return args[0].to(self._dtype)
+        if is_below(_BY_NAME.get(func, self._dtype), self._dtype):
+            return args[0].to(self._lift(_BY_NAME[func]))
         return func(*map(self._lift, args), **{name: self._lift(value) for name, value in kwargs.items()})
 
     def _lift(self, value: Any) -> Any:
-        return self._dtype if isinstance(value, torch.dtype) and is_half(value) else value
+        if not isinstance(value, torch.dtype) or not is_below(value, self._dtype):
+            return value
+        return self._dtype.to_complex() if value.is_complex else self._dtype

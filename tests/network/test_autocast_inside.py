@@ -86,7 +86,101 @@ def test_casts_to_half_precision_are_left_out_and_said(name):
     assert not spectrascope.probe(plain, (x, y), top_k=3).provenance.notes
 
 
+# --- casts to float32 in a measurement in float64 ---
+
+
+def _rms(x):
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
+
+
+def _filled(s, x):
+    out = torch.zeros(len(x), 4)  # of the default format
+    out[:, :] = s.c(torch.tanh(s.a(x)))
+    return out
+
+
+def _spectrum(s, x):
+    return s.c(torch.fft.ifft(torch.fft.fft(torch.tanh(s.a(x))).to(torch.complex64)).real.to(s.c.weight.dtype))
+
+
+_PLAIN = {
+    "rms": lambda s, x: s.c(torch.tanh(x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) @ s.a.weight.T)),
+    "softmax": lambda s, x: s.c(F.softmax(s.a(x), -1)),
+    "tanh": lambda s, x: s.c(torch.tanh(s.a(x))),
+}
+FLOATS = {
+    "norm in float32": ("rms", lambda s, x: s.c(torch.tanh(_rms(x) @ s.a.weight.T))),
+    "softmax in float32": ("softmax", lambda s, x: s.c(F.softmax(s.a(x), -1, dtype=torch.float32).to(x.dtype))),
+    "softmax of float": ("softmax", lambda s, x: s.c(F.softmax(s.a(x).float(), -1).type(x.dtype))),
+    "to float32": ("tanh", lambda s, x: s.c(torch.tanh(s.a(x)).to(dtype=torch.float32).to(x.dtype))),
+    "to half": ("tanh", lambda s, x: s.c(torch.tanh(s.a(x)).half().to(x.dtype))),
+    "a tensor filled": ("tanh", _filled),
+    "complex": ("tanh", _spectrum),
+}
+
+
+def _two(run):
+    torch.manual_seed(0)
+    return Net(run, a=nn.Linear(6, 8), c=nn.Linear(8, 4))
+
+
+def _require_exact(found, right):
+    for one, other in zip(found.layers, right.layers, strict=True):
+        largest = max(map(abs, other.measurement.h))
+        assert one.measurement.h == pytest.approx(other.measurement.h, rel=1e-10, abs=1e-11 * largest)
+        assert one.measurement.exact
+        assert one.measurement.residual < 1e-8  # of differences of gradients
+
+
+@pytest.mark.parametrize("name", FLOATS)
+def test_casts_to_float32_are_left_out_of_a_measurement_in_float64(name):
+    plain, run = FLOATS[name]
+    x, y = torch.randn(24, 6).double(), torch.randint(0, 4, (24,))
+    net = _two(run)
+    report = spectrascope.probe(net, (x, y), top_k=3, dtype="float64")
+    truth = spectrascope.probe(_two(_PLAIN[plain]), (x, y), top_k=3, dtype="float64", engine="double-backprop")
+    _require_exact(report, truth)
+    kind = {"to half": "float16", "complex": "complex64"}.get(name, "float32")
+    assert report.provenance.notes == (
+        f"the network's own casts to {kind}: left out; all numbers are of the float64 network",
+    )
+    if name not in ("to half", "complex"):
+        single = spectrascope.probe(net, (x.float(), y), top_k=3)
+        assert not single.provenance.notes
+        assert max(row.measurement.residual for row in single.layers) < 1e-4
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_casts_of_the_loss_are_left_out_too():
+    x, y = torch.randn(24, 6).double(), torch.randint(0, 4, (24,))
+
+    def in_float32(scores, labels):
+        return F.cross_entropy(scores.float(), labels)
+
+    report = spectrascope.probe(_two(_PLAIN["tanh"]), (x, y), in_float32, top_k=3, dtype="float64")
+    truth = spectrascope.probe(_two(_PLAIN["tanh"]), (x, y), top_k=3, dtype="float64", engine="double-backprop")
+    _require_exact(report, truth)
+    assert report.provenance.loss == pytest.approx(truth.provenance.loss, rel=1e-13)
+    assert report.provenance.loss_name == "in_float32"
+    assert report.provenance.notes == (
+        "the network's own casts to float32 in its loss: left out; all numbers are of the float64 network",
+    )
+
+
+def test_constants_of_the_default_format_are_no_casts():
+    def run(s, x):
+        mask = torch.zeros(4)
+        mask[1] = -3.0
+        return s.c(torch.tanh(s.a(x))) + mask * torch.arange(4).float()
+
+    net = _two(run)
+    assert not spectrascope.probe(net, (torch.randn(24, 6), torch.zeros(24).long()), dtype="float64").provenance.notes
+
+
 _HALF = torch.ones(1, dtype=torch.bfloat16)  # no parameter or buffer, so that it is not moved with the network
+
+_SINGLE = torch.ones(1)
 
 
 def _with_tf32(s, x):
@@ -102,18 +196,22 @@ def _with_less(s, x):
 @pytest.mark.parametrize(
     ("run", "says"),
     [
-        (lambda s, x: s.c(s.a(x).type_as(_HALF).float()), "the network computes in bfloat16 inside its forward pass"),
+        (lambda s, x: s.c(s.a(x).type_as(_HALF).float()), "the network makes casts to bfloat16 that cannot be left"),
+        (
+            lambda s, x: s.c(s.a(x).type_as(_SINGLE).double()),
+            "casts to float32 that cannot be left out, .* or measure with --dtype float32",
+        ),
         (_with_tf32, "the network switches torch's float32 products to lower precision"),
         (_with_less, "the network switches torch's float32 products to lower precision"),
     ],
-    ids=["like another tensor", "allow_tf32", "matmul precision"],
+    ids=["like another tensor", "like one in float32", "allow_tf32", "matmul precision"],
 )
 def test_what_cannot_be_left_out_is_refused(run, says):
-    net = Net(run, a=nn.Linear(6, 8), c=nn.Linear(8, 4))
+    net, dtype = Net(run, a=nn.Linear(6, 8), c=nn.Linear(8, 4)), "float64" if "--dtype" in says else "float32"
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
     try:
         with pytest.raises(UnsupportedModelError, match=says):
-            spectrascope.probe(net, (torch.randn(8, 6), torch.randint(0, 4, (8,))), top_k=2)
+            spectrascope.probe(net, (torch.randn(8, 6), torch.randint(0, 4, (8,))), top_k=2, dtype=dtype)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         torch.set_float32_matmul_precision(precision)
