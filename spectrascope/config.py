@@ -60,7 +60,7 @@ def find_configuration(folder: Path) -> Configuration:
         path = place / _FILE
         if not path.is_file():
             continue
-        table = _read(path).get("tool", {}).get("spectrascope")
+        table = _inside(_read(path), "tool").get("spectrascope")
         if table is not None:
             return _parse(path, table)
     return Configuration()
@@ -76,10 +76,18 @@ def read_policy_table(path: Path) -> dict[str, Any]:
         document = _read(path)
     except OptionError as error:
         raise PolicyError(str(error)) from None
-    gate = document.get("tool", {}).get("spectrascope", {}).get("gate") if "tool" in document else document
+    gate: Any = document
+    if "tool" in document:
+        gate = _inside(_inside(document, "tool"), "spectrascope").get("gate")
     if not isinstance(gate, dict):
         raise PolicyError(f"{path}: no [tool.spectrascope.gate] table in it, expected one or keys such as rules = […]")
     return {key: value for key, value in gate.items() if key != "baseline"}
+
+
+def _inside(table: dict[str, Any], name: str) -> dict[str, Any]:
+    """A table within another; an empty one where something else has its name, as in a file of another tool."""
+    inner = table.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
 import sys
@@ -18,6 +19,8 @@ INTERNAL_ERROR = 70  # EX_SOFTWARE of sysexits.h
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
+# What the file system may say of any path that was named, wherever it is touched first.
+_NO_BUGS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -76,6 +79,8 @@ def _report_unexpected(error: Exception) -> int:
         command = getattr(getattr(error, "ctx", None), "command_path", "spectrascope")
         message = str(describe()).replace("Value error, ", "").rstrip(".")
         return _fail(f"{message} (see `{command} --help`)", USAGE_ERROR)
+    if isinstance(error, OSError) and error.errno in _NO_BUGS:
+        return _fail(f"{error.filename or 'a file'}: {error.strerror}", USAGE_ERROR, error)
     if _is_out_of_memory(error):
         return _fail(
             f"out of memory ({_one_line(str(error)) or type(error).__name__}): "
