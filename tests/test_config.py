@@ -103,7 +103,7 @@ def test_every_option_is_one_of_probe() -> None:
 def test_defaults_reach_the_measurement(project: Path, calls: Calls, capsys) -> None:
     assert main(["probe", "net.pt", "--top-k", "9"]) == 0
     (spec, _), data = calls.seen["load_dataset"]
-    (run,), _ = calls.seen["run_probe"]
+    (run, *_), _ = calls.seen["run_probe"]
     options, command = run.options, run.command
     assert (spec, data["num_samples"], data["data_root"]) == (f"folder:{project / 'images'}", 64, project / "data")
     assert (options.top_k, options.layers, options.split_fused) == (9, ("conv*", "fc*"), False)
