@@ -30,10 +30,10 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
     n = workload.source.n
     places = list(dict.fromkeys(round(i * (n - 1) / (_SAMPLES - 1)) for i in range(_SAMPLES)))
     first: tuple[list[Tensor], Tensor] | None = None
-    same_inputs = same_outputs = len(places) > 1
+    same_inputs = same_outputs = n > 1
     probable = True
-    for place in places:  # one at a time: a language model's scores of all of them would not fit
-        inputs, targets = workload.fetch(place, place + 1)
+    for place in places:  # two at a time: a language model's scores of all of them would not fit
+        inputs, targets = workload.fetch(max(0, min(place, n - 2)), min(max(place, 0) + 2, n))
         with torch.set_grad_enabled(first is None):
             scores = workload.forward(inputs)
         if not isinstance(scores, Tensor):
@@ -55,8 +55,10 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
     return (*notes, *_one_class(workload))
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and torch.equal(a, b)
+def _same(first: Tensor, samples: Tensor) -> bool:
+    """Whether all samples are the first one."""
+    one = first[:1]
+    return one.shape[1:] == samples.shape[1:] and torch.equal(one.expand_as(samples), samples)
 
 
 def _one_class(workload: Workload) -> tuple[str, ...]:

@@ -90,8 +90,8 @@ def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
             workload = _with_whole_batch_weights(workload)
             require_deterministic(workload)
             run.on_progress("check", 0.3, 1)  # each of these takes passes of its own: a deadline is met between them
-            notes = look_for_degenerate(workload)
             require_mean_loss(workload)
+            notes = look_for_degenerate(workload)
             run.on_progress("check", 0.6, 1)
             settled = division.settle(run, workload, functools.partial(_settle, workload, options))
             workload = replace(workload, channels_last=settled["channels_last"])

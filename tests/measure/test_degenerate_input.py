@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spectrascope
-from spectrascope.errors import DataError, NonFiniteError
+from spectrascope.errors import DataError, NonFiniteError, UnsupportedModelError
 from spectrascope.integrations.monitor import CurvatureMonitor
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
@@ -53,6 +53,12 @@ def test_probabilities_are_not_taken_for_scores(case):
     with pytest.raises(DataError, match=r"outputs are probabilities already.*" + words) as refusal:
         spectrascope.probe(network(*last), (X, y), loss)
     assert "\n" not in str(refusal.value)
+
+
+def test_statistics_of_the_batch_are_told_before_anything_is_asked_of_single_samples():
+    norm = nn.BatchNorm1d(4, track_running_stats=False)
+    with pytest.raises(UnsupportedModelError, match="a sample changes another's output"):
+        spectrascope.probe(network(norm, nn.Softmax(1)), (X, Y))
 
 
 @pytest.mark.parametrize("case", FINE)
