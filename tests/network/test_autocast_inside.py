@@ -175,7 +175,8 @@ def test_constants_of_the_default_format_are_no_casts():
         return s.c(torch.tanh(s.a(x))) + mask * torch.arange(4).float()
 
     net = _two(run)
-    assert not spectrascope.probe(net, (torch.randn(24, 6), torch.zeros(24).long()), dtype="float64").provenance.notes
+    x, y = torch.randn(24, 6), torch.randint(0, 4, (24,))
+    assert not spectrascope.probe(net, (x, y), dtype="float64").provenance.notes
 
 
 _HALF = torch.ones(1, dtype=torch.bfloat16)  # no parameter or buffer, so that it is not moved with the network
