@@ -28,7 +28,7 @@ from spectrascope.network.effective import (
     unwrapped,
     with_effective_weights,
 )
-from spectrascope.network.kept import random_state_kept
+from spectrascope.network.kept import random_state_kept, settings_kept
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
@@ -84,7 +84,7 @@ def inspect_model(
         workload = Workload(
             network, source, loss_fn or usual_loss(network, source.fetch_targets(0, 1)), _META, dtype, scores=scores
         )
-        with _ShapesOnly(), random_state_kept():
+        with _ShapesOnly(), random_state_kept(), settings_kept():
             plan = _plan(workload, layers, options)
             cost = _cost(workload, layers, plan, options, size)
         inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
-from spectrascope.network.kept import GRADIENT_HOOKS, random_state_kept, state_kept
+from spectrascope.network.kept import GRADIENT_HOOKS, random_state_kept, settings_kept, state_kept
 from spectrascope.optim.precision import full_float32
 from spectrascope.workload import Workload
 
@@ -32,9 +32,9 @@ def held_still(
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
     Restored, also after an exception or Ctrl-C: all that the network and its loss hold (:func:`state_kept`), the random
-    state, autocast and TF32 settings, the attention fast path, the key-value cache of Hugging Face language models,
-    gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers. Hooks on
-    gradients, by which training masks or clips them, have no effect: what is measured is the loss.
+    state, torch's own settings (:func:`settings_kept`), the attention fast path, the key-value cache of Hugging Face
+    language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
+    Hooks on gradients, by which training masks or clips them, have no effect: what is measured is the loss.
 
     Yields:
         What the network switches on itself and is held off, in words, as it comes up.
@@ -45,6 +45,7 @@ def held_still(
     fastpath = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
         stack.enter_context(random_state_kept())
+        stack.enter_context(settings_kept())
         stack.enter_context(state_kept(model, loss_fn))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         switched = stack.enter_context(_without_autocast_inside())

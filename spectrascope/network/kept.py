@@ -1,17 +1,18 @@
-"""Put back what a measurement moves: all that a network, a loss or a loader holds, and the random generators."""
+"""Put back what a measurement moves: all that a network or a loss holds, torch's settings, the random generators."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import functools
+import operator
 import random
 import signal
 import threading
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from types import CellType, FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,9 +21,10 @@ from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 from torch.nn.parameter import is_lazy
 from torch.utils.data import DataLoader
 
+from spectrascope.optim.precision import float32_precision_kept
 from spectrascope.workload import SampleSource, source_from_batches
 
-__all__ = ["GRADIENT_HOOKS", "fixed_source", "random_state_kept", "state_kept"]
+__all__ = ["GRADIENT_HOOKS", "fixed_source", "random_state_kept", "settings_kept", "state_kept"]
 
 _CONTAINERS = (dict, OrderedDict, defaultdict, list, deque, set, tuple)
 _MOST_ITEMS = 10_000  # of longer containers the items are put back, but not looked into
@@ -42,6 +44,57 @@ def random_state_kept() -> Iterator[None]:
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
+
+
+@contextlib.contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restore at the end settings of torch itself that a network or a loss changes in its forward pass."""
+    before = [(read, write, read()) for read, write in _settings()]
+    with float32_precision_kept():
+        try:
+            yield
+        finally:
+            for read, write, value in before:
+                if read() != value:
+                    write(*value)
+
+
+_Setting: TypeAlias = tuple[Callable[[], tuple[Any, ...]], Callable[..., object]]
+_SWITCHES = {
+    "cudnn": ("enabled", "benchmark", "deterministic"),
+    "mkldnn": ("enabled",),
+    "cuda.matmul": ("allow_fp16_reduced_precision_reduction", "allow_bf16_reduced_precision_reduction"),
+}
+
+
+def _settings() -> Iterator[_Setting]:
+    """How each setting is read, as arguments of what writes it."""
+    backends: Any = torch.backends
+    read = functools.partial
+    yield read(_with, torch.is_grad_enabled), torch.set_grad_enabled
+    yield read(_with, torch.get_default_dtype), torch.set_default_dtype
+    yield read(_with, torch.get_num_threads), torch.set_num_threads
+    yield (
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda on, warns: torch.use_deterministic_algorithms(on, warn_only=warns),
+    )
+    yield (
+        lambda: (torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()),
+        torch.autograd.set_detect_anomaly,
+    )
+    for kind in ("cpu", "cuda"):
+        yield read(_with, torch.is_autocast_enabled, kind), torch.set_autocast_enabled
+        yield read(_with, torch.get_autocast_dtype, kind), torch.set_autocast_dtype
+    for kind in ("flash", "mem_efficient", "math", "cudnn"):
+        yield read(_with, getattr(backends.cuda, f"{kind}_sdp_enabled")), getattr(backends.cuda, f"enable_{kind}_sdp")
+    places = [(operator.attrgetter(place)(backends), name) for place, names in _SWITCHES.items() for name in names]
+    for owner, name in (*places, (torch.utils.deterministic, "fill_uninitialized_memory")):
+        yield read(_with, getattr, owner, name), setattr
+
+
+def _with(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
+    """Arguments, and what the function says of them."""
+    return *arguments, function(*arguments)
 
 
 @contextlib.contextmanager

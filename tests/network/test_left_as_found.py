@@ -6,9 +6,10 @@ import collections
 import contextlib
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 import spectrascope
 from spectrascope.api.inputs import make_run
 from spectrascope.api.measuring import list_engines
-from spectrascope.errors import SpectrascopeError
+from spectrascope.errors import SpectrascopeError, UnsupportedModelError
 from spectrascope.integrations.monitor import CurvatureMonitor
 from spectrascope.measure.inspect import inspect_model
 from spectrascope.measure.validate import advise_and_validate
@@ -470,3 +471,77 @@ def test_cuda_random_states_are_kept(tmp_path: Path) -> None:
     with left_as_found(net, samples):
         run = _run(net, samples, lambda scores, labels: F.cross_entropy(scores + 0 * torch.rand_like(scores), labels))
         advise_and_validate(replace(run, options=replace(run.options, device="cuda")))
+
+
+# --- settings of torch that a forward pass changes ---
+
+
+def _lowers(name: str) -> Callable[[], None]:
+    backends = torch.backends
+    return {
+        "matmul precision": lambda: torch.set_float32_matmul_precision("medium"),
+        "tf32": lambda: setattr(backends.cuda.matmul, "allow_tf32", True),
+        "cudnn tf32": lambda: setattr(backends.cudnn, "allow_tf32", False),
+        "deterministic": lambda: torch.use_deterministic_algorithms(True, warn_only=True),
+        "default dtype": lambda: torch.set_default_dtype(torch.float64),
+        "threads": lambda: torch.set_num_threads(torch.get_num_threads() + 1),
+        "grad mode": lambda: torch.set_grad_enabled(False),
+        "anomaly": lambda: torch.autograd.set_detect_anomaly(True, check_nan=False),
+        "cudnn": lambda: setattr(backends.cudnn, "benchmark", not backends.cudnn.benchmark),
+        "attention": lambda: backends.cuda.enable_mem_efficient_sdp(False),
+        "fill": lambda: setattr(torch.utils.deterministic, "fill_uninitialized_memory", False),
+        "autocast": lambda: torch.set_autocast_dtype("cpu", torch.float16),
+    }[name]  # type: ignore[return-value]
+
+
+SETTINGS = (
+    "matmul precision", "tf32", "cudnn tf32", "deterministic", "default dtype", "threads", "grad mode", "anomaly",
+    "cudnn", "attention", "fill", "autocast",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def _settings_put_back() -> Iterator[None]:
+    """Guards the tests after this one, should it fail."""
+    with torch.random.fork_rng(devices=[]), kept.settings_kept():
+        yield
+
+
+@pytest.mark.parametrize("where", ["forward", "loss", "forward, then an error"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_that_a_network_or_its_loss_changes(name: str, where: str) -> None:
+    lower, calls = _lowers(name), []
+
+    def forward(net: Net, x: torch.Tensor) -> torch.Tensor:
+        scores = net.b(torch.tanh(net.a(x)))
+        calls.append(1)
+        if where != "loss":
+            lower()
+        if "error" in where and len(calls) > 6:
+            raise Boom
+        return scores
+
+    def loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        found = F.cross_entropy(scores, labels)
+        if where == "loss":
+            lower()
+        return found
+
+    torch.manual_seed(0)
+    net = Net(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 4))
+    plain = Net(lambda s, x: s.b(torch.tanh(s.a(x))), a=net.a, b=net.b)
+    samples = _samples(net)
+    right = spectrascope.probe(plain, samples, F.cross_entropy, top_k=2, groups=2)
+    with _settings_put_back(), left_as_found(net, samples):
+        ends: Any = contextlib.nullcontext()
+        if "error" in where or (name, where) == ("grad mode", "loss"):
+            ends = pytest.raises((Boom, SpectrascopeError, RuntimeError))
+        elif name in ("matmul precision", "tf32"):
+            ends = pytest.raises(UnsupportedModelError, match="float32 products to lower precision")
+        with ends as refused:
+            report = spectrascope.probe(net, samples, loss, top_k=2, groups=2)
+        if refused is not None:
+            return
+    for one, other in zip(report.layers, right.layers, strict=True):
+        assert one.measurement.h == pytest.approx(other.measurement.h, rel=1e-3, abs=1e-6)
+        assert one.measurement.exact

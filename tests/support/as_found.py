@@ -206,6 +206,10 @@ def _precisions() -> Iterator[tuple[str, object]]:
         yield "matmul", torch.get_float32_matmul_precision()
         yield "tf32", (backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32)
         return
+    try:
+        yield "word", torch.get_float32_matmul_precision()
+    except RuntimeError:
+        yield "word", "contradicted by other switches"
     places = {"cuda": backends.cuda.matmul, "cudnn": backends.cudnn, "mkldnn": backends.mkldnn}
     for name, place in places.items():
         for part in ("", "conv", "rnn", "matmul"):
