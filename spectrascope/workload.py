@@ -177,7 +177,7 @@ class PickedSamples(SampleSource):
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Gather the samples, one run of neighbours at a time."""
         chosen = self.indices[start:stop]
-        if isinstance(self.source, TensorSource):
+        if isinstance(self.source, TensorSource) and type(self.source).fetch is TensorSource.fetch:  # nobody's own
             index = torch.tensor(chosen, dtype=torch.int64)
             inputs, targets = self.source.inputs, self.source.targets
             if isinstance(inputs, Tensor):

@@ -39,7 +39,8 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run, ranks: Ranks = ALO
         ranks: the processes that measure together.
 
     Raises:
-        SelfCheckError: an engine is wrong on some weight and there is none after it.
+        SelfCheckError: an engine is wrong on some weight, there is none after it, and the other weights are not known
+            to be right.
         DataError: the samples differ from one reading to the next.
     """
     layers, choices = ready.layers, ready.choices
@@ -67,7 +68,7 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run, ranks: Ranks = ALO
             wrong = {}
         if wrong:
             _require_same_data(found, ready.workload, wrong)
-        return _hand_on(found, wrong, run)
+        return _hand_on(found, wrong, checked, run)
 
     while layers:
         found = stages(ready.workload, layers, choices, run)
@@ -91,13 +92,14 @@ def _check(found: Measured, workload: Workload, run: Run, wrong: dict[str, str])
     return checked.without(checked.rounding)
 
 
-def _hand_on(found: Measured, wrong: dict[str, str], run: Run) -> dict[str, EngineChoice]:
-    """Take back what was measured wrong, and choose the next engine for it.
+def _hand_on(found: Measured, wrong: dict[str, str], checked: CheckedPairs, run: Run) -> dict[str, EngineChoice]:
+    """Take back what was measured wrong, and choose the next engine for it; where there is none, its row says why.
 
     Raises:
-        SelfCheckError: there is none.
+        SelfCheckError: there is none, and nothing speaks for the other weights.
     """
     handed: dict[str, EngineChoice] = {}
+    hopeless: dict[str, str] = {}
     for target, curvature in zip(found.targets, found.curvatures, strict=True):
         name = target.layer.name
         if name not in wrong:
@@ -105,12 +107,22 @@ def _hand_on(found: Measured, wrong: dict[str, str], run: Run) -> dict[str, Engi
         engine = curvature.engine
         following = engine_named(engine).next
         if following is None or engine is EngineName.GAUSS_NEWTON is run.options.engine:
-            raise SelfCheckError(
-                f"self-check failed: weight {name!r} {wrong[name]}, measured by {engine.value}{_advice(engine)}"
-            )
+            why = f"{wrong[name]}, measured by {engine.value}{_advice(engine)}"
+            if not _others_agree(found, wrong, checked):
+                raise SelfCheckError(f"self-check failed: weight {name!r} {why}")
+            hopeless[name] = f"self-check failed: the weight {why}"
+            continue
         handed[name] = EngineChoice(following, f"{engine.value} failed the self-check: the weight {wrong[name]}")
     found.take_back(wrong)
+    found.failed |= hopeless
     return handed
+
+
+def _others_agree(found: Measured, wrong: Container[str], checked: CheckedPairs) -> bool:
+    """Whether some weight was compared with its reference and is right, and none that was measured now was not."""
+    others = [t.layer.name for t in found.targets if t.layer.name not in wrong]
+    right = [name for name, off in checked.residuals.items() if not isinstance(off, Missing) and name not in wrong]
+    return bool(right) and all(name in right for name in others)
 
 
 def _advice(engine: EngineName) -> str:

@@ -16,7 +16,7 @@ from spectrascope.curvature import double_backprop, gauss_newton
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.errors import DataError, OptionError, SelfCheckError, UnsupportedModelError
 from spectrascope.records.values import Missing
-from spectrascope.workload import SampleSource
+from spectrascope.workload import PickedSamples, SampleSource, TensorSource
 from tests.support.cases import Net, labels
 
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(3)), labels(12, 4)
@@ -114,6 +114,54 @@ def test_an_error_that_both_ways_of_autograd_share_is_caught(monkeypatch):
     _wrong_double_backprop(monkeypatch, "double_backprop", "references", factor=1.1)
     with pytest.raises(SelfCheckError, match=r"weight '0.weight' differs from the reference by 0.1 "):
         spectrascope.probe(_mlp(nn.Tanh()), (X, Y), dtype="float64")
+
+
+class _Detaches(torch.autograd.Function):
+    """A tanh whose backward pass is right, and whose second derivative lacks a term: what it saved is a constant."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * (1 - ctx.saved_tensors[0].detach().tanh() ** 2)
+
+
+def _three(act):
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(6, 5), "b": nn.Linear(5, 5), "c": nn.Linear(5, 4)}
+    return Net(lambda s, x: s.c(s.b(act(s.a(x))).tanh()), **parts)
+
+
+@pytest.mark.parametrize("engine", ["auto", "double-backprop"])
+def test_a_weight_that_no_engine_gets_right_fails_alone(engine):
+    x = X.double()
+    first, *others = spectrascope.probe(_three(_Detaches.apply), (x, Y), dtype="float64", engine=engine).layers
+    assert first.status.value == "failed"
+    assert first.reason.startswith("self-check failed: the weight differs from the reference by ")
+    assert first.reason.endswith("--exclude leaves the weight out")
+    right = spectrascope.probe(_three(torch.tanh), (x, Y), dtype="float64", engine="double-backprop").layers[1:]
+    for one, other in zip(others, right, strict=True):
+        assert one.measurement.h == pytest.approx(other.measurement.h, rel=1e-9, abs=1e-12)
+        assert one.measurement.residual < 1e-6
+    with pytest.raises(SelfCheckError, match=r"weight 'a.weight' differs from the reference"):
+        spectrascope.probe(_three(_Detaches.apply), (x, Y), dtype="float64", engine=engine, layers=["a.weight"])
+
+
+def test_a_wrong_weight_ends_the_run_where_others_were_not_compared(monkeypatch):
+    real = double_backprop.hessian_products
+    for module in ("double_backprop", "references"):
+        monkeypatch.setattr(
+            f"spectrascope.curvature.{module}.hessian_products",
+            lambda target, *rest: [1.05 * p if target.layer.name == "0.weight" else p for p in real(target, *rest)],
+        )
+    options = {"dtype": "float64", "engine": "double-backprop", "top_k": 2}
+    with pytest.raises(SelfCheckError, match=r"weight '0.weight' differs from the reference by 0.05"):
+        spectrascope.probe(_deep(), (X, Y), self_check="sampled", **options)
+    rows = spectrascope.probe(_deep(), (X, Y), **options).layers
+    assert [row.info.name for row in rows if row.status.value == "failed"] == ["0.weight"]
 
 
 def test_wrong_slopes_hand_on(monkeypatch):
@@ -270,3 +318,25 @@ def test_a_network_that_is_certain_of_every_label_is_no_alarm(scale):
             assert row.measurement.residual < 1e-4
         else:
             assert re.search("certain|rounding|exactly zero", row.reason)
+
+
+# --- samples of the user's own ---
+
+
+class _Scaled(TensorSource):
+    """A source of the user's own on top of tensors: what it returns is not what it holds."""
+
+    def fetch(self, start, stop):
+        inputs, targets = super().fetch(start, stop)
+        return inputs * 3, targets
+
+
+def test_samples_are_read_by_the_users_own_fetch():
+    source = _Scaled(X, Y)
+    picked, targets = PickedSamples(source, (7, 2, 3)).fetch(0, 3)
+    assert torch.equal(picked, 3 * X[[7, 2, 3]])
+    assert torch.equal(targets, Y[[7, 2, 3]])
+    found, right = spectrascope.probe(_mlp(), source), spectrascope.probe(_mlp(), (3 * X, Y))
+    _same_h(found, right)
+    for one, other in zip(found.layers, right.layers, strict=True):
+        assert one.measurement.sigma == pytest.approx(other.measurement.sigma, rel=1e-5)
