@@ -107,7 +107,7 @@ def _beside_noise(row: LayerReport) -> str:
     if not isinstance(null, NullDraws) or not isinstance(null.beta, NullBeta):
         return "what noise alone gives is not known"
     inside = null.contains_beta
-    where = "so it lies outside" if inside is False else "so this is no evidence of anything"
+    where = "so it lies outside" if inside is False else "so this is no more than noise gives"
     where = where if isinstance(inside, bool) else "not compared"
     return f"noise alone gives {null.beta.low:.2f} to {null.beta.high:.2f}, {where}"
 

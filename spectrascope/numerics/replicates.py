@@ -6,6 +6,7 @@ needs more: differences of replicates, where both saw the same samples, and repl
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,7 +65,10 @@ def replicate_numbers(row: LayerReport) -> Replicates | Missing:
         return too_few(n, "sample group", "a jackknife", MIN_GROUPS)
     if last < first:
         return Missing("the window holds no direction")
-    groups = SampleGroups(measurement.group_sizes, measurement.group_sigma, measurement.group_h).restrict(first, last)
+    h = measurement.group_h  # none where curvature was measured along held-out directions only
+    if not measurement.h:
+        h = tuple((math.nan,) * len(row) for row in measurement.group_sigma)
+    groups = SampleGroups(measurement.group_sizes, measurement.group_sigma, h).restrict(first, last)
     return _numbers_of(*groups.leave_one_out(), first)
 
 

@@ -77,20 +77,23 @@ def report_from_json(text: str) -> Report:
         )
     for earlier in range(version, SCHEMA_VERSION):
         _UPGRADES[earlier](document)
+    _name_the_self_check(document)
     return validate_report(document)
 
 
 def _to_version_2(document: dict[str, Any]) -> None:
-    """Version 2 holds out samples; before, curvature was of the same samples as its directions, and of all of them.
-
-    The self-check was made on a few weights, or not at all.
-    """
+    """Version 2 holds out samples; before, curvature was of the same samples as its directions, and of all of them."""
     options = document.get("options")
     if isinstance(options, dict):
-        if isinstance(options.get("self_check"), bool):
-            options["self_check"] = "sampled" if options["self_check"] else "off"
         for name, value in (("estimate", "published"), ("null_draws", 0), ("curvature_samples", "all")):
             options.setdefault(name, value)
+
+
+def _name_the_self_check(document: dict[str, Any]) -> None:
+    """Reports that say yes or no were checked on a few weights, or not at all."""
+    options = document.get("options")
+    if isinstance(options, dict) and isinstance(options.get("self_check"), bool):
+        options["self_check"] = "sampled" if options["self_check"] else "off"
 
 
 _UPGRADES = {1: _to_version_2}

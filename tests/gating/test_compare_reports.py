@@ -8,7 +8,9 @@ from spectrascope.errors import OptionError
 from spectrascope.gating.changes import compare
 from spectrascope.gating.noise import NoiseMeter
 from spectrascope.gating.numbers import SUMMARY_HEADLINES, headlines
+from spectrascope.numerics.analysis import analyse
 from spectrascope.records.comparison import WHOLE_REPORT, Change
+from spectrascope.records.report import Report
 from spectrascope.records.values import LayerStatus, Missing
 from spectrascope.reports.render import Format, render
 from tests.support.gate_reports import NAMES, network, with_measurement, with_run, with_status, without
@@ -92,3 +94,23 @@ def test_no_change_has_no_sign() -> None:
     assert cells["layer2.conv.weight", "beta"][0].startswith("+0.")
     tiny = replace(compare(before, after), changes=(Change("w", "beta", 2.0, 2.0 - 1e-5, -1e-5, -0.01),))
     assert "| -1e-05 | 0.0 | 0.0 |" in render(tiny, Format.MARKDOWN)
+
+
+def test_reports_of_held_out_directions_alone() -> None:
+    """They hold no curvature along the batch's own directions, of which nothing is then compared."""
+
+    def alone(report: Report) -> Report:
+        rows = []
+        for row in report.layers:
+            m = replace(row.measurement, h=(), group_h=((),) * 16, curvature_matrix=())
+            rows.append(replace(row, measurement=m, analysis=analyse(m, top_k=12)))
+        return replace(report, layers=tuple(rows))
+
+    found = compare(alone(network(1)), alone(network(2, f"{2:064d}")), numbers=("alpha_g", "beta"), unchanged=True)
+    of_layers = [change for change in found.changes if change.layer != WHOLE_REPORT]
+    assert of_layers
+    for change in of_layers:
+        if change.number == "alpha_g":
+            assert not isinstance(change.stderrs, Missing)
+        else:
+            assert isinstance(change.after, Missing)

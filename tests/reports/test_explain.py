@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import shlex
 import typing
 from enum import Enum
 from pathlib import Path
@@ -113,9 +114,10 @@ def test_a_word_without_a_page() -> None:
 
 
 def test_commands_and_options_of_guides_exist() -> None:
-    lines = [line for page in pages() for line in re.findall(r"^spectrascope .*$", page.text, re.M)]
+    blocks = [block for page in pages() for block in re.findall(r"```sh\n(.*?)```", page.text, re.S)]
+    lines = [line for block in blocks for line in re.findall(r"^spectrascope .*$", block, re.M)]
     assert len(lines) > 15
     for line in lines:
-        words_of = line.split("#")[0].split()
+        words_of = shlex.split(line, comments=True)
         known = {option for parameter in COMMANDS[words_of[1]].params for option in parameter.opts}
         assert {word for word in words_of[2:] if word.startswith("--")} <= known, line

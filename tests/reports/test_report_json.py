@@ -318,3 +318,10 @@ def test_bench(bench) -> None:
     assert document["ratio_rounds"] == [98.5, 100.0, 101.25]
     with pytest.raises(NonFiniteError, match=r"^ratio is inf"):
         record_to_json(replace(bench, ratio=float("inf")))
+
+
+@pytest.mark.parametrize(("said", "read"), [(True, "sampled"), (False, "off")])
+def test_a_self_check_that_was_yes_or_no(report: Report, said: bool, read: str) -> None:
+    document = json.loads(report_to_json(report))
+    document["options"]["self_check"] = said
+    assert report_from_json(json.dumps(document)).options.self_check.value == read
