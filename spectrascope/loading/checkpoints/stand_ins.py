@@ -47,6 +47,18 @@ class StandIn:
         """Take any state."""
         self.given.append(state)
 
+    def __call__(self, *given: Any, **more: Any) -> Any:
+        """Take any call: what a pickle fetched from a class that is not known (``ZoneInfo._unpickle``) it may call."""
+        made = object.__new__(type(self))
+        made.given = [self.given, given, more]
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        """Equal to its own class, which torch looks for among those that a pickle may call."""
+        return other is self or other is type(self)
+
+    __hash__ = object.__hash__
+
 
 class _ListStandIn(list[Any]):
     """A list of a class that is not known (``deque``)."""

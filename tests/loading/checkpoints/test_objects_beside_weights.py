@@ -3,11 +3,22 @@
 import argparse
 import builtins
 import collections
+import dataclasses
 import datetime
+import decimal
+import enum
+import fractions
 import functools
+import ipaddress
+import logging
 import os
 import pathlib
+import random
+import re
 import subprocess
+import types
+import uuid
+import zoneinfo
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +61,52 @@ class Stateful:
         Path(state["trace"]).touch()
 
 
+Point = collections.namedtuple("Point", "x y")
+
+
+class Mode(enum.Enum):
+    A = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    lr: float = 0.1
+
+
+class Slots:
+    __slots__ = ("a",)
+
+    def __init__(self) -> None:
+        self.a = 1
+
+
+class Kept:
+    """An average of weights, as an object of a script's own."""
+
+    def __init__(self) -> None:
+        self.shadow = [torch.ones(2)]
+
+
+class OwnInt(int):
+    pass
+
+
+class OwnStr(str):
+    pass
+
+
+class OwnList(list):
+    pass
+
+
+class OwnTuple(tuple):
+    pass
+
+
+class OwnSet(set):
+    pass
+
+
 def own_dict() -> OwnDict:
     found = OwnDict(lr=0.1)
     found.frozen = True
@@ -72,6 +129,17 @@ BESIDE = {
     "settings": Settings(),
     "own dict": own_dict(),
     "range and frozenset": [range(3), frozenset({1})],
+    "zone": datetime.datetime(2024, 5, 6, tzinfo=zoneinfo.ZoneInfo("UTC")),
+    "dict kinds": [collections.Counter("aab"), collections.ChainMap({"a": 1}), collections.UserDict(a=1)],
+    "records": [types.SimpleNamespace(a=1), Point(1, 2), Settled(), Mode.A, Slots()],
+    "kinds of its own": [OwnInt(3), OwnStr("a"), OwnList([1]), OwnTuple((1,)), OwnSet({1})],
+    "numbers": [decimal.Decimal("0.1"), fractions.Fraction(1, 3), uuid.UUID(int=1), ipaddress.ip_address("1.1.1.1")],
+    "numpy kinds": [np.dtype("f4"), np.array(["a", {}], dtype=object), np.random.RandomState(0), np.datetime64("2024")],
+    "generators": [random.Random(1), np.random.default_rng(0), random.getstate()],
+    "patterns and errors": [re.compile("a"), ValueError("a"), logging.getLogger("x"), list[int], ...],
+    "of torch": [torch.device("cpu"), torch.float16, torch.distributions.Normal(0.0, 1.0), torch.Size([1])],
+    "optimizer": torch.optim.SGD([nn.Parameter(torch.ones(2))], 0.1),
+    "holds tensors": Kept(),
 }
 
 
