@@ -18,6 +18,7 @@ from spectrascope.records.report import (
     Measurement,
     ModelInfo,
     ProbeOptions,
+    Provenance,
     Report,
     SelfCheck,
     SkippedLayer,
@@ -291,7 +292,7 @@ def test_every_missing_key_is_named(report: Report) -> None:
     text = report_to_json(report)
     free = {"seconds", "engines", "versions", "bic_wins", "well_conditioned_median"}  # open tables
     paths = [path for path in _paths(json.loads(text)) if not free & set(path[:-1])]
-    records = (ModelInfo, ProbeOptions, SelfCheck, LayerInfo, Measurement, Analysis, LayerReport, Summary)
+    records = (ModelInfo, ProbeOptions, Provenance, SelfCheck, LayerInfo, Measurement, Analysis, LayerReport, Summary)
     optional = {"schema_version", "missing", *(name for record in records for name in added_later(record))}
     paths = [path for path in paths if path[-1] not in optional]
     assert len(paths) > 100
