@@ -14,7 +14,7 @@ from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.effective import copy_of
 from spectrascope.workload import Workload
 
-__all__ = ["Copies", "Pick", "difference_rows", "product_rows"]
+__all__ = ["Copies", "Pick", "difference_rows", "gradient_slopes", "product_rows"]
 
 _BYTES = 1 << 28  # of gradients that hang on one graph: a network's weights are taken in blocks
 
@@ -54,6 +54,15 @@ def product_rows(workload: Workload, picks: Sequence[Pick]) -> Iterator[Tensor |
                 yield str(error)
                 continue
             yield torch.stack([_forms(pick, pick.target.layer.matrix(product)) for product in products])
+
+
+def gradient_slopes(workload: Workload, picks: Sequence[Pick]) -> Iterator[Tensor | None]:
+    """Slopes (K,) of the workload's mean loss along each weight's directions, ``None`` where no sample reaches it."""
+    inputs, labels = workload.fetch(0, workload.source.n)
+    for block in _blocks(picks):
+        gradients = loss_gradients_found(workload, [pick.target for pick in block], inputs, labels)
+        for pick, gradient in zip(block, gradients, strict=True):
+            yield None if gradient is None else _forms(pick, pick.target.layer.matrix(gradient))
 
 
 def _blocks(picks: Sequence[Pick]) -> Iterator[list[Pick]]:

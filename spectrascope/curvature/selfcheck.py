@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.choose import engine_named, make_engine
-from spectrascope.curvature.engine import CurvatureEngine, Target
+from spectrascope.curvature.engine import Curvature, CurvatureEngine, Target
 from spectrascope.curvature.microbatches import is_out_of_memory
-from spectrascope.curvature.references import Copies, Pick, difference_rows, product_rows
+from spectrascope.curvature.references import Copies, Pick, difference_rows, gradient_slopes, product_rows
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.records.report import SelfCheck
 from spectrascope.records.values import CheckScope, EngineName, Missing
@@ -44,12 +44,14 @@ _ROUNDING = 1e-2  # a difference that shrinks by this much in the higher precisi
 class CheckedPairs:
     """Residual per weight name (or why it has none), weights lost in rounding and why, and the run's summary.
 
-    ``summary`` is ``Missing`` if no pair could be compared.
+    ``slopes``: how far an engine's slopes are from those of the gradient on the same samples, in the larger of these
+    and sigma_1. ``summary`` is ``Missing`` if no pair could be compared.
     """
 
     tolerance: float = 0.0
     residuals: dict[str, float | Missing] = field(default_factory=dict)
     rounding: dict[str, str] = field(default_factory=dict)
+    slopes: dict[str, float] = field(default_factory=dict)
     n_pairs: int = 0
     n_samples: int = 0
     why_not: str = "no pair could be compared"
@@ -171,7 +173,9 @@ class _Comparisons:
         try:
             truths = self._references(engine, few, picks)
             reached = [p for p, truth in zip(picks, truths, strict=True) if isinstance(truth, Tensor)]
-            rows = dict(zip([p.name for p in reached], _engine_rows(engine, few, reached), strict=True))
+            found = make_engine(engine.name, few.source.n).measure_each(few, [p.target for p in reached], groups=1)
+            rows = {p.name: _rows_of(p, c) for p, c in zip(reached, found, strict=True)}
+            self._compare_slopes(few, reached, found)
         except (UnsupportedModelError, RuntimeError) as error:
             self._give_up(picks, error)
             return []
@@ -190,6 +194,13 @@ class _Comparisons:
             else:
                 self._judge(engine, few, pick, together=row)
         return again
+
+    def _compare_slopes(self, few: Workload, picks: Sequence[Pick], found: Sequence[Curvature | str]) -> None:
+        for pick, curvature, right in zip(picks, found, gradient_slopes(few, picks), strict=True):
+            if isinstance(right, Tensor) and not isinstance(curvature, str):
+                size = max(float(right.abs().max()), float(pick.target.directions.sigma[0]))
+                gap = float((curvature.group_sigma[0] - right).abs().max()) / size
+                self.found.slopes[pick.name] = max(gap, self.found.slopes.get(pick.name, 0.0))
 
     def _judge(
         self,
@@ -295,7 +306,11 @@ class _Comparisons:
 
 def _engine_rows(engine: type[CurvatureEngine], few: Workload, picks: Sequence[Pick]) -> list[Tensor | str]:
     found = make_engine(engine.name, few.source.n).measure_each(few, [pick.target for pick in picks], groups=1)
-    return [c if isinstance(c, str) else c.matrix[list(pick.rows)] for pick, c in zip(picks, found, strict=True)]
+    return [_rows_of(pick, c) for pick, c in zip(picks, found, strict=True)]
+
+
+def _rows_of(pick: Pick, found: Curvature | str) -> Tensor | str:
+    return found if isinstance(found, str) else found.matrix[list(pick.rows)]
 
 
 def _scores_per_sample(workload: Workload) -> int:

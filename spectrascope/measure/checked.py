@@ -60,6 +60,11 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run, ranks: Ranks = ALO
                 name: f"differs from the reference by {off:.2g} of its largest curvature (tolerance {part.tolerance:g})"
                 for name, off in part.faults.items()
             }
+            wrong |= {
+                name: _differing_slopes(off, ready.workload.dtype)
+                for name, off in part.slopes.items()
+                if not off <= _slope_tolerance(ready.workload.dtype) and name not in wrong
+            }
             part = part.without(wrong)
             checked = checked.joined(part) if parts else part
         if wrong and _is_certain(found, ready.workload):
@@ -173,9 +178,10 @@ def _drop_rounding(found: Measured, workload: Workload, run: Run) -> None:
 def _wrong_slopes(found: Measured, workload: Workload) -> dict[str, str]:
     """Weights whose slopes differ between the gradient pass and the curvature pass, which sees every sample's again.
 
-    Two passes and two ways of differentiating agree on the whole batch, or one of them is wrong.
+    Two passes and two ways of differentiating agree on the whole batch, or one of them is wrong. Where curvature sees a
+    part of the batch, the self-check compares them on its own samples alone.
     """
-    tolerance = 1e-8 if workload.dtype == torch.float64 else 1e-3
+    tolerance = _slope_tolerance(workload.dtype)
     largest = max((float(t.directions.sigma[0]) for t in found.targets), default=0.0)
     noise: list[str] = []
     wrong: dict[str, str] = {}
@@ -188,13 +194,21 @@ def _wrong_slopes(found: Measured, workload: Workload) -> dict[str, str]:
             # Zero in exact arithmetic (the gate of a mixture that picks one expert): nothing to measure, nothing wrong.
             noise.append(target.layer.name)
         elif not gap <= tolerance:
-            wrong[target.layer.name] = (
-                f"has different slopes in the gradient and the curvature pass ({gap:.2g} of sigma_1, tolerance "
-                f"{tolerance:g})"
-            )
+            wrong[target.layer.name] = _differing_slopes(gap, workload.dtype)
     for name in noise:
         found.drop(name, _ROUNDING)
     return wrong
+
+
+def _slope_tolerance(dtype: torch.dtype) -> float:
+    return 1e-8 if dtype == torch.float64 else 1e-3
+
+
+def _differing_slopes(gap: float, dtype: torch.dtype) -> str:
+    return (
+        f"has different slopes in the gradient and the curvature pass ({gap:.2g} of sigma_1, tolerance "
+        f"{_slope_tolerance(dtype):g})"
+    )
 
 
 def _require_same_data(found: Measured, workload: Workload, names: Container[str]) -> None:

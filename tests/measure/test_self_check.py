@@ -171,6 +171,16 @@ def test_wrong_slopes_hand_on(monkeypatch):
     assert "different slopes in the gradient and the curvature pass" in found.layers[0].measurement.engine_reason
 
 
+def test_wrong_slopes_hand_on_where_curvature_sees_a_part_of_the_batch(monkeypatch):
+    """The report's slopes are then of the gradient pass: the self-check's samples show the engine's."""
+    right = spectrascope.probe(_mlp(), (X, Y), curvature_samples=8, groups=4)
+    _wrong_gauss_newton(monkeypatch, "group_sigma")
+    found = spectrascope.probe(_mlp(), (X, Y), curvature_samples=8, groups=4)
+    assert found.provenance.engines == {"tangent": 2}
+    assert "different slopes in the gradient and the curvature pass" in found.layers[0].measurement.engine_reason
+    _same_h(found, right)
+
+
 class _Restless(SampleSource):
     """Augments: other samples on every read."""
 
