@@ -25,7 +25,7 @@ from spectrascope.loading.checkpoints.stand_ins import (
     read_with_stand_ins,
 )
 
-__all__ = ["GATHER", "Found", "find_weights", "read_torch"]
+__all__ = ["GATHER", "Found", "find_weights", "read_torch", "require_plain_archive"]
 
 _AGAIN = "copy or download it again"
 GATHER = (
@@ -48,7 +48,7 @@ def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
     """
     archive = head.startswith(b"PK")
     if archive:
-        _require_plain_archive(path)
+        require_plain_archive(path)
 
     def read(headers_only: bool) -> Any:
         if headers_only and archive and path.suffix != ".safetensors":
@@ -70,8 +70,12 @@ def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
             raise _explain(path, head, refused, error.name) from None
 
 
-def _require_plain_archive(path: Path) -> None:
-    """torch.save never compresses, so what an archive holds cannot be larger than the file."""
+def require_plain_archive(path: Path) -> None:
+    """Refuse an archive that torch.save, which never compresses, did not write: what it holds is no larger than itself.
+
+    Raises:
+        LoadError: it is compressed, damaged, or of another format.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from spectrascope.errors import DataError
+from spectrascope.errors import DataError, LoadError
+from spectrascope.loading.checkpoints.pickles import require_plain_archive
 from spectrascope.loading.data.images import array_pictures, read_images
 from spectrascope.loading.data.sampling import Batch, choose, describe, listed, shown
 from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
@@ -26,6 +27,7 @@ __all__ = ["ARRAYS"]
 
 _INPUTS = ("x", "inputs", "images")
 _TARGETS = ("y", "targets", "labels", "label")
+_SLACK = 1 << 20  # bytes that an array may be larger than its file
 _EXPECTED = "arrays x and y (or inputs and targets, images and labels)"
 
 
@@ -122,7 +124,21 @@ def _load_npz(path: Path) -> Any:
 
 
 def _load_pt(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"
+    if zipped:
+        try:
+            require_plain_archive(path)
+        except LoadError as error:
+            raise ValueError(str(error).removeprefix(str(path)).strip(": ")) from None
+    found = torch.load(path, map_location="cpu", weights_only=True)
+    size = path.stat().st_size
+    held = found.values() if isinstance(found, Mapping) else found if isinstance(found, (tuple, list)) else ()
+    inner = [value for part in held if isinstance(part, Mapping) for value in part.values()]
+    for value in (*held, *inner):  # one stored value may be spread over any shape
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > size + _SLACK:
+            raise ValueError(f"an array of shape {tuple(value.shape)} in a file of {size} bytes")
+    return found
 
 
 def _read(name: str, load: Callable[[Path], Any], path: Path, request: DataRequest) -> _Content:

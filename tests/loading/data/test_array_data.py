@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -227,3 +228,18 @@ def test_class_probabilities_are_targets_of_cross_entropy(tmp_path: Path) -> Non
         targets = load(write(tmp_path, "npz", x=X, y=y), images(), 20).source.fetch(0, 20)[1]
         assert targets.shape == (20, 10)
         assert float(targets.double().sum()) == pytest.approx(20, abs=0.05)
+
+
+def test_a_small_file_cannot_ask_for_much_memory(tmp_path: Path) -> None:
+    """One value spread over a terabyte, and an archive that unpacks to more than it is."""
+    torch.save({"x": torch.zeros(1).expand(2**38, 3), "y": torch.zeros(8)}, tmp_path / "spread.pt")
+    torch.save({"x": torch.zeros(3_000_000, 3), "y": torch.zeros(8)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as old,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for entry in old.infolist():
+            new.writestr(entry.filename, old.read(entry))
+    for name, says in (("spread", "in a file of"), ("bomb", "compressed or claims")):
+        with pytest.raises(DataError, match=says):
+            load(f"pt:{tmp_path / name}.pt", images(), 4)
