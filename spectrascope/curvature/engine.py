@@ -90,6 +90,22 @@ class CurvatureSums:
         self.group_h[group] += matrix.diagonal() * samples
         self.group_sigma[group] += slope.to(self.group_sigma) * samples
 
+    def add_groups(self, first: int, slopes: Tensor, matrices: Tensor, samples: int) -> None:
+        """Add a micro-batch that spans groups, from number ``first`` on.
+
+        Args:
+            first: its first group.
+            slopes: each group's part (G, K) of those of the micro-batch's mean loss.
+            matrices: each group's part (G, K, K) of its M.
+            samples: how many the micro-batch has.
+        """
+        matrices = matrices.to(self.matrix)
+        matrices = (matrices + matrices.mT) / 2 * samples
+        self.matrix += matrices.sum(0)
+        groups = slice(first, first + len(matrices))
+        self.group_h[groups] += matrices.diagonal(dim1=1, dim2=2)
+        self.group_sigma[groups] += slopes.to(self.group_sigma) * samples
+
     def add_samples(self, start: int, slopes: Tensor, h: Tensor, matrix: Tensor) -> None:
         """Add samples from number ``start`` on, of any groups: slopes and h (b, K), and the sum of M (K, K)."""
         self.matrix += matrix

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import gc
-import weakref
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import spectrascope
 from spectrascope.curvature.choose import make_engine
@@ -18,6 +16,7 @@ from spectrascope.curvature.tangent.plan import make_plan, record_loss
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import TensorSource, Workload
 from tests.support import oracles
+from tests.support.counting import bytes_alive
 from tests.support.exactness import measured
 from tests.support.families import FAMILIES, no_narrowing
 from tests.support.measure_helpers import hold, layers_of, small_gpt2, stored_directions, targets_of
@@ -136,39 +135,13 @@ def test_a_weight_cut_off_by_detach_is_a_constant_there():
         assert float((result.matrix - matrix).abs().max()) <= 1e-12 * float(matrix.abs().max())
 
 
-class _PeakBytes(TorchDispatchMode):
-    """Most bytes of tensor storage alive at once, of those made while active."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self.known: set[int] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for tensor in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(tensor, torch.Tensor):
-                storage = tensor.untyped_storage()
-                key, size = storage._cdata, storage.nbytes()
-                if key not in self.known:
-                    self.known.add(key)
-                    self.now += size
-                    self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._freed, key, size)
-        return out
-
-    def _freed(self, key: int, size: int) -> None:
-        self.known.discard(key)
-        self.now -= size
-
-
 def _peak(workload: Workload, k: int, every: int = 1) -> int:
     layers = layers_of(workload)[::every]
     with hold(workload, layers):
         targets = targets_of(workload, layers, k)
-        with _PeakBytes() as mode:
+        with bytes_alive() as alive:
             Tangents().measure(workload, targets, groups=1)
-    return mode.peak
+    return alive.peak
 
 
 def test_memory_grows_neither_with_directions_nor_with_weights():
@@ -187,9 +160,9 @@ def test_memory_stays_below_the_budget_where_one_sample_allows():
         targets = targets_of(workload, layers, 40)
         peaks = []
         for memory in (6 << 20, 1 << 30):
-            with _PeakBytes() as mode:
+            with bytes_alive() as alive:
                 Tangents(memory=memory).measure(workload, targets, groups=1)
-            peaks.append(mode.peak)
+            peaks.append(alive.peak)
     assert peaks[0] < 0.6 * peaks[1]
 
 
@@ -200,7 +173,7 @@ def test_the_model_is_as_found_after_an_interruption(error, monkeypatch):
     model.config.use_cache = True
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
-    def interrupted(*args):
+    def interrupted(*args, **kwargs):
         raise error("stop")
 
     monkeypatch.setattr("spectrascope.curvature.tangent.engine.make_plan", interrupted)
@@ -277,5 +250,6 @@ def test_progress_within_one_sample_goes_by_weights(name):
     workload = Workload(model, TensorSource(x, y), nn.CrossEntropyLoss(), torch.device("cpu"), torch.float32)
     seen: list[float] = []
     targets = targets_of(workload, layers_of(workload), 2)
-    make_engine(name, 1).measure(workload, targets, groups=1, progress=lambda done, total: seen.append(done / total))
+    engine = Tangents(1, stacked=1) if name is EngineName.TANGENT else make_engine(name, 1)
+    engine.measure(workload, targets, groups=1, progress=lambda done, total: seen.append(done / total))
     assert sorted(set(seen)) == pytest.approx([1 / 3, 2 / 3, 1])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -111,3 +112,61 @@ def connections() -> Iterator[list[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", see)
         yield tried
+
+
+@contextmanager
+def operations() -> Iterator[list[str]]:
+    """List the tensor operations dispatched, by name: on a device each is a launch, or costs as much on the host."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    names: list[str] = []
+
+    class See(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            names.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with See():
+        yield names
+
+
+class Alive:
+    """Bytes of tensor storage alive, of those made since counting began: ``now``, and ``peak`` the most at once."""
+
+    def __init__(self) -> None:
+        self.now = self.peak = 0
+        self._known: set[int] = set()
+
+    def see(self, tensor: Any) -> None:
+        """Count what a tensor lies in, until it is given back."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._freed, key, size)
+
+    def _freed(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@contextmanager
+def bytes_alive() -> Iterator[Alive]:
+    """Count the bytes that operations return and that are alive at once."""
+    from torch import Tensor
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    alive = Alive()
+
+    class See(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(tensor, Tensor):
+                    alive.see(tensor)
+            return out
+
+    with See():
+        yield alive

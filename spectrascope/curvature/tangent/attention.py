@@ -17,12 +17,10 @@ from torch import Tensor
 
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
-from spectrascope.curvature.tangent.values import dense, gram
+from spectrascope.curvature.tangent.values import dense
+from spectrascope.curvature.tangent.within import Within, block_size
 
 __all__ = ["ATTENTION_RULES"]
-
-_CHUNK_BYTES = {"cpu": 2 << 20}
-_CHUNK_BYTES_DEVICE = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,27 +46,32 @@ class _Attention:
     positions: tuple[int, ...]
     adjoint: Tensor | None
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         found = {p: dense(t) for p, t in zip(self.positions, z, strict=True) if t is not None}
         directions = next(iter(found.values())).shape[0]
         batch, heads, rows, _ = self.q.shape
         repeat = heads // self.k.shape[1]
         flat = {p: _heads(t if p == 0 else _repeated(t, repeat, 2)).flatten(1, 2) for p, t in found.items()}
         n = batch * heads
-        size = self.q.element_size() * directions * rows * self.k.shape[2]
-        step = max(1, _CHUNK_BYTES.get(self.q.device.type, _CHUNK_BYTES_DEVICE) // size)
-        outs, total = [], None
+        step = block_size(self.q, directions * rows * self.k.shape[2], 4)
+        outs: list[Tensor | None] = []
+        forms: list[Tensor] = []
         for start in range(0, n, step):
             part = slice(start, min(start + step, n))
-            primal = self._primal(part, repeat, bend)
-            out, bent = self._push(primal, {p: t[:, part] for p, t in flat.items()}, outputs, bend)
+            primal = self._primal(part, repeat, within is not None)
+            out, form = self._push(primal, {p: t[:, part] for p, t in flat.items()}, outputs, within)
             outs.append(out)
-            if bent is not None:
-                total = bent if total is None else total + bent
+            if form is not None:
+                forms.append(form)
+        bent = within.sums(torch.cat(forms)) if within is not None and forms else None
         if not outputs:
-            return (), total
-        whole = torch.cat([o for o in outs if o is not None], 1)
-        return (whole.unflatten(1, (batch, heads)),), total
+            return (), bent
+        found_outs = [o for o in outs if o is not None]
+        whole = found_outs[0] if len(found_outs) == 1 else torch.cat(found_outs, 1)
+        return (whole.unflatten(1, (batch, heads)),), bent
+
+    def splits(self, samples: int) -> bool:
+        return self.q.shape[0] % samples == 0
 
     def _primal(self, part: slice, repeat: int, bend: bool) -> _Primal:
         q = self.q.flatten(0, 1)[part]
@@ -93,16 +96,18 @@ class _Attention:
         return _Primal(q, k, v, scores, adjoint, pull)
 
     def _push(
-        self, of: _Primal, z: dict[int, Tensor], outputs: bool, bend: bool
+        self, of: _Primal, z: dict[int, Tensor], outputs: bool, within: Within | None
     ) -> tuple[Tensor | None, Tensor | None]:
+        """The outputs' tangents (S, N, T, d), and second-order terms head by head (N, W, K, K)."""
         zq, zk, zv = (z.get(p) for p in range(3))
         out = bent = weights = None
         if zq is not None or zk is not None:
             moved = self._centred_scores(of, zq, zk)
-            if bend and of.pull is not None:
-                bent = _weighted_gram(moved, of.pull)
+            if within is not None and of.pull is not None:
+                bent = within.pairs(moved.flatten(2) * of.pull.flatten(1).unsqueeze(1), moved.flatten(2))
                 if zq is not None and zk is not None:
-                    bent = bent + 2 * self.scale * gram(_fold(of.pull.transpose(1, 2), zq), zk)
+                    crossed = _by_head(_fold(of.pull.transpose(1, 2), zq))
+                    bent = bent.add_(within.pairs(crossed, _by_head(zk)), alpha=2 * self.scale)
             weights = moved.mul_(of.scores.unsqueeze(1))
         if outputs:
             if weights is not None:
@@ -111,9 +116,10 @@ class _Attention:
             if zv is not None:
                 part = _fold(of.scores, zv)
                 out = part if out is None else out.add_(part)
-        if bend and weights is not None and zv is not None and of.adjoint is not None:
-            crossed = 2 * gram((weights.transpose(2, 3) @ of.adjoint.unsqueeze(1)).transpose(0, 1), zv)
-            bent = crossed if bent is None else bent + crossed
+        if within is not None and of.adjoint is not None and weights is not None and zv is not None:
+            crossed = (weights.transpose(2, 3) @ of.adjoint.unsqueeze(1)).flatten(2)
+            more = within.pairs(crossed, _by_head(zv))
+            bent = 2 * more if bent is None else bent.add_(more, alpha=2)
         return out, bent
 
     def _centred_scores(self, of: _Primal, zq: Tensor | None, zk: Tensor | None) -> Tensor:
@@ -134,10 +140,9 @@ class _Attention:
         return moved.sub_((moved * of.scores.unsqueeze(1)).sum(-1, keepdim=True))
 
 
-def _weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
-    """As :func:`tangent.weighted_gram`, of x (N, K, T, S) with the heads first, where a transpose would copy."""
-    flat = x.flatten(2)
-    return torch.bmm(flat * weight.flatten(1).unsqueeze(1), flat.transpose(1, 2)).sum(0)
+def _by_head(z: Tensor) -> Tensor:
+    """Tangents (S, N, T, d) as (N, S, T d)."""
+    return z.transpose(0, 1).flatten(2)
 
 
 def _heads(z: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from spectrascope.curvature.recorder import Node, Value
 from spectrascope.curvature.tangent.pointwise import derivatives
 from spectrascope.curvature.tangent.rule import Pushed, Tangents
 from spectrascope.curvature.tangent.table import is_pointwise
-from spectrascope.curvature.tangent.values import Tangent, dense, weighted_gram
+from spectrascope.curvature.tangent.values import Tangent, dense
+from spectrascope.curvature.tangent.within import Within
 
 __all__ = ["Chain", "ChainStep", "Chains"]
 
@@ -87,7 +88,7 @@ class ChainStep:
     coefficient: Tensor | None
     shape: tuple[int, ...]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         """Scale the root's tangents once per value that leaves the chain."""
         (tangent,) = z
         assert tangent is not None
@@ -95,11 +96,15 @@ class ChainStep:
             return [tangent] * len(self.slopes), None
         x = dense(tangent)
         bent = None
-        if bend and self.coefficient is not None:
-            bent = weighted_gram(x, self.coefficient)
+        if within is not None and self.coefficient is not None:
+            bent = within.weighted(x, self.coefficient)
         out: list[Tangent | None] = []
         if outputs:
             for slope in self.slopes:
                 plain = isinstance(slope, float) and slope == 1.0
                 out.append(x if plain else x * slope)
         return out, bent
+
+    def splits(self, samples: int) -> bool:
+        """Entry by entry, samples stay apart."""
+        return True

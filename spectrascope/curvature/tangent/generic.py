@@ -18,6 +18,7 @@ from spectrascope.curvature.operations import functional, with_tensors
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
 from spectrascope.curvature.tangent.values import dense
+from spectrascope.curvature.tangent.within import Within
 
 __all__ = ["GENERIC_RULE"]
 
@@ -27,14 +28,17 @@ class _Generic:
     node: Node
     adjoints: tuple[Tensor | None, ...]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         found = [dense(t) if t is not None else None for t in z]
         directions = next(t.shape[0] for t in found if t is not None)
         with torch.enable_grad():
             leaves, outs = self._run()
             pushed = self._tangents(leaves, outs, found, directions) if outputs else ()
-            bent = self._bend(leaves, outs, found, directions) if bend else None
+            bent = None if within is None else self._bend(leaves, outs, found, within)
         return pushed, bent
+
+    def splits(self, samples: int) -> bool:
+        return False
 
     def _run(self) -> tuple[list[Tensor], list[Tensor]]:
         tensors = self.node.tensors()
@@ -64,7 +68,7 @@ class _Generic:
         return [next(columns) if o.requires_grad else None for o in outs]
 
     def _bend(
-        self, leaves: list[Tensor], outs: list[Tensor], z: Sequence[Tensor | None], directions: int
+        self, leaves: list[Tensor], outs: list[Tensor], z: Sequence[Tensor | None], within: Within
     ) -> Tensor | None:
         pairs = [(o, a) for o, a in zip(outs, self.adjoints, strict=False) if a is not None and o.requires_grad]
         if not pairs:
@@ -72,18 +76,22 @@ class _Generic:
         back = torch.autograd.grad(
             [o for o, _ in pairs], leaves, [a for _, a in pairs], create_graph=True, allow_unused=True
         )
-        rows = []
-        for i in range(directions):
-            slope = _inner(back, z, i)
-            if slope is None or not slope.requires_grad:
-                return None  # linear in what carries tangents
-            bent = torch.autograd.grad(slope, leaves, retain_graph=True, allow_unused=True)
-            total = slope.new_zeros(directions)
-            for part, tangent in zip(bent, z, strict=True):
-                if part is not None and tangent is not None:
-                    total = total + tangent.flatten(1) @ part.detach().flatten()
-            rows.append(total)
-        return torch.stack(rows).detach()
+        forms = []
+        for rows in within.rows():
+            own = [None if t is None else t[rows].flatten(1) for t in z]
+            lines = []
+            for i in range(rows.start, rows.stop):
+                slope = _inner(back, z, i)
+                if slope is None or not slope.requires_grad:
+                    return None  # linear in what carries tangents
+                bent = torch.autograd.grad(slope, leaves, retain_graph=True, allow_unused=True)
+                line = slope.new_zeros(rows.stop - rows.start)
+                for part, tangent in zip(bent, own, strict=True):
+                    if part is not None and tangent is not None:
+                        line = line + tangent @ part.detach().flatten()
+                lines.append(line)
+            forms.append(torch.stack(lines).detach()[None])
+        return within.padded(forms)
 
 
 def _inner(back: Sequence[Tensor | None], z: Sequence[Tensor | None], i: int) -> Tensor | None:

@@ -19,12 +19,11 @@ from torch import Tensor
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.products import MatrixProduct
 from spectrascope.curvature.tangent.rule import Pushed, Tangents
-from spectrascope.curvature.tangent.values import RankOne, Tangent, dense, gram
+from spectrascope.curvature.tangent.values import RankOne, Tangent, dense
+from spectrascope.curvature.tangent.within import Within, block_size
 
 __all__ = ["HeadStep", "row_order", "token_forms"]
 
-_BLOCK_BYTES = {"cpu": 2 << 20}
-_BLOCK_BYTES_DEVICE = 256 << 20
 _WORTH_FORMS = 0.6  # directions per width; measured even at 0.54 for d = 768, V = 50 257 on a CPU
 
 
@@ -44,61 +43,71 @@ class HeadStep:
     positive: bool
     forms: Tensor | None = None  # (R, d, d)
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         """Add the second-order terms of both operations."""
+        if within is None:
+            return (), None
         found = self.product.split(z)
-        total = self.product.bend(found)
-        if not bend:
-            return (), total
-        moving = dense(found["left"])[:, self.rows] if "left" in found else None
-        if self.forms is not None and moving is not None and len(found) == 1:
-            rows = moving.transpose(0, 1)  # (R, K, d)
-            bent = gram((rows @ self.forms).transpose(0, 1), moving) * self.product.scale**2
-            return (), bent if total is None else total + bent
-        if self.positive and moving is not None and len(found) == 1:
-            bent = self._by_columns(moving)
-            return (), bent if total is None else total + bent
+        total = self.product.bend(found, within)
+        if self.forms is not None and tuple(found) == ("left",):
+            moving = dense(found["left"])[:, self.rows]
+            rows = moving.transpose(0, 1)  # (R, S, d)
+            bent = within.gram((rows @ self.forms).transpose(0, 1), moving) * self.product.scale**2
+            return (), bent
+        bent = within.by_group(len(self.rows), lambda part: self._bend(found, part, within.alone))
+        return (), bent if total is None else total + bent
+
+    def splits(self, samples: int) -> bool:
+        """Rows of the log-softmax are told apart."""
+        return len(self.rows) % samples == 0 and self.product.splits(samples)
+
+    def _bend(self, found: dict[str, Tangent], part: slice, within: Within) -> Tensor:
+        """The log-softmax's own terms (1, W, K, K), from some of its rows."""
+        moving = dense(found["left"])[:, self.rows[part]] if "left" in found else None
+        if moving is not None and len(found) == 1 and self.positive:
+            return self._by_columns(moving, part, within)
         offset = dense(found["offset"]) if "offset" in found else None
-        k = _count(found)
-        width = k * self.p.shape[1] * self.p.element_size()
-        step = max(1, _BLOCK_BYTES.get(self.p.device.type, _BLOCK_BYTES_DEVICE) // width)
-        for start in range(0, len(self.rows), step):
-            part = slice(start, start + step)
-            y = None if moving is None else self._of_inputs(moving[:, part], part)
-            for more in (self._of_weight(found.get("right"), part), self._of_offset(offset, part)):
+        total: Tensor | None = None
+        step = block_size(self.p, _count(found) * self.p.shape[1], 4)
+        for start in range(part.start, part.stop, step):
+            some = slice(start, min(start + step, part.stop))
+            y = None if moving is None else self._of_inputs(moving[:, start - part.start :][:, :step], some)
+            for more in (self._of_weight(found.get("right"), some), self._of_offset(offset, some)):
                 if more is not None:
                     y = more if y is None else y.add_(more)
             assert y is not None
-            weights = self.p[part] * self.weights[part]
+            weights = self.p[some] * self.weights[some]
             if self.positive:
-                y = y.mul_(weights.sqrt_()).flatten(1)
-                block = y @ y.T
+                y = y.mul_(weights.sqrt_())
+                block = within.gram(y, y)
             else:
-                block = (y * weights).flatten(1) @ y.flatten(1).T
+                block = within.gram(y * weights, y)
             total = block if total is None else total + block
-        return (), total
+        assert total is not None
+        return total
 
-    def _by_columns(self, moving: Tensor) -> Tensor:
-        """Form (K, K) of tangents (K, R, d) of the inputs alone, some rows by some columns of W at a time.
+    def _by_columns(self, moving: Tensor, part: slice, within: Within) -> Tensor:
+        """Form (1, W, K, K) of tangents (S, R, d) of the inputs alone, some rows by some columns of W at a time.
 
         W is read once per block of rows, so that the product runs at the speed of a large one.
         """
         k, n, width = moving.shape
-        size = _BLOCK_BYTES.get(moving.device.type, _BLOCK_BYTES_DEVICE) // moving.element_size()
-        rows = max(1, min(n, size // max(k * width, 1)))
-        columns = max(64, 2 * size // (k * rows))
-        total = moving.new_zeros(k, k)
+        rows = min(n, block_size(moving, k * width, 4))
+        columns = max(64, block_size(moving, k * rows, 8))
+        total: Tensor | None = None
         for start in range(0, n, rows):
-            part = slice(start, start + rows)
-            x = moving[:, part]
-            shift = torch.einsum("knd,nd->kn", x, self.mean[part]).unsqueeze(-1)
+            some = slice(part.start + start, part.start + min(start + rows, n))
+            x = moving[:, start : start + rows]
+            shift = torch.einsum("knd,nd->kn", x, self.mean[some]).unsqueeze(-1)
             flat = x.reshape(-1, width)
-            root = (self.p[part] * self.weights[part]).sqrt_()
+            root = (self.p[some] * self.weights[some]).sqrt_()
             for first in range(0, root.shape[1], columns):
-                some = slice(first, first + columns)
-                y = (flat @ self.product.right[:, some]).view(k, -1, root[:, some].shape[1])
-                y = y.sub_(shift).mul_(root[:, some]).flatten(1)
-                total.addmm_(y, y.T)
+                these = slice(first, first + columns)
+                y = (flat @ self.product.right[:, these]).view(k, -1, root[:, these].shape[1])
+                y = y.sub_(shift).mul_(root[:, these])
+                block = within.gram(y, y)
+                total = block if total is None else total.add_(block)
+        assert total is not None
         return total * self.product.scale**2
 
     def _of_inputs(self, x: Tensor, part: slice) -> Tensor:

@@ -12,11 +12,11 @@ from spectrascope.curvature.claims import BATCH_NORMS, MAPPED, batch_norm_eps, d
 from spectrascope.curvature.operations import functional, with_tensors
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import LinearStep, Pushed, Step, TangentRule, Tangents, argument
-from spectrascope.curvature.tangent.values import RankOne, Stacked, Tangent, dense
+from spectrascope.curvature.tangent.values import RankOne, Stacked, Tangent, Zero, dense
 
 __all__ = ["LINEAR_RULES"]
 
-Map = Callable[[Tangent], "Tangent | Sequence[Tangent]"]
+Map = Callable[[Tangent], "Tangent | Zero | Sequence[Tangent]"]
 
 LINEAR_RULES: dict[str, TangentRule] = {}
 
@@ -106,11 +106,9 @@ def _select(node: Node) -> Map:
     axis, index = _axis(node), int(argument(node, 2, "index", 0))
     size = node.tensors()[0].shape[axis - 1]
 
-    def apply(z: Tangent) -> Tangent:
+    def apply(z: Tangent) -> Tangent | Zero:
         if isinstance(z, Stacked) and axis == 1:
-            if index % size == z.index:
-                return z.matrix
-            return z.matrix.left.new_zeros(1).expand(z.matrix.left.shape[1], *z.shape[1:])
+            return z.matrix if index % size == z.index else Zero()
         return dense(z).select(axis, index)
 
     return apply

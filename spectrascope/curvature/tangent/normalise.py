@@ -14,7 +14,8 @@ from torch import Tensor
 from spectrascope.curvature.claims import BATCH_NORMS, batch_norm_eps
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, Step, TangentRule, Tangents, argument
-from spectrascope.curvature.tangent.values import dense, gram, weighted_gram
+from spectrascope.curvature.tangent.values import dense
+from spectrascope.curvature.tangent.within import Within
 
 __all__ = ["NORMALISING_RULES"]
 
@@ -35,13 +36,16 @@ class _Softmax:
     axis: int
     adjoint: Tensor | None
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         centred = _centred(z, self.p, self.axis)
         bent = None
-        if bend and self.adjoint is not None:
+        if within is not None and self.adjoint is not None:
             g = self.p * (self.adjoint - (self.p * self.adjoint).sum(self.axis, keepdim=True))
-            bent = weighted_gram(centred, g)
+            bent = within.weighted(centred, g)
         return ((self.p * centred,) if outputs else ()), bent
+
+    def splits(self, samples: int) -> bool:
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +56,15 @@ class _LogSoftmax:
     axis: int
     adjoint: Tensor | None
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         centred = _centred(z, self.p, self.axis)
         bent = None
-        if bend and self.adjoint is not None:
-            bent = -weighted_gram(centred, self.p * self.adjoint.sum(self.axis, keepdim=True))
+        if within is not None and self.adjoint is not None:
+            bent = -within.weighted(centred, self.p * self.adjoint.sum(self.axis, keepdim=True))
         return ((centred,) if outputs else ()), bent
+
+    def splits(self, samples: int) -> bool:
+        return True
 
 
 def _softmax(log: bool) -> object:
@@ -88,7 +95,7 @@ class _Normalised:
     centred: bool
     shape: tuple[int, ...]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         (x,) = z
         assert x is not None
         x = dense(x)
@@ -99,16 +106,19 @@ class _Normalised:
         a = torch.einsum("rn,krn->kr", self.xh, x).unsqueeze(-1) / size
         w = torch.addcmul(x, a, self.xh, value=-1)
         bent = None
-        if bend and self.adjoint is not None:
+        if within is not None and self.adjoint is not None:
             g = self.adjoint if self.gamma is None else self.adjoint * self.gamma
             r2 = self.r.square()
             slope = torch.einsum("rn,krn->kr", g, w).unsqueeze(-1) * r2
             pull = (g * self.xh).sum(-1, keepdim=True) * r2 / size
-            bent = -2 * gram(a, slope) - gram(w * pull, x)
+            bent = -2 * within.gram(a, slope) - within.gram(w * pull, x)
         if not outputs:
             return (), bent
         scale = self.r if self.gamma is None else self.r * self.gamma
         return ((w * scale).reshape(-1, *self.shape),), bent
+
+    def splits(self, samples: int) -> bool:
+        return self.xh.shape[0] % samples == 0
 
 
 def _layer_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
@@ -160,16 +170,20 @@ class _ByChannel:
     order: tuple[int, ...]
     shape: tuple[int, ...]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         (x,) = z
         assert x is not None
         x = dense(x)
         channels_first = x.permute(0, *(a + 1 for a in self.order))
-        out, bent = self.inner.push([channels_first], outputs=outputs, bend=bend)
+        out, bent = self.inner.push([channels_first], outputs=outputs, within=within)
         if not outputs:
             return (), bent
         (y,) = out
-        return (dense(y).permute(0, *(a + 1 for a in self.order)) if y is not None else None,), bent
+        assert isinstance(y, Tensor)
+        return (y.permute(0, *(a + 1 for a in self.order)),), bent
+
+    def splits(self, samples: int) -> bool:
+        return False
 
 
 def _batch_statistics(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
@@ -201,16 +215,16 @@ class _WeightNorm:
     axis: int
     shape: tuple[int, ...]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         found = {p: self._rows(dense(t)) for p, t in zip(self.positions, z, strict=True) if t is not None}
         turned: Tensor | None = None
         bent: Tensor | None = None
         if 0 in found:
-            (pushed,), bent = self.unit.push([found[0]], outputs=True, bend=bend)
+            (pushed,), bent = self.unit.push([found[0]], outputs=True, within=within)
             assert isinstance(pushed, Tensor)
             turned = pushed
-        if bend and self.adjoint is not None and turned is not None and 1 in found:
-            crossed = 2 * gram(self.adjoint * found[1], turned)
+        if within is not None and self.adjoint is not None and turned is not None and 1 in found:
+            crossed = 2 * within.gram(self.adjoint * found[1], turned)
             bent = crossed if bent is None else bent + crossed
         if not outputs:
             return (), bent
@@ -221,6 +235,9 @@ class _WeightNorm:
         assert out is not None
         moved = self.shape[self.axis], *self.shape[: self.axis], *self.shape[self.axis + 1 :]
         return (out.reshape(-1, *moved).movedim(1, self.axis + 1),), bent
+
+    def splits(self, samples: int) -> bool:
+        return False
 
     def _rows(self, x: Tensor) -> Tensor:
         return x.movedim(self.axis + 1, 1).flatten(2)

@@ -17,16 +17,19 @@ from spectrascope.curvature.tangent.chains import Chains, ChainStep
 from spectrascope.curvature.tangent.head import HeadStep, row_order, token_forms
 from spectrascope.curvature.tangent.products import matrix_product
 from spectrascope.curvature.tangent.rule import Step, TangentRule
+from spectrascope.curvature.tangent.samples import MixedSamplesError, SampleOrder
 from spectrascope.curvature.tangent.table import find_rule, kind_of
-from spectrascope.curvature.tangent.values import Tangent, dense
-from spectrascope.numerics.spectra import sum_dtype
 
-__all__ = ["Footprint", "Plan", "make_plan", "record_loss"]
+__all__ = ["Footprint", "Plan", "Planned", "make_plan", "record_loss"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
-    """A step among others. ``curved``: weights with second-order terms here; ``wanted``: those needing the outputs."""
+class Planned:
+    """A step among others. ``curved``: weights with second-order terms here; ``wanted``: those needing the outputs.
+
+    ``entries`` says in which inputs tangents of weights alone first meet samples, ``pulls`` are the outputs' adjoints;
+    both are empty where samples need not be told apart.
+    """
 
     step: Step
     name: str
@@ -34,6 +37,13 @@ class _Planned:
     outputs: tuple[int | None, ...]
     curved: int
     wanted: int
+    entries: tuple[bool, ...] = ()
+    pulls: tuple[Tensor | None, ...] = ()
+
+    @property
+    def weights(self) -> int:
+        """The weights for which the step matters, as bits."""
+        return self.curved | self.wanted
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,61 +63,19 @@ class Plan:
     """What all sweeps over one micro-batch share.
 
     ``loss`` is its mean loss, ``gradients`` that loss's gradients in the weights; ``unsupported`` the weights that
-    cannot be followed, by bit, and why.
+    cannot be followed, by bit, and why; ``borders`` the sample numbers 0 … b between which sample groups lie.
     """
 
-    steps: tuple[_Planned, ...]
-    dep: tuple[int, ...]  # per value
+    steps: tuple[Planned, ...]
     loss: float
     gradients: tuple[Tensor | None, ...]
     unsupported: dict[int, str]
     footprint: Footprint
+    borders: tuple[int, ...]
 
-    def sweep(self, bit: int, seed: Tangent) -> Tensor:
-        """Second derivatives (K, K) of the micro-batch's mean loss along the tangents ``seed`` of weight ``bit``.
-
-        Raises:
-            UnsupportedOperationError: an operation downstream cannot be followed.
-        """
-        if bit in self.unsupported:
-            raise UnsupportedOperationError(self.unsupported[bit])
-        mask = 1 << bit
-        steps = [s for s in self.steps if (s.curved | s.wanted) & mask]
-        last = {n: i for i, s in enumerate(steps) for n in s.inputs}
-        found: dict[int, Tangent] = {bit: seed}
-        parts: list[Tensor] = []
-        for i, planned in enumerate(steps):
-            z = [found[n] if self.dep[n] & mask else None for n in planned.inputs]
-            try:
-                outs, bent = planned.step.push(z, outputs=bool(planned.wanted & mask), bend=bool(planned.curved & mask))
-            except (NotImplementedError, RuntimeError) as error:
-                if is_out_of_memory(error):
-                    raise
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise UnsupportedOperationError(f"{planned.name}: {first}") from error
-            if bent is not None:
-                parts.append(bent)
-            for used in planned.inputs:
-                if last[used] == i:
-                    found.pop(used, None)
-            for number, tangent in zip(planned.outputs, outs, strict=False):
-                if number is not None and tangent is not None and number in last:
-                    found[number] = tangent
-            missing = [n for n in planned.outputs if n in last and n is not None and n not in found]
-            if missing and planned.wanted & mask:
-                raise UnsupportedOperationError(f"{planned.name} gives no tangent of one of its outputs")
-        if not parts:
-            k = dense(seed).shape[0]
-            return torch.zeros(k, k, dtype=torch.float64)
-        return _summed(parts)
-
-
-def _summed(parts: Sequence[Tensor]) -> Tensor:
-    """Sum of many small matrices, in float64 where the device has it."""
-    wide = sum_dtype(parts[0].device)
-    if any(part.dtype != parts[0].dtype for part in parts):
-        parts = [part.to(wide) for part in parts]
-    return torch.stack(list(parts)).sum(0, dtype=wide)
+    def met(self, bit: int) -> int:
+        """Which step first meets a weight: the order in which weights are swept."""
+        return next((i for i, s in enumerate(self.steps) if bit in s.inputs), len(self.steps))
 
 
 def record_loss(weights: Sequence[Tensor], loss_of: Callable[[], Tensor]) -> tuple[Recording, Tensor]:
@@ -127,7 +95,15 @@ class _Ruled:
     wanted: int
 
 
-def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, directions: int) -> Plan:
+def make_plan(
+    recording: Recording,
+    weights: Sequence[Tensor],
+    loss: Tensor,
+    directions: int,
+    *,
+    borders: tuple[int, ...] = (0, 1),
+    order: SampleOrder | None = None,
+) -> Plan:
     """Adjoints, constants and the order of steps.
 
     Args:
@@ -135,8 +111,11 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, dir
         weights: those it was made for.
         loss: the scalar it ended in.
         directions: how many tangents will be pushed, over all weights; decides what is worth preparing.
+        borders: sample numbers 0 … b at which sample groups begin, the end included.
+        order: where samples lie in every value; needed for more than one group.
 
     Raises:
+        MixedSamplesError: sample groups cannot be told apart.
         UnsupportedOperationError: the loss does not depend on any weight.
     """
     end = recording.number_of(loss)
@@ -146,30 +125,38 @@ def make_plan(recording: Recording, weights: Sequence[Tensor], loss: Tensor, dir
             "under no_grad or inference_mode"
         )
     ruled = _with_rules(recording, end)
-    numbers = sorted({n for r in ruled if r.curved for n in r.node.outputs if n is not None})
+    entries: dict[int, tuple[bool, ...]] = {}
+    if order is not None:
+        matter = [(r.node, r.curved, r.wanted) for r in ruled]
+        entries = order.entries(recording, _reaching(recording, end), matter, borders[-1])
+    looked_at = [r.node for r in ruled if r.curved or id(r.node) in entries]
+    numbers = sorted({n for node in looked_at for n in node.outputs if n is not None})
     edges = [(n, edge) for n in numbers if (edge := recording.values[n].gradient_edge()) is not None]
     found = torch.autograd.grad(loss, [*weights, *(edge for _, edge in edges)], allow_unused=True)
     gradients, rest = found[: len(weights)], found[len(weights) :]
     adjoints = {n: a.detach() for (n, _), a in zip(edges, rest, strict=True) if a is not None}
-    dep = tuple(value.dep for value in recording.values)
     for r in ruled:
+        if id(r.node) in entries and any(n is not None and n not in adjoints for n in r.node.outputs):
+            raise MixedSamplesError(f"{r.node.name.removeprefix('aten.')} has no adjoint")
         if r.curved and all(n not in adjoints for n in r.node.outputs if n is not None):
             # It reaches the loss, so autograd should have found its adjoint: never take it for zero.
             recording.refuse(r.curved, f"{r.node.name.removeprefix('aten.')} has no adjoint")
-    steps = _steps(recording, ruled, adjoints, directions)
+    steps = _steps(recording, ruled, adjoints, directions, entries)
+    if order and not all(s.step.splits(borders[-1]) for s in steps if s.curved):
+        raise MixedSamplesError("an operation's second-order terms are not told apart by sample")
     plan = Plan(
         tuple(steps),
-        dep,
         float(loss.detach()),
         tuple(None if g is None else g.detach() for g in gradients),
         dict(recording.refused),
         _footprint(recording, steps),
+        borders,
     )
     recording.release()
     return plan
 
 
-def _footprint(recording: Recording, steps: Sequence[_Planned]) -> Footprint:
+def _footprint(recording: Recording, steps: Sequence[Planned]) -> Footprint:
     values = recording.values
     # A weight is there anyway, and its tangent is two factors.
     sizes = [0 if v.of_weight else v.nbytes for v in values]
@@ -180,18 +167,23 @@ def _footprint(recording: Recording, steps: Sequence[_Planned]) -> Footprint:
     return Footprint(5 * kept, 2 * widest)
 
 
-def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
-    """Nodes that reach the loss, each with its rule and the weights for which it matters."""
-    values = recording.values
+def _reaching(recording: Recording, end: int) -> list[Node]:
+    """Nodes that reach the loss, last first."""
     reaches = {end}
     kept: list[Node] = []
     for node in reversed(recording.nodes):
         if any(n in reaches for n in node.outputs):
             reaches.update(node.inputs.values())
             kept.append(node)
+    return kept
+
+
+def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
+    """Nodes that reach the loss, each with its rule and the weights for which it matters."""
+    values = recording.values
     need = [0] * len(values)
     ruled: list[_Ruled] = []
-    for node in kept:  # last first
+    for node in _reaching(recording, end):
         kind = kind_of(node)
         deps = [values[n].dep for n in node.inputs.values()]
         union = overlap = 0
@@ -235,6 +227,7 @@ class _Head:
         return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive, forms)
 
 
+_PRODUCTS = ("aten.mm", "aten.addmm")
 _ROW_WISE = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "slice", "clone", "alias"))
 
 
@@ -255,7 +248,7 @@ def _find_heads(ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> dict[in
             above = producer.get(number)
             if above is None or consumers[number] != 1:
                 break
-            if above.node.name in ("aten.mm", "aten.addmm"):
+            if above.node.name in _PRODUCTS:
                 if row_order(between[:0:-1], above.node.outs[0].shape[0]) is not None:
                     found[id(above.node)] = _Head(above.node, tuple(between[::-1]))
                 break
@@ -266,29 +259,35 @@ def _find_heads(ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> dict[in
 
 
 def _steps(
-    recording: Recording, ruled: Sequence[_Ruled], adjoints: dict[int, Tensor], directions: int
-) -> list[_Planned]:
+    recording: Recording,
+    ruled: Sequence[_Ruled],
+    adjoints: dict[int, Tensor],
+    directions: int,
+    entries: dict[int, tuple[bool, ...]],
+) -> list[Planned]:
     values = recording.values
     # For forms of the head: no more than the weights and activations themselves.
     memory = sum(v.nbytes for v in values if not v.view)
     heads = _find_heads(ruled, adjoints)
     inside = {id(node) for head in heads.values() for node in head.between}
     chains = Chains(values)
-    placed: list[tuple[float, _Planned]] = []
+    placed: list[tuple[float, Planned]] = []
     made_at: dict[int, int] = {}
     used: set[int] = set()
     with torch.no_grad():
         for i, r in enumerate(ruled):
             node = r.node
             outputs = node.outputs
-            of = [adjoints.get(n) if n is not None and r.curved else None for n in outputs]
+            entry = entries.get(id(node), ())
+            pulls = tuple(adjoints.get(n) if n is not None else None for n in outputs)
+            of = pulls if r.curved or (entry and node.name in _PRODUCTS) else (None,) * len(outputs)
             for n in outputs:
                 if n is not None:
                     made_at[n] = i
             if id(node) in inside:
                 continue
             head = heads.get(id(node))
-            if head is None and chains.take(node, r.curved, of[0] if of else None):
+            if head is None and not entry and chains.take(node, r.curved, of[0] if of else None):
                 continue
             used.update(node.inputs.values())
             try:
@@ -300,9 +299,14 @@ def _steps(
                 continue
             inputs, name = tuple(node.inputs.values()), node.name.removeprefix("aten.")
             if head is None:
-                placed.append((i, _Planned(step, name, inputs, outputs, r.curved, r.wanted)))
+                placed.append(
+                    (i, Planned(step, name, inputs, outputs, r.curved, r.wanted, entry, pulls if entry else ()))
+                )
             else:
-                placed.append((i, _Planned(step, f"{name} and log-softmax", inputs, (), r.curved | r.wanted, 0)))
+                both = f"{name} and log-softmax"
+                placed.append(
+                    (i, Planned(step, both, inputs, (), r.curved | r.wanted, 0, entry, pulls if entry else ()))
+                )
     for root, chain in chains.by_root.items():
         leaving = tuple(n for n in chain.slopes if n in used)
         wanted = 0
@@ -313,5 +317,5 @@ def _steps(
         step = ChainStep(tuple(chain.slopes[n] for n in leaving), chain.bend, values[root].shape)
         # Directly after what makes the root; weights are there from the start.
         at = made_at.get(root, -1) + 0.5
-        placed.append((at, _Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted)))
+        placed.append((at, Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted)))
     return [planned for _, planned in sorted(placed, key=lambda p: p[0])]

@@ -17,9 +17,10 @@ from spectrascope.curvature.claims import STRAIGHT_ENTRY_BY_ENTRY, bare_name
 from spectrascope.curvature.operations import functional, with_tensors
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
-from spectrascope.curvature.tangent.values import dense, gram, weighted_gram
+from spectrascope.curvature.tangent.values import dense
+from spectrascope.curvature.tangent.within import Within
 
-__all__ = ["POINTWISE_RULES", "Derivatives", "Factor", "derivatives"]
+__all__ = ["POINTWISE_RULES", "Derivatives", "Factor", "PointwiseStep", "derivatives"]
 
 Factor = "Tensor | float"
 """A derivative entry by entry, or one number for all entries."""
@@ -142,12 +143,15 @@ _CURVED = (
 
 
 @dataclass(frozen=True, slots=True)
-class _PointwiseStep:
+class PointwiseStep:
+    """An operation that works entry by entry, with its derivatives at the recorded values."""
+
     found: Derivatives
     adjoint: Tensor | None
     shape: tuple[int, ...]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
+        """Scale the inputs' tangents by the derivatives, and add second-order terms pair by pair of inputs."""
         parts = [None if t is None else _aligned(dense(t), len(self.shape)) for t in z]
         out: Tensor | None = None
         if outputs:
@@ -158,16 +162,25 @@ class _PointwiseStep:
             assert out is not None
             out = out.expand(out.shape[0], *self.shape)
         total: Tensor | None = None
-        if bend and self.adjoint is not None:
+        if within is not None and self.adjoint is not None:
             for (i, j), factor in self.found.second.items():
                 a, b = parts[i], parts[j]
                 if a is None or b is None:
                     continue
                 weight = (self.adjoint * factor).expand(self.shape)
                 a, b = a.expand(-1, *self.shape), b.expand(-1, *self.shape)
-                both = weighted_gram(a, weight) if i == j else gram(a * weight, b)
+                both = within.weighted(a, weight) if i == j else within.gram(a * weight, b)
                 total = _plus(total, both if i == j else 2 * both)
         return ((out,) if outputs else ()), total
+
+    def splits(self, samples: int) -> bool:
+        """Entry by entry, samples stay apart."""
+        return True
+
+    @property
+    def adds(self) -> bool:
+        """Whether the output's tangent is the plain sum of the inputs', entry by entry."""
+        return not self.found.second and all(isinstance(f, float) and f == 1.0 for f in self.found.first)
 
 
 def _plus(total: Tensor | None, more: Tensor) -> Tensor:
@@ -179,9 +192,9 @@ def _aligned(z: Tensor, dims: int) -> Tensor:
     return z.reshape(z.shape[0], *(1,) * (dims - z.dim() + 1), *z.shape[1:]) if z.dim() <= dims else z
 
 
-def _make(node: Node, adjoints: Sequence[Tensor | None]) -> _PointwiseStep:
+def _make(node: Node, adjoints: Sequence[Tensor | None]) -> PointwiseStep:
     found = derivatives(node, second=adjoints[0] is not None)
-    return _PointwiseStep(found, adjoints[0], tuple(node.outs[0].shape))
+    return PointwiseStep(found, adjoints[0], tuple(node.outs[0].shape))
 
 
 POINTWISE_RULES: dict[str, TangentRule] = {

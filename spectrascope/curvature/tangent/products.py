@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
-from spectrascope.curvature.tangent.values import RankOne, Tangent, dense, gram
+from spectrascope.curvature.tangent.values import RankOne, Tangent, dense, picked
+from spectrascope.curvature.tangent.within import Within
 
 __all__ = ["PRODUCT_RULES", "MatrixProduct", "matrix_product"]
 
@@ -42,7 +43,7 @@ class MatrixProduct:
         """Tangents by place, those absent left out."""
         return {place: t for place, t in zip(self.places, z, strict=True) if t is not None}
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         """Product rule."""
         found = self.split(z)
         out: Tensor | None = None
@@ -61,20 +62,46 @@ class MatrixProduct:
                 lead = (1,) * (len(self.shape) + 1 - offset.dim())
                 offset = offset.reshape(offset.shape[0], *lead, *offset.shape[1:])
                 out = offset.expand(-1, *self.shape) if out is None else out + offset
-        return ((out,) if outputs else ()), self.bend(found) if bend else None
+        return ((out,) if outputs else ()), None if within is None else self.bend(found, within)
 
-    def bend(self, found: dict[str, Tangent]) -> Tensor | None:
+    def splits(self, samples: int) -> bool:
+        """The rows of a plain product are told apart, or the matrices of a batch of them."""
+        return self.shape[0] % samples == 0
+
+    def bend(self, found: dict[str, Tangent], within: Within) -> Tensor | None:
         """2 <delta, left' right'> where both factors carry a tangent."""
         if self.adjoint is None or "left" not in found or "right" not in found:
             return None
         left, right, delta = found["left"], found["right"], self.adjoint
         if isinstance(right, RankOne):
-            mixed = dense(left) @ right.left  # (K, N, K')
-            return 2 * self.scale * torch.einsum("knj,nj->kj", mixed, delta @ right.right)
+            z = dense(left)
+            forms = [_rank_one_form(z[rows], right, rows, delta, within) for rows in within.rows()]
+            return 2 * self.scale * within.padded(forms)
         if isinstance(left, RankOne):
-            mixed = dense(right).transpose(-1, -2) @ left.right
-            return 2 * self.scale * torch.einsum("knj,nj->kj", mixed, delta.transpose(-1, -2) @ left.left)
-        return 2 * self.scale * gram(_left_times(dense(left).transpose(-1, -2), delta), dense(right))
+            z, delta = dense(right).transpose(-1, -2), delta.transpose(-1, -2)
+            forms = [_rank_one_form(z[rows], left.t(), rows, delta, within) for rows in within.rows()]
+            return 2 * self.scale * within.padded(forms)
+        z, w = dense(left).transpose(-1, -2), dense(right)
+        if delta.dim() == 3:
+            return 2 * self.scale * within.gram(_left_times(z, delta), w)
+        return within.by_group(
+            delta.shape[0], lambda part: 2 * self.scale * within.alone.gram(_left_times(z[..., part], delta[part]), w)
+        )
+
+    def slopes(self, z: Tangents, within: Within) -> Tensor | None:
+        """<delta, out'> (G, S) where a plain product's right factor alone carries tangents, without making out'."""
+        found = self.split(z)
+        right = found.get("right")
+        if set(found) != {"right"} or not isinstance(right, RankOne) or self.adjoint is None:
+            return None
+        return self.scale * within.sums((self.left @ right.left) * (self.adjoint @ right.right))
+
+
+def _rank_one_form(z: Tensor, other: RankOne, rows: slice, delta: Tensor, within: Within) -> Tensor:
+    """<delta, z_k D_j> (G, K, K) for tangents z (K, N, d) and rank-one D of the other factor, some of them."""
+    one = picked(other, rows)
+    assert isinstance(one, RankOne)
+    return within.sums(((z @ one.left) * (delta @ one.right)).transpose(0, 1))
 
 
 def _left_times(z: Tangent, right: Tensor) -> Tensor:
@@ -145,7 +172,7 @@ class _Convolution:
     shape: tuple[int, ...]
     adjoint: Tensor | None
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         found = {p: t for p, t in zip(self.positions, z, strict=True) if t is not None}
         x, weight = found.get(0), found.get(1)
         out: Tensor | None = None
@@ -160,9 +187,13 @@ class _Convolution:
                 offset = offset.reshape(*offset.shape[:1], 1, -1, *(1,) * (len(self.shape) - 2))
                 out = offset.expand(-1, *self.shape) if out is None else out + offset
         bent = None
-        if bend and self.adjoint is not None and x is not None and weight is not None:
-            bent = self._bend(dense(x), weight)
+        if within is not None and self.adjoint is not None and x is not None and weight is not None:
+            images = dense(x)
+            bent = within.padded([self._bend(images[rows], picked(weight, rows))[None] for rows in within.rows()])
         return ((out,) if outputs else ()), bent
+
+    def splits(self, samples: int) -> bool:
+        return False
 
     def _of_input(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, 1)

@@ -9,32 +9,38 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from spectrascope.curvature.recorder import Node
-from spectrascope.curvature.tangent.values import Tangent
+from spectrascope.curvature.tangent.values import Tangent, Zero
+from spectrascope.curvature.tangent.within import Within
 
 __all__ = ["LinearStep", "Pushed", "Step", "TangentRule", "Tangents", "argument"]
 
 Tangents = Sequence["Tangent | None"]
 """One batch of tangents per tracked input, in the order of the node's ``inputs``; ``None`` where there is none."""
 
-Pushed = Sequence["Tangent | None"]
-"""One batch of tangents per output; ``None`` where an output has none."""
+Pushed = Sequence["Tangent | Zero | None"]
+"""One batch of tangents per output; ``None`` where the output is not followed."""
 
 
 class Step(Protocol):
     """An operation with its constants: values and adjoints read off the recording."""
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
-        """Push tangents through.
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
+        """Push tangents of any number of weights through; all of them arrive at the same inputs.
 
         Args:
             z: tangents of the tracked inputs.
             outputs: whether the outputs' tangents are wanted.
-            bend: whether the second-order contribution is wanted.
+            within: which tangent belongs to which weight, where the second-order contribution is wanted.
 
         Returns:
-            The outputs' tangents (empty if not wanted), and the sum (K, K) of <delta, D²phi[z_k, z_j]> over the
-            outputs, of which only the symmetric part means something; ``None`` for zero.
+            The outputs' tangents (empty if not wanted), and per sample group and weight the sums (G, W, K, K) of
+            <delta, D²phi[z_k, z_j]> over the outputs, of which only the symmetric part means something; ``None`` for
+            zero.
         """
+        ...
+
+    def splits(self, samples: int) -> bool:
+        """Whether it can tell the contributions of so many samples apart, those of its outputs lying one by one."""
         ...
 
 
@@ -56,9 +62,13 @@ class LinearStep:
 
     apply: Callable[[Tangents], Pushed]
 
-    def push(self, z: Tangents, *, outputs: bool, bend: bool) -> tuple[Pushed, Tensor | None]:
+    def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
         """Apply the linear map."""
         return (self.apply(z) if outputs else ()), None
+
+    def splits(self, samples: int) -> bool:
+        """There is nothing to tell apart."""
+        return True
 
 
 def argument(node: Node, position: int, name: str, default: Any) -> Any:

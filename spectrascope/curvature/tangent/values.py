@@ -1,18 +1,19 @@
 """A batch of tangents of one value: dense, or rank one per direction as those of a weight are.
 
-Dense tangents are (K, …), direction first. The directions D_k = u_k v_k^T of a weight stay factored for as
-long as the operations allow it, so that no K × m × n tensor need exist.
+Dense tangents are (K, …), direction first; those of several weights are stacked. The directions D_k = u_k v_k^T of a
+weight stay factored for as long as the operations allow it, so that no K × m × n tensor need exist.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["RankOne", "Stacked", "Tangent", "dense", "gram", "weighted_gram"]
+__all__ = ["RankOne", "Stacked", "Tangent", "Zero", "dense", "joined", "picked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,11 @@ class Stacked:
         return whole
 
 
+@dataclass(frozen=True, slots=True)
+class Zero:
+    """Tangents that are zero: nothing travels on."""
+
+
 Tangent: TypeAlias = "Tensor | RankOne | Stacked"
 
 
@@ -59,35 +65,24 @@ def dense(tangent: Tangent) -> Tensor:
     return tangent if isinstance(tangent, Tensor) else tangent.dense()
 
 
-def gram(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products (K, K) of two batches of tangents (K, …), entry by entry.
-
-    >>> gram(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0]]))
-    tensor([[11.]])
-    """
-    return a.reshape(a.shape[0], -1) @ b.reshape(b.shape[0], -1).T
-
-
-def weighted_gram(x: Tensor, weight: Tensor) -> Tensor:
-    """``gram(weight * x, x)``, block by block, so that the product with the weight need not leave the cache.
-
-    Args:
-        x: tangents (K, …).
-        weight: one entry per entry of a tangent.
-
-    >>> weighted_gram(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, -1.0]))
-    tensor([[-1.]])
-    """
-    k = x.shape[0]
-    flat, entries = x.reshape(k, -1), weight.reshape(-1)
-    step = max(1, _BLOCK_ENTRIES.get(x.device.type, _BLOCK_ENTRIES_DEVICE) // k)
-    total: Tensor | None = None
-    for start in range(0, flat.shape[1], step):
-        part = flat[:, start : start + step]
-        block = (part * entries[start : start + step]) @ part.T
-        total = block if total is None else total.add_(block)
-    return x.new_zeros(k, k) if total is None else total
+def picked(tangent: Tangent, rows: slice | list[int]) -> Tangent:
+    """Some of the tangents."""
+    if isinstance(tangent, RankOne):
+        return RankOne(tangent.left[:, rows], tangent.right[:, rows], tangent.shape)
+    if isinstance(tangent, Stacked):
+        matrix = picked(tangent.matrix, rows)
+        assert isinstance(matrix, RankOne)
+        return Stacked(tangent.index, matrix, tangent.shape)
+    return tangent[rows]
 
 
-_BLOCK_ENTRIES = {"cpu": 1 << 17}
-_BLOCK_ENTRIES_DEVICE = 1 << 26
+def joined(tangents: Sequence[Tangent]) -> Tangent | None:
+    """Tangents one after another; ``None`` where they are not of one kind."""
+    if len(tangents) == 1:
+        return tangents[0]
+    if all(isinstance(t, RankOne) for t in tangents):
+        ones = [t for t in tangents if isinstance(t, RankOne)]
+        return RankOne(torch.cat([t.left for t in ones], 1), torch.cat([t.right for t in ones], 1), ones[0].shape)
+    if all(isinstance(t, Tensor) for t in tangents):
+        return torch.cat([t for t in tangents if isinstance(t, Tensor)])
+    return None

@@ -1,0 +1,168 @@
+"""One sweep for all weights of a network and its sample groups: the numbers of one weight at a time, few launches."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from spectrascope.curvature.double_backprop import DoubleBackprop
+from spectrascope.curvature.tangent import within
+from spectrascope.curvature.tangent.engine import Tangents
+from spectrascope.curvature.tangent.sweep import sweep
+from spectrascope.losses import CausalLM
+from spectrascope.workload import TensorSource, Workload
+from tests.support.counting import bytes_alive, operations
+from tests.support.families import FAMILIES, no_narrowing
+from tests.support.measure_helpers import hold, layers_of, small_gpt2, targets_of
+
+
+@pytest.fixture
+def launched_as_on_a_device(monkeypatch):
+    """Whole tensors at a time: a CPU cuts work into blocks that stay in its cache."""
+    monkeypatch.setattr(within, "_BLOCK_BYTES", {})
+
+
+def _gpt2(length: int) -> Workload:
+    """As ``examples/gpt2_workload.py:small``: three layers of width 96, 19 weights, 16 sequences."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        n_layer=3, n_embd=96, n_head=4, vocab_size=1000, n_positions=128, bos_token_id=None, eos_token_id=None
+    )
+    tokens = torch.randint(1000, (16, length))
+    model = GPT2LMHeadModel(config).eval()
+    return Workload(model, TensorSource(tokens, tokens), CausalLM(), torch.device("cpu"), torch.float32)
+
+
+def _operations(workload: Workload, every: int) -> tuple[float, int]:
+    """Operations of a measurement with 20 directions and 16 groups, in forward passes, and how many weights."""
+    layers = layers_of(workload)[::every]
+    inputs, labels = workload.fetch(0, workload.source.n)
+    with hold(workload, layers):
+        targets = targets_of(workload, layers, 20)
+        with torch.no_grad(), operations() as forward:
+            workload.loss(inputs, labels)
+        with operations() as measured:
+            Tangents(micro_batch=16, stacked=1 << 15, memory=1 << 40).measure(workload, targets, groups=16)
+    return len(measured) / len(forward), len(layers)
+
+
+def test_few_operations_however_many_the_weights(launched_as_on_a_device):
+    workload = _gpt2(8)  # how many operations there are does not depend on the length of what they work on
+    all_of_them, n = _operations(workload, 1)
+    assert n == 19
+    assert all_of_them <= 60
+    some, n = _operations(workload, 4)
+    assert n == 5
+    assert all_of_them <= 1.2 * some
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "mixtral", "bert-masked", "swiglu", "tied-head", "lstm"])
+def test_together_is_one_by_one(name):
+    """All weights in one sweep, few at a time or one by one, groups together or alone: the same to rounding."""
+    workload = FAMILIES[name]()
+    layers = layers_of(workload)
+    with no_narrowing(), hold(workload, layers):
+        targets = targets_of(workload, layers, 3)
+        uneven = [
+            replace(t, directions=t.directions.pick(range(min(t.directions.k, 1 + i % 3))))
+            for i, t in enumerate(targets)
+        ]
+        together = Tangents(micro_batch=workload.source.n).measure(workload, uneven, groups=3)
+        some = Tangents(micro_batch=workload.source.n, stacked=5 * workload.source.n).measure(
+            workload, uneven, groups=3
+        )
+        for i, (target, whole, part) in enumerate(zip(uneven, together, some, strict=True)):
+            (alone,) = Tangents(micro_batch=1).measure(workload, [target], groups=3)
+            for found in (whole, part):
+                for field in ("matrix", "group_h", "group_sigma"):
+                    one, other = getattr(found, field), getattr(alone, field)
+                    assert float((one - other).abs().max()) <= 1e-12 * float(other.abs().max()), (i, field)
+
+
+def test_groups_in_one_micro_batch_are_those_of_double_backprop(monkeypatch):
+    workload = replace(small_gpt2(2, 7), dtype=torch.float64)
+    workload.model.double()
+    seen = []
+    monkeypatch.setattr(
+        "spectrascope.curvature.tangent.engine.sweep",
+        lambda plan, seeds: seen.append((plan.borders, len(seeds))) or sweep(plan, seeds),
+    )
+    layers = layers_of(workload)
+    with no_narrowing(), hold(workload, layers):
+        targets = targets_of(workload, layers, 4)
+        found = Tangents(micro_batch=7, stacked=1 << 15).measure(workload, targets, groups=(1, 2, 4))
+        truth = DoubleBackprop(micro_batch=7).measure(workload, targets, groups=(1, 2, 4))
+    assert seen == [((0, 1, 3, 7), len(targets))]
+    for one, other in zip(found, truth, strict=True):
+        assert float((one.matrix - other.matrix).abs().max()) <= 1e-12 * float(other.matrix.abs().max())
+        assert float((one.group_h - other.group_h).abs().max()) <= 1e-12 * float(other.group_h.abs().max())
+        assert float((one.group_sigma - other.group_sigma).abs().max()) <= 1e-12 * float(other.group_sigma.abs().max())
+
+
+class _AcrossSamples(nn.Module):
+    """What one sample gives depends on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        h = torch.tanh(self.a(x))
+        return self.b(torch.tanh(h - h.mean(0)))
+
+
+class _PositionsFirst(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.b(torch.tanh(self.a(x.transpose(0, 1)))).mean(0)
+
+
+def _unequal_terms(scores, targets):
+    return nn.functional.cross_entropy(scores, targets, weight=torch.tensor([1.0, 5.0, 2.0]).to(scores))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape", "loss"),
+    [
+        (_AcrossSamples, (6, 5), nn.functional.cross_entropy),
+        (_PositionsFirst, (6, 7, 5), nn.functional.cross_entropy),
+        (lambda: nn.Sequential(nn.Linear(5, 4), nn.GELU(), nn.Linear(4, 3)), (6, 5), _unequal_terms),
+    ],
+    ids=["across samples", "positions first", "a mean with unequal weights"],
+)
+def test_groups_that_cannot_be_told_apart_are_swept_one_by_one(model, shape, loss):
+    torch.manual_seed(0)
+    labels = torch.tensor([0, 1, 2, 0, 2, 1])
+    source = TensorSource(torch.randn(shape).double(), labels)
+    workload = Workload(model().double(), source, loss, torch.device("cpu"), torch.float64)
+    layers = layers_of(workload)
+    with hold(workload, layers):
+        targets = targets_of(workload, layers, 3)
+        found = Tangents(micro_batch=6).measure(workload, targets, groups=3)
+        truth = DoubleBackprop(micro_batch=6).measure(workload, targets, groups=3)
+    for one, other in zip(found, truth, strict=True):
+        assert float((one.matrix - other.matrix).abs().max()) <= 1e-12 * float(other.matrix.abs().max())
+        assert float((one.group_h - other.group_h).abs().max()) <= 1e-12 * float(other.group_h.abs().max())
+        assert float((one.group_sigma - other.group_sigma).abs().max()) <= 1e-12 * float(other.group_sigma.abs().max())
+
+
+def test_weights_are_swept_in_chunks_within_memory(launched_as_on_a_device):
+    workload = _gpt2(24)
+    layers = layers_of(workload)
+    peaks = {}
+    with hold(workload, layers):
+        targets = targets_of(workload, layers, 20)
+        for budget in (64 << 20, 128 << 20, 1 << 40):
+            with bytes_alive() as alive:
+                Tangents(micro_batch=4, stacked=1 << 15, memory=budget).measure(workload, targets, groups=1)
+            peaks[budget] = alive.peak
+    whole = peaks.pop(1 << 40)
+    for budget, peak in peaks.items():
+        assert 0.2 * budget <= peak <= budget < whole, (budget, peak, whole)
