@@ -10,7 +10,7 @@ from typing import Any
 
 from examples.paper.arrays import Arrays, checks
 from examples.paper.lab import Lab
-from examples.paper.rules import Maybe, Row, difference, mean_of, median_of, share_of
+from examples.paper.rules import Figure, Maybe, Row, difference, mean_of, median_of, share_of
 from spectrascope.records.decomposition import Alignment, Decomposition
 from spectrascope.records.report import LayerReport, Report
 from spectrascope.records.signal import HeldOut, StepExponent
@@ -37,8 +37,15 @@ def _numbers(values: Iterable[object]) -> list[float]:
 
 
 def beta(*globs: str) -> Quantity:
-    """Mean published β."""
-    return lambda report: mean_of(_numbers(row.analysis.beta for row in layers(report, *globs)))
+    """Mean published β over weights; of a single weight with the interval of its fit."""
+
+    def take(report: Report) -> Maybe:
+        fits = [row.analysis.beta for row in layers(report, *globs) if isinstance(row.analysis.beta, PowerFit)]
+        if len(fits) == 1:
+            return Figure(fits[0].value, fits[0].interval.low, fits[0].interval.high)
+        return mean_of([fit.value for fit in fits])
+
+    return take
 
 
 def held_out_beta(*globs: str) -> Quantity:
@@ -53,12 +60,14 @@ def held_out_beta(*globs: str) -> Quantity:
 
 
 def step_exponent(*globs: str) -> Quantity:
-    """Mean step exponent on held-out samples, of the weights that determine one."""
+    """Mean step exponent on held-out samples, of the weights that determine one; of a single one with its interval."""
 
     def take(report: Report) -> Maybe:
         steps = [row.held_out.step_exponent for row in layers(report, *globs) if isinstance(row.held_out, HeldOut)]
-        known = _numbers(step for step in steps if isinstance(step, StepExponent))
-        return mean_of(known) if known else Missing("no weight determines a step exponent")
+        known = [step for step in steps if isinstance(step, StepExponent) and step.determined]
+        if len(known) == 1:
+            return Figure(known[0].value, known[0].interval.low, known[0].interval.high)
+        return mean_of([step.value for step in known]) if known else Missing("no weight determines a step exponent")
 
     return take
 
