@@ -101,7 +101,7 @@ class Within:
             groups = len(self.borders) - 1
             a, b = (t.unflatten(1, (groups, -1)).transpose(0, 1) for t in (a, b))
             return self.pairs(a, b)
-        return self.by_group(a.shape[1], lambda part: self.pairs(a[None, :, part], b[None, :, part]))
+        return self.by_group(a.shape[1], lambda part: self._flat(a[:, part], b[:, part]).unsqueeze(0))
 
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
         """``gram(weight * x, x)``, block by block, so that the product with the weight need not leave the cache.
@@ -120,13 +120,21 @@ class Within:
 
         def form(part: slice) -> Tensor:
             total: Tensor | None = None
-            for start in range(part.start, part.stop, step):
-                block = flat[None, :, start : min(start + step, part.stop)]
-                more = self.pairs(block * entries[start : min(start + step, part.stop)], block)
+            for start in range(part.start, max(part.stop, part.start + 1), step):
+                some = slice(start, min(start + step, part.stop))
+                block = flat[:, some]
+                more = self._flat(block * entries[some], block)
                 total = more if total is None else total.add_(more)
-            return self.pairs(flat[None, :, :0], flat[None, :, :0]) if total is None else total
+            assert total is not None
+            return total.unsqueeze(0)
 
         return self.by_group(flat.shape[1], form)
+
+    def _flat(self, a: Tensor, b: Tensor) -> Tensor:
+        """Inner products (W, K, K) of a and b (S, n)."""
+        if len(self.counts) == 1:
+            return (a @ b.T).unsqueeze(0)
+        return self.pairs(a.unsqueeze(0), b.unsqueeze(0)).squeeze(0)
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner products (B, W, K, K) over the last axis of a and b (B, S, n), batch entry by batch entry."""
