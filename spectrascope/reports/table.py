@@ -175,7 +175,7 @@ def _shorten_names(names: Sequence[str], width: int) -> list[str]:
     """Take out of long names what leaves them distinct, the middle first; names are as they were if nothing does.
 
     >>> _shorten_names(["stage.0.block.conv1.weight", "stage.1.block.conv1.weight"], 16)
-    ['stage.0.block.c…', 'stage.1.block.c…']
+    ['stage.0…1.weight', 'stage.1…1.weight']
     """
     distinct = set(names)
     usual = (width - 1) * 2 // 3

@@ -457,8 +457,9 @@ def test_a_pickle_that_runs_code_does_not(tmp_path: Path) -> None:
     folder = networks.save(networks.build("llama"), tmp_path / "net", "bin")
     content = torch.load(folder / "pytorch_model.bin")
     torch.save({**content, "extra": Touch()}, folder / "pytorch_model.bin")
-    for headers_only in (False, True):
-        refusal(folder, "nothing was run", headers_only=headers_only)
+    for headers_only in (False, True):  # what stands beside the weights is read as an inert stand-in
+        loaded = load_huggingface(str(folder), headers_only=headers_only)
+        assert loaded.model.state_dict().keys() >= content.keys()
     assert not (tmp_path / "executed").exists()
 
 
