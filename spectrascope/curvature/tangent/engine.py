@@ -45,6 +45,7 @@ from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions
 from spectrascope.records.values import EngineName
+from spectrascope.text import first_line
 from spectrascope.workload import Inputs, Workload
 
 __all__ = ["Tangents"]
@@ -349,4 +350,4 @@ def _as_unsupported() -> Iterator[None]:
     except RuntimeError as error:
         if is_out_of_memory(error) or isinstance(error, UnsupportedOperationError):
             raise
-        raise UnsupportedOperationError((str(error).splitlines() or [type(error).__name__])[0]) from error
+        raise UnsupportedOperationError(first_line(error)) from error

@@ -21,6 +21,7 @@ from spectrascope.curvature.tangent.products import MatrixProduct
 from spectrascope.curvature.tangent.values import Tangent, Zero, joined, picked
 from spectrascope.curvature.tangent.within import Within
 from spectrascope.numerics.spectra import sum_dtype
+from spectrascope.text import first_line
 
 __all__ = ["Forms", "Seed", "sweep"]
 
@@ -141,8 +142,7 @@ class _Sweep:
         except (NotImplementedError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            self.failed.update(dict.fromkeys(pattern.weights, f"{planned.name}: {first}"))
+            self.failed.update(dict.fromkeys(pattern.weights, f"{planned.name}: {first_line(error)}"))
             return
         if bent is not None:
             self.parts.append((pattern.weights, bent))
