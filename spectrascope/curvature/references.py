@@ -53,7 +53,7 @@ def product_rows(workload: Workload, picks: Sequence[Pick]) -> Iterator[Tensor |
             except UnsupportedModelError as error:
                 yield str(error)
                 continue
-            yield torch.stack([_forms(pick, pick.target.layer.matrix(product)) for product in products])
+            yield torch.stack([pick.target.directions.forms(pick.target.layer.matrix(product)) for product in products])
 
 
 def gradient_slopes(workload: Workload, picks: Sequence[Pick]) -> Iterator[Tensor | None]:
@@ -62,7 +62,7 @@ def gradient_slopes(workload: Workload, picks: Sequence[Pick]) -> Iterator[Tenso
     for block in _blocks(picks):
         gradients = loss_gradients_found(workload, [pick.target for pick in block], inputs, labels)
         for pick, gradient in zip(block, gradients, strict=True):
-            yield None if gradient is None else _forms(pick, pick.target.layer.matrix(gradient))
+            yield None if gradient is None else pick.target.directions.forms(pick.target.layer.matrix(gradient))
 
 
 def _blocks(picks: Sequence[Pick]) -> Iterator[list[Pick]]:
@@ -77,12 +77,6 @@ def _blocks(picks: Sequence[Pick]) -> Iterator[list[Pick]]:
         held[id(weight)] = weight.nbytes
     if block:
         yield block
-
-
-def _forms(pick: Pick, matrix: Tensor) -> Tensor:
-    """Forms u_j^T A v_j (K,) along all directions."""
-    d = pick.target.directions
-    return torch.einsum("mk,mn,nk->k", d.left, matrix.detach().cpu().double(), d.right)
 
 
 class Copies:
@@ -147,7 +141,7 @@ def difference_rows(double: Workload, pick: Pick, tolerance: float) -> Tensor:
             rows = []
             for k in pick.rows:
                 direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight) * size
-                rows.append(_forms(pick, gradient(direction) - gradient(-direction)) / (2 * size))
+                rows.append(pick.target.directions.forms(gradient(direction) - gradient(-direction)) / (2 * size))
             found.append(torch.stack(rows))
     finally:
         with torch.no_grad():

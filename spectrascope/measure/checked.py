@@ -7,10 +7,8 @@ from collections.abc import Callable, Container, Sequence
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from spectrascope.curvature.choose import EngineChoice, engine_named
-from spectrascope.curvature.engine import Target
 from spectrascope.curvature.selfcheck import CheckedPairs, Suspect, check_engines
 from spectrascope.errors import DataError, SelfCheckError
 from spectrascope.measure.gradients import measure_gradients
@@ -171,7 +169,7 @@ def _drop_rounding(found: Measured, workload: Workload, run: Run) -> None:
         sigma, gradient = target.directions.sigma, again.get(target.layer.name)
         if gradient is None:
             continue
-        if not float((_slopes(target, gradient) - sigma).abs().max()) <= 0.1 * float(sigma[0]):
+        if not float((target.directions.forms(gradient) - sigma).abs().max()) <= 0.1 * float(sigma[0]):
             found.drop(target.layer.name, _ROUNDING)
 
 
@@ -227,8 +225,3 @@ def _require_same_data(found: Measured, workload: Workload, names: Container[str
                 f"the samples differ from one reading to the next: two gradients of weight {layer.name!r} differ by "
                 f"{change:.2g} of their size; read them without augmentation, shuffling or other chance"
             )
-
-
-def _slopes(target: Target, gradient: Tensor) -> Tensor:
-    d = target.directions
-    return torch.einsum("mk,mn,nk->k", d.left, gradient.cpu().double(), d.right)

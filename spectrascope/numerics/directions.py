@@ -49,6 +49,10 @@ class Directions:
         """Number of directions held."""
         return len(self.sigma)
 
+    def forms(self, matrix: Tensor) -> Tensor:
+        """Forms u_kᵀ A v_k (k,) of a matrix (m, n), in float64 on the CPU: of a gradient, the slopes along them."""
+        return torch.einsum("mk,mn,nk->k", self.left, matrix.detach().cpu().double(), self.right)
+
     def pick(self, places: Sequence[int]) -> Directions:
         """Some of them, by place from 0."""
         chosen = list(places)
