@@ -91,6 +91,11 @@ class SampleSource(ABC):
         """Return the targets alone, where inputs would cost time."""
         return self.fetch(start, stop)[1]
 
+    def all_targets(self, chunk: int = 64) -> Iterator[tuple[int, Tensor]]:
+        """Yield the targets of all samples, a chunk at a time, each with the number of its first sample."""
+        for start in range(0, self.n, chunk):
+            yield start, self.fetch_targets(start, min(start + chunk, self.n))
+
     def digest(self, chunk: int = 256) -> str:
         """Hash inputs and targets in order: a sha256, as hex."""
         sha = hashlib.sha256()

@@ -257,9 +257,7 @@ def describe_source(source: SampleSource) -> DataInfo:
     inputs, targets = source.fetch(0, 1)
     labels: int | Missing = Missing("targets are not class labels")
     if _is_label(targets):
-        labels = 1 + max(
-            int(source.fetch(start, min(start + 1024, source.n))[1].max()) for start in range(0, source.n, 1024)
-        )
+        labels = 1 + max(int(part.max()) for _, part in source.all_targets(1024))
     whole = source.source if isinstance(source, FirstSamples) else source
     where = inspect.getmodule(type(whole))
     return DataInfo(

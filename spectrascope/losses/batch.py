@@ -175,13 +175,13 @@ def _is_sum(loss_fn: Any) -> bool:
     return takes_scores(function) and options.get("reduction", getattr(function, "reduction", "")) == "sum"
 
 
-def with_whole_batch(loss_fn: Any, n: int, targets: Callable[[], Iterable[Tensor]]) -> Any:
+def with_whole_batch(loss_fn: Any, n: int, targets: Callable[[], Iterable[tuple[int, Tensor]]]) -> Any:
     """A loss of torch or of ours as a mean over samples; as it is where it is one already, or is not known.
 
     Args:
         loss_fn: the user's loss.
         n: samples in the batch.
-        targets: reads the targets of all of them, in parts.
+        targets: reads the targets of all of them, in parts, each with the number of its first sample.
 
     Raises:
         DataError: no label of the batch counts.
@@ -190,7 +190,7 @@ def with_whole_batch(loss_fn: Any, n: int, targets: Callable[[], Iterable[Tensor
     if weighing is None:
         return BatchLoss(loss_fn, None, 1.0, float(n)) if total else loss_fn
     mean, counts = 0.0, set()
-    for labels in targets():
+    for _, labels in targets():
         if labels.is_floating_point():  # of class probabilities it is a plain mean
             return BatchLoss(loss_fn, None, 1.0, float(n)) if total else loss_fn
         compared = labels[:, 1:] if isinstance(loss_fn, CausalLM) else labels

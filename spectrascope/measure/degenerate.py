@@ -64,9 +64,8 @@ def _same(first: Tensor, samples: Tensor) -> bool:
 def _one_class(workload: Workload) -> tuple[str, ...]:
     if workload.n_classes is None or workload.source.n < 2:
         return ()
-    source, found = workload.source, set()
-    for start in range(0, source.n, 64):
-        labels = source.fetch_targets(start, min(start + 64, source.n))
+    found: set[int] = set()
+    for _, labels in workload.source.all_targets():
         if labels.dim() > 1:
             return ()
         found.update(labels.tolist())

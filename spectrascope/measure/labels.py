@@ -70,7 +70,7 @@ def relabel(
             if progress is not None:
                 progress(stop, n)
         else:
-            parts.append(workload.source.fetch(start, stop)[1])
+            parts.append(workload.source.fetch_targets(start, stop))
     targets = torch.cat(parts)
     if labels is LabelSource.SHUFFLED:
         targets = targets[torch.randperm(n, generator=generator)]

@@ -279,8 +279,7 @@ def _require_labels_accepted(workload: Workload, n_classes: int) -> None:
         DataError: it does not know some label.
     """
     tried: set[int] = set()
-    for start in range(0, workload.source.n, 64):
-        targets = workload.source.fetch_targets(start, min(start + 64, workload.source.n))
+    for start, targets in workload.source.all_targets():
         outside = {int(label) for label in targets[(targets < 0) | (targets >= n_classes)].unique()} - tried
         for label in outside:
             place = start + int((targets == label).nonzero()[0, 0])
@@ -311,8 +310,7 @@ def _why_no_loss(output: object, targets: torch.Tensor) -> str | None:
 def _with_whole_batch_weights(workload: Workload) -> Workload:
     """Have a loss that weighs its terms divided by the weights of the whole batch, whichever samples are looked at."""
     source = workload.source
-    targets = (source.fetch_targets(i, min(i + 64, source.n)) for i in range(0, source.n, 64))
-    return replace(workload, loss_fn=with_whole_batch(workload.loss_fn, source.n, lambda: targets))
+    return replace(workload, loss_fn=with_whole_batch(workload.loss_fn, source.n, source.all_targets))
 
 
 def _first_output(workload: Workload, inputs: Inputs) -> tuple[Workload, object]:
