@@ -5,21 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 
-from spectrascope.curvature.choose import ENGINES, EnginePlan, plan_engines
+from spectrascope.curvature.choose import EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
-from spectrascope.measure.demand import count_direction_sets, curvature_samples, holds_out
-from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradient_memory
-from spectrascope.measure.prepare import device_named
+from spectrascope.measure.cost import bytes_of_headers, cost_without_passes, estimate_cost
+from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import (
     copy_of,
@@ -32,7 +29,7 @@ from spectrascope.network.kept import random_state_kept, settings_kept
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
-from spectrascope.records.values import ALL_SAMPLES, EngineName, LayerKind, LayerRole, LayerStatus, Missing
+from spectrascope.records.values import LayerKind, LayerRole, LayerStatus, Missing
 from spectrascope.text import first_line
 from spectrascope.workload import LossFunction, SampleSource, Workload, shape_of
 
@@ -79,14 +76,14 @@ def inspect_model(
     plan: EnginePlan | Missing
     if isinstance(source, Missing):
         inputs = plan = source
-        cost = _cost_without_passes(network, layers, source, options, size)
+        cost = cost_without_passes(network, layers, source, options, size)
     else:
         workload = Workload(
             network, source, loss_fn or usual_loss(network, source.fetch_targets(0, 1)), _META, dtype, scores=scores
         )
         with _ShapesOnly(), random_state_kept(), settings_kept():
             plan = _plan(workload, layers, options)
-            cost = _cost(workload, layers, plan, options, size)
+            cost = estimate_cost(workload, layers, plan, options, size, _GROUPED_FLOPS)
         inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))
     weights = _in_model_order(network, _rows(rows, plan, options), vectors)
     return Inspection(
@@ -217,111 +214,6 @@ def _in_model_order(
     return tuple(sorted(everything, key=lambda row: order[row.info.name.partition("[")[0]]))
 
 
-# -- cost ---------------------------------------------------------------------------------------------------------
-
-
-def _cost(
-    workload: Workload, layers: list[WeightLayer], plan: EnginePlan | Missing, options: ProbeOptions, size: int
-) -> CostEstimate:
-    if isinstance(plan, Missing):
-        return _cost_without_passes(workload.model, layers, plan, options, size)
-    measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
-    engines = [choice.engine for choice in plan.choices]
-    n_blocks = len(blocks_within(layers, options.groups, gradient_memory(_device_asked_for(options))))
-    flops, kept = _pass(workload, measured, twice=plan.passes[EngineName.DOUBLE_BACKPROP] > 0)
-    share: float | Missing = Missing("how many samples there are is not known before the dataset is read")
-    if options.num_samples < ALL_SAMPLES:
-        share = curvature_samples(engines, options, options.num_samples) / options.num_samples
-
-    def over_all(passes: float) -> float | Missing:
-        return share if isinstance(share, Missing) and passes else passes * cast(float, share) if passes else 0.0
-
-    gradients = plan.gradient_passes * n_blocks
-    curvature = over_all(sum(plan.passes.values()))
-    total = curvature if isinstance(curvature, Missing) else gradients + curvature
-    return CostEstimate(
-        gradient_passes=gradients,
-        sweep_passes=over_all(plan.passes[EngineName.GAUSS_NEWTON]),
-        tangent_passes=over_all(plan.passes[EngineName.TANGENT]),
-        product_passes=over_all(plan.passes[EngineName.DOUBLE_BACKPROP]),
-        estimate_passes=over_all(sum(plan.passes[engine.name] for engine in ENGINES if not engine.exact)),
-        total_passes=total,
-        flops_per_sample=flops,
-        total_flops=total if isinstance(total, Missing) else _times(flops, total * options.num_samples),
-        fixed_bytes=_fixed_bytes(workload.model, layers, engines, options, size),
-        bytes_per_sample=kept,
-    )
-
-
-def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
-    """How many sets of directions are kept: each fold has its own."""
-    return count_direction_sets(engine, options) + holds_out(options) * (options.folds - 1)
-
-
-def _device_asked_for(options: ProbeOptions) -> torch.device:
-    try:
-        return device_named(options.device)
-    except OptionError:  # of another machine: this one's memory has to do
-        return torch.device("cpu")
-
-
-def _times(flops: int | Missing, passes: float) -> float | Missing:
-    return flops if isinstance(flops, Missing) else flops * passes
-
-
-def _cost_without_passes(
-    network: nn.Module, layers: list[WeightLayer], why: Missing, options: ProbeOptions, size: int
-) -> CostEstimate:
-    fixed = _fixed_bytes(network, layers, [options.engine] * len(layers), options, size)
-    return CostEstimate(why, why, why, why, why, why, why, why, fixed, why)
-
-
-def _fixed_bytes(
-    network: nn.Module, layers: list[WeightLayer], engines: list[EngineName], options: ProbeOptions, size: int
-) -> int:
-    """The weights, the gradients of the largest block of weights and its sample groups, and all directions."""
-    weights = size * sum(t.numel() for t in _tensors(network))
-    blocks = blocks_within(layers, options.groups, gradient_memory(_device_asked_for(options)))
-    own = {id(layer.parameter): gradient_bytes(layer, options.groups) for layer in layers}
-    largest = max(sum(own[p] for p in {id(layer.parameter) for layer in block}) for block in blocks)
-    kept = 0
-    for layer, engine in zip(layers, engines, strict=True):
-        kept += 8 * _kept_sets(engine, options) * min(options.top_k, *layer.info.shape) * sum(layer.info.shape)
-    return weights + largest + kept
-
-
-def _pass(workload: Workload, weights: list[nn.Parameter], *, twice: bool) -> tuple[int | Missing, int | Missing]:
-    """Count one sample's forward FLOPs, and the bytes autograd keeps of it (``twice``: of the gradient's graph too)."""
-    held = {_storage(t) for t in _tensors(workload.model) if t.layout is torch.strided}
-    kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
-
-    def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in held:
-            kept[_storage(tensor)] = tensor
-        return tensor
-
-    inputs, targets = workload.fetch(0, 1)
-    counter = FlopCounterMode(display=False, custom_mapping=_GROUPED_FLOPS)
-    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-    try:
-        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), hooks:
-            with counter:
-                loss = workload.loss(inputs, targets)
-            if twice:
-                torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
-    except Exception as error:
-        return (why := Missing(f"not counted: {first_line(error)}")), why
-    return int(counter.get_total_flops()), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
 # -- a checkpoint whose architecture nobody knows ---------------------------------------------------------------
 
 
@@ -356,11 +248,7 @@ def inspect_headers(
         raise OptionError("the file holds no floating-point tensor that could be a weight")
     size = 8 if options.dtype == "float64" else 4
     elements = {name.partition("[")[0]: tensor.numel() for name, tensor in tensors.items()}
-    measured = {row.info.name.partition("[")[0] for row in rows if row.measured}
-    gradients = [elements[name] * (24 + size * options.groups) for name in measured]
-    memory = gradient_memory(_device_asked_for(options))
-    fixed = size * sum(elements.values()) + min(sum(gradients), max(memory, *gradients, 0))
-    fixed += 8 * _kept_sets(options.engine, options) * sum(row.directions * sum(row.info.shape) for row in rows)
+    fixed = bytes_of_headers(elements, rows, options, size)
     n_measured = sum(row.measured for row in rows)
     return Inspection(
         model=model_info,
