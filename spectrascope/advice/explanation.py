@@ -11,7 +11,7 @@ from spectrascope.records.advice import BetaSource, LayerAdvice, Treatment
 from spectrascope.records.report import LayerReport, Report, SkippedLayer
 from spectrascope.records.signal import NullBeta, NullDraws
 from spectrascope.records.values import Missing, PowerFit
-from spectrascope.reports.fields import FIELDS, RANK_MODEL_NAMES, Field, plain, write_interval
+from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, named, plain, write_interval
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.signal import say_layer_signal, say_signal
 from spectrascope.text import matches
@@ -46,9 +46,10 @@ def explain_number(report: Report, name: str) -> str:
     Raises:
         OptionError: a report holds no such number.
     """
-    field = next((field for field in FIELDS if field.flat == name), None)
-    if field is None:
-        raise OptionError(f"{name!r} is no number of a weight, so the report says nothing of it")
+    try:
+        field = named(name)
+    except KeyError:
+        raise OptionError(f"{name!r} is no number of a weight, so the report says nothing of it") from None
     rows = [row for row in report.layers if isinstance(row, LayerReport)]
     known = [(field, row) for row in rows if not isinstance(field.text(row), Missing)]
     lines = [say_signal(report), ""]
