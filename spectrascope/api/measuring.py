@@ -144,7 +144,8 @@ def decompose(
         options: as for :func:`probe`: ``num_samples``, ``top_k``, ``layers``, ``engine``, ….
 
     Returns:
-        A :class:`spectrascope.Report`; ``report.show("decomposition")`` and ``report.plot("decomposition")`` say why.
+        A :class:`spectrascope.Report`; ``report.to_text(view="decomposition")`` and ``report.plot("decomposition")``
+        say why.
 
     Raises:
         SpectrascopeError: one of its kinds, with a one-line message.

@@ -26,7 +26,7 @@ from spectrascope.records.verdict import Verdict
 from spectrascope.records.weights import TailFit, WeightsReport, WeightTail
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.read import read_report
-from spectrascope.reports.render import Format, Rendered, View, document_of, render
+from spectrascope.reports.render import BY_ENDING, Format, Rendered, View, document_of, render
 from spectrascope.reports.write import write_text_atomically
 from spectrascope.text import listed
 
@@ -42,8 +42,6 @@ __all__ = [
 
 FilePath: TypeAlias = "str | os.PathLike[str]"
 
-_FORMS = {".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN, ".tex": Format.LATEX, ".txt": Format.TABLE}
-_PAGES = (".html", ".htm")
 _WIDTH = 100  # of a repr, in characters
 
 
@@ -124,14 +122,13 @@ class Presented:
             OptionError: another ending, or the file cannot be written.
         """
         to = Path(path)
-        ending = to.suffix.lower()
-        if ending in _PAGES:
+        form = BY_ENDING.get(to.suffix.lower())
+        if form is None:
+            known = ", ".join([*(ending for ending, of in BY_ENDING.items() if of is not Format.HTML), ".html"])
+            raise OptionError(f"cannot save as {to.name!r}: expected a name ending in one of {known}")
+        if form is Format.HTML:
             self.to_html(to)
             return to
-        if ending not in _FORMS:
-            known = ", ".join([*_FORMS, *_PAGES[:1]])
-            raise OptionError(f"cannot save as {to.name!r}: expected a name ending in one of {known}")
-        form = _FORMS[ending]
         text = self.to_text() if form is Format.TABLE else str(render(self._record, form))
         write_text_atomically(to, text + "\n")
         return to
@@ -213,16 +210,6 @@ class ProbeReport(Presented, Report):
 
         return shown(refit(self, top_k=top_k, min_rank=min_rank), ProbeReport)
 
-    def to_html(self, path: FilePath | None = None) -> str:
-        """Return the report's page for a browser, one file that opens offline; write it to ``path`` if there is one.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        from spectrascope.reports.html.page import report_html
-
-        return _kept(report_html(self), path)
-
     def plot(
         self,
         kind: str = "overview",
@@ -270,16 +257,6 @@ class TrajectoryResult(Presented, Trajectory):
     """Checkpoints of one run in a row, as ``trajectory`` gives them."""
 
     __slots__ = ()
-
-    def to_html(self, path: FilePath | None = None) -> str:
-        """Return the page for a browser, one file that opens offline; write it to ``path`` if there is one.
-
-        Raises:
-            OptionError: the file cannot be written.
-        """
-        from spectrascope.reports.html.trajectory import trajectory_html
-
-        return _kept(trajectory_html(self), path)
 
     def plot(
         self,

@@ -21,17 +21,13 @@ from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import CheckScope, EngineName, LossName
 from spectrascope.reports.order import Sort
-from spectrascope.reports.render import Format
+from spectrascope.reports.render import BY_ENDING, Format
 from spectrascope.reports.write import is_special
 
 # One kind of option per panel of --help.
 input_option = partial(typer.Option, rich_help_panel="Network and data")
 measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 result_option = partial(typer.Option, rich_help_panel="Result")
-_BY_ENDING = {
-    ".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN, ".html": Format.HTML, ".htm": Format.HTML,
-    ".tex": Format.LATEX, ".txt": Format.TABLE,
-}  # fmt: skip
 _DEFAULT = ProbeOptions()
 _Record = TypeVar("_Record")
 
@@ -302,10 +298,10 @@ class Result:
             return self.format or Format.JSON
         if self.output is None or is_special(self.output):
             return Format.TABLE
-        found = _BY_ENDING.get(self.output.suffix.lower())
+        found = BY_ENDING.get(self.output.suffix.lower())
         if found is None:
             raise OptionError(
-                f"cannot tell the form of {self.output} from its ending: expected one of {', '.join(_BY_ENDING)}, or "
+                f"cannot tell the form of {self.output} from its ending: expected one of {', '.join(BY_ENDING)}, or "
                 "--format beside it"
             )
         return found

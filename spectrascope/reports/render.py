@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from spectrascope.reports.charts.chart import Chart
     from spectrascope.reports.views.document import Document, Tone
 
-__all__ = ["Format", "Rendered", "View", "document_of", "render", "say_bottom_line"]
+__all__ = ["BY_ENDING", "Format", "Rendered", "View", "document_of", "render", "say_bottom_line"]
 
 Rendered: TypeAlias = (
     Report | BenchReport | Inspection | Verdict | Comparison | Trajectory | Advice | WeightsReport
@@ -37,6 +37,13 @@ class Format(str, Enum):
     MARKDOWN = "markdown"
     HTML = "html"
     LATEX = "latex"
+
+
+BY_ENDING = {
+    ".json": Format.JSON, ".csv": Format.CSV, ".md": Format.MARKDOWN, ".html": Format.HTML, ".htm": Format.HTML,
+    ".tex": Format.LATEX, ".txt": Format.TABLE,
+}  # fmt: skip
+"""The form that the ending of a file's name asks for."""
 
 
 class View(str, Enum):
