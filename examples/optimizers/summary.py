@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy import special
+from spectrascope.numerics.vectors import interval_about
 
 TUNING_SEED = 0
 
@@ -115,8 +115,8 @@ def _paired(differences: list[float]) -> tuple[float | None, tuple[float, float]
     if len(differences) < 2:
         return None, None
     mean, n = statistics.mean(differences), len(differences)
-    half = float(special.stdtrit(n - 1, 0.975)) * statistics.stdev(differences) / math.sqrt(n)
-    return mean, (mean - half, mean + half)
+    found = interval_about(mean, statistics.stdev(differences) / math.sqrt(n), dof=n - 1)
+    return mean, (found.low, found.high)
 
 
 def _median(values: list[float | None]) -> float | None:

@@ -16,7 +16,7 @@ from spectrascope.records.report import Report
 from spectrascope.records.signal import LabelSource
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.read import read_report
-from spectrascope.reports.write import write_bytes_atomically, write_text_atomically
+from spectrascope.reports.write import write_text_atomically
 
 
 @dataclass
@@ -76,9 +76,8 @@ class Lab:
         else:
             print(f"train {name}: {recipe.steps} steps", file=sys.stderr)
             model, _ = recipe.train(self.shared)
-            torch.save(model.state_dict(), self.folder / f"{name}.part")
-            write_bytes_atomically(path, (self.folder / f"{name}.part").read_bytes())
-            (self.folder / f"{name}.part").unlink()
+            torch.save(model.state_dict(), path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(3))
         return model.eval(), Data(data.inputs[order], data.targets[order], data.classes)
 

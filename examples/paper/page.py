@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from examples.paper.arrays import Check
 from examples.paper.rules import Maybe, Row, Verdict
@@ -53,9 +53,9 @@ def markdown(rows: Sequence[Row], checks: Sequence[Check], setting: str) -> str:
     return "\n".join([*lines, "", "## Rules", "", *(RULES or "").strip().splitlines(), ""])
 
 
-def _table(heads: Sequence[str], rows: object) -> list[str]:
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    return lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]  # type: ignore[attr-defined]
+    return lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
 
 
 def page(rows: Sequence[Row], checks: Sequence[Check], setting: str) -> str:

@@ -117,7 +117,7 @@ def quartile_spread(report: Report) -> Maybe:
     for row in layers(report):
         quarters = row.analysis.beta_quartiles
         if not isinstance(quarters, Missing):
-            values = _numbers(getattr(quarter, "fit", quarter) for quarter in quarters)
+            values = _numbers(quarter.fit for quarter in quarters)
             if len(values) == 4:
                 spreads.append(max(values) - min(values))
     return mean_of(spreads) if spreads else Missing("no weight has 40 directions in its window")

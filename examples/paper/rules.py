@@ -26,6 +26,7 @@ from enum import Enum
 import numpy as np
 from scipy import stats
 
+from spectrascope.numerics.vectors import interval_about
 from spectrascope.records.values import Missing
 
 
@@ -123,8 +124,8 @@ def mean_of(values: Sequence[float], what: str = "weight") -> Maybe:
     mean = float(np.mean(values))
     if n == 1:
         return Figure(mean, mean, mean)
-    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
-    return Figure(mean, mean - half, mean + half, n)
+    found = interval_about(mean, float(np.std(values, ddof=1)) / math.sqrt(n), dof=n - 1)
+    return Figure(mean, found.low, found.high, n)
 
 
 def median_of(values: Sequence[float]) -> Maybe:
