@@ -30,7 +30,7 @@ from spectrascope.records.signal import Estimate
 from spectrascope.records.values import EngineName
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.write import write_text_atomically
-from spectrascope.text import first_line
+from spectrascope.text import first_line, listed
 from spectrascope.workload import LossFunction, OnProgress, silent
 
 __all__ = ["CurvatureMonitor", "make_monitor", "require_monitor_options"]
@@ -287,7 +287,7 @@ def _require_layers(model: nn.Module, options: Mapping[str, Any]) -> None:
     if parametrized_weights(network):
         return  # their names are those of the effective weights, in a copy made to measure
     try:
-        find_layers(network, tuple(options.get("layers", ())), tuple(options.get("exclude", ())))
+        find_layers(network, *(listed(options.get(name, ()), name) for name in ("layers", "exclude")))
     except OptionError:
         raise
     except Exception:  # a network that cannot be measured is left out at every step, and does not end the training

@@ -532,3 +532,14 @@ def test_reports_say_their_step(tmp_path: Path) -> None:
     for step in range(1, 5):
         monitor.step(step)
     assert [read_report(path).extra["step"] for path in sorted(tmp_path.iterdir())] == [2, 4]
+
+
+@pytest.mark.parametrize(("options", "kept"), [({"layers": "2.*"}, "2.weight"), ({"exclude": "2.weight"}, "0.weight")])
+def test_a_string_is_one_glob(options: dict[str, str], kept: str) -> None:
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    batch = torch.randn(12, 6), torch.arange(12) % 3
+    monitor = CurvatureMonitor(model, batch, "cross-entropy", every=1, **options)
+    monitor.budget.share = 1e9
+    report = monitor.step(1)
+    assert report is not None
+    assert [row.info.name for row in report.layers if isinstance(row, LayerReport)] == [kept]
