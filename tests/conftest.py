@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.fixtures import bench, big_report, calls, report, run_command, saved
+from tests.support.fixtures import bench, big_report, calls, one_thread, report, run_command, saved
 
-__all__ = ["bench", "big_report", "calls", "report", "run_command", "saved"]
+__all__ = ["bench", "big_report", "calls", "one_thread", "report", "run_command", "saved"]
 
 # Networks of a few weights run several times slower on two threads than on one. Pytest reads this file before any
 # test module imports torch.

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-import torch
 
 from spectrascope.measure.ranks import ALONE
 from spectrascope.measure.run import run_probe
@@ -16,12 +15,7 @@ from tests.support.ranks import N, make_run, numbers_of, on_ranks, probe_job
 ENGINES = {"class factors": EngineName.GAUSS_NEWTON, "smooth": EngineName.TANGENT}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])

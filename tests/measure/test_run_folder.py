@@ -25,12 +25,7 @@ from tests.support.ranks import kill_at_random, kill_when, make_run, numbers_of,
 KINDS = ["class factors", "smooth"]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kept_in(folder: Path, **how: object) -> Division:
