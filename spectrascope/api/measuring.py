@@ -207,9 +207,10 @@ def foretell_cost(
     from spectrascope.measure.inspect import inspect_model
 
     run = make_run("probe", model, source, loss_fn, silent, options)
-    return inspect_model(
-        run.model, run.source, run.loss_fn, run.scores, options=run.options, model_info=run.model_info
-    ).cost
+    found = inspect_model(
+        run.model, run.source, run.loss_fn, run.scores, options=run.options, model_info=run.model_info, timed=False
+    )
+    return found.cost
 
 
 def weights(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
-from torch.utils.flop_counter import FlopCounterMode
 
 from spectrascope.curvature.choose import ENGINES, EnginePlan
-from spectrascope.errors import OptionError
 from spectrascope.measure.demand import count_direction_sets, curvature_samples, holds_out
 from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradient_memory
-from spectrascope.measure.prepare import device_named
+from spectrascope.measure.guess import Call, CallsSeen, storage_of
+from spectrascope.measure.room import HeldBytes, device_asked_for, need_of
 from spectrascope.network.layers import WeightLayer
 from spectrascope.records.inspection import CostEstimate, InspectedWeight
 from spectrascope.records.report import ProbeOptions
@@ -22,7 +22,7 @@ from spectrascope.records.values import ALL_SAMPLES, EngineName, Missing
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
 
-__all__ = ["bytes_of_headers", "cost_without_passes", "estimate_cost"]
+__all__ = ["cost_of_headers", "cost_without_passes", "estimate_cost"]
 
 
 def estimate_cost(
@@ -31,9 +31,9 @@ def estimate_cost(
     plan: EnginePlan | Missing,
     options: ProbeOptions,
     size: int,
-    flops_of: Mapping[object, object],
-) -> CostEstimate:
-    """Foretell what a measurement costs.
+    flops_of: Mapping[object, Callable[..., int]],
+) -> tuple[CostEstimate, list[Call]]:
+    """Foretell what a measurement costs, and the operations of one sample's forward pass.
 
     Args:
         workload: the network, on the meta device.
@@ -44,11 +44,13 @@ def estimate_cost(
         flops_of: operations that torch's counter does not know, and how it counts them.
     """
     if isinstance(plan, Missing):
-        return cost_without_passes(workload.model, layers, plan, options, size)
+        return cost_without_passes(workload.model, layers, plan, options, size), []
     measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     engines = [choice.engine for choice in plan.choices]
     blocks = _gradient_blocks(layers, options)
-    flops, kept = _pass(workload, measured, flops_of, twice=plan.passes[EngineName.DOUBLE_BACKPROP] > 0)
+    seen = _pass(workload, measured, flops_of, twice=plan.passes[EngineName.DOUBLE_BACKPROP] > 0)
+    tangent = plan.passes[EngineName.TANGENT] > 0
+    parts = _parts(workload.model, layers, engines, blocks, options, size, seen.tangents if tangent else seen.kept)
     share: float | Missing = Missing("how many samples there are is not known before the dataset is read")
     if options.num_samples < ALL_SAMPLES:
         share = curvature_samples(engines, options, options.num_samples) / options.num_samples
@@ -62,18 +64,20 @@ def estimate_cost(
     gradients = plan.gradient_passes * len(blocks)
     curvature = over_all(sum(plan.passes.values()))
     total = curvature if isinstance(curvature, Missing) else gradients + curvature
-    return CostEstimate(
+    cost = CostEstimate(
         gradient_passes=gradients,
         sweep_passes=over_all(plan.passes[EngineName.GAUSS_NEWTON]),
         tangent_passes=over_all(plan.passes[EngineName.TANGENT]),
         product_passes=over_all(plan.passes[EngineName.DOUBLE_BACKPROP]),
         estimate_passes=over_all(sum(plan.passes[engine.name] for engine in ENGINES if not engine.exact)),
         total_passes=total,
-        flops_per_sample=flops,
-        total_flops=_times(total, flops, options.num_samples),
-        fixed_bytes=_fixed_bytes(workload.model, layers, engines, blocks, options, size),
-        bytes_per_sample=kept,
+        flops_per_sample=seen.flops,
+        total_flops=_times(total, seen.flops, options.num_samples),
+        fixed_bytes=parts.fixed,
+        bytes_per_sample=seen.kept,
+        memory=need_of(parts, options),
     )
+    return cost, seen.calls
 
 
 def _times(passes: float | Missing, flops: int | Missing, samples: int) -> float | Missing:
@@ -87,26 +91,31 @@ def cost_without_passes(
 ) -> CostEstimate:
     """The memory that is known, where passes cannot be told."""
     engines, blocks = [options.engine] * len(layers), _gradient_blocks(layers, options)
-    fixed = _fixed_bytes(network, layers, engines, blocks, options, size)
-    return CostEstimate(why, why, why, why, why, why, why, why, fixed, why)
+    return _without_passes(_parts(network, layers, engines, blocks, options, size, why), options, why)
 
 
-def bytes_of_headers(
-    elements: Mapping[str, int], rows: Collection[InspectedWeight], options: ProbeOptions, size: int
-) -> int:
-    """Bytes held throughout for weights of which only names and shapes are known.
+def _without_passes(parts: HeldBytes, options: ProbeOptions, why: Missing) -> CostEstimate:
+    return CostEstimate(why, why, why, why, why, why, why, why, parts.fixed, why, need_of(parts, options), why)
+
+
+def cost_of_headers(
+    elements: Mapping[str, int], rows: Collection[InspectedWeight], why: Missing, options: ProbeOptions, size: int
+) -> CostEstimate:
+    """The memory that weights take of which only names and shapes are known.
 
     Args:
         elements: numbers in each tensor, by name.
         rows: the weights.
+        why: why there is no network.
         options: as for the measurement.
         size: bytes of one number.
     """
     measured = {row.info.name.partition("[")[0] for row in rows if row.measured}
     gradients = [elements[name] * (24 + size * options.groups) for name in measured]
-    memory = gradient_memory(_device_asked_for(options))
-    fixed = size * sum(elements.values()) + min(sum(gradients), max(memory, *gradients, 0))
-    return fixed + 8 * _kept_sets(options.engine, options) * sum(row.directions * sum(row.info.shape) for row in rows)
+    largest = max(gradients, default=0)
+    block = min(sum(gradients), max(gradient_memory(_device_here(options)), largest))
+    kept = 8 * _kept_sets(options.engine, options) * sum(row.directions * sum(row.info.shape) for row in rows)
+    return _without_passes(HeldBytes(size * sum(elements.values()), block, largest, kept, why), options, why)
 
 
 def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
@@ -115,48 +124,58 @@ def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
 
 
 def _gradient_blocks(layers: Sequence[WeightLayer], options: ProbeOptions) -> list[list[WeightLayer]]:
-    return blocks_within(layers, options.groups, gradient_memory(_device_asked_for(options)))
+    return blocks_within(layers, options.groups, gradient_memory(_device_here(options)))
 
 
-def _device_asked_for(options: ProbeOptions) -> torch.device:
-    try:
-        return device_named(options.device)
-    except OptionError:  # of another machine: this one's memory has to do
-        return torch.device("cpu")
+def _device_here(options: ProbeOptions) -> torch.device:
+    """The device asked for; where it is another machine's, this one's memory has to do."""
+    device = device_asked_for(options)
+    return torch.device("cpu") if isinstance(device, Missing) else device
 
 
-def _fixed_bytes(
+def _parts(
     network: nn.Module,
     layers: Sequence[WeightLayer],
     engines: Sequence[EngineName],
     blocks: Sequence[Sequence[WeightLayer]],
     options: ProbeOptions,
     size: int,
-) -> int:
-    """The weights, the gradients of the largest block of weights and its sample groups, and all directions."""
+    tangents: int | Missing,
+) -> HeldBytes:
+    """The weights, the gradients of the largest block of weights and its sample groups, all directions, tangents."""
     weights = size * sum(t.numel() for t in _tensors(network))
     own = {id(layer.parameter): gradient_bytes(layer, options.groups) for layer in layers}
     largest = max(sum(own[p] for p in {id(layer.parameter) for layer in block}) for block in blocks)
     kept = 0
     for layer, engine in zip(layers, engines, strict=True):
         kept += 8 * _kept_sets(engine, options) * min(options.top_k, *layer.info.shape) * sum(layer.info.shape)
-    return weights + largest + kept
+    return HeldBytes(weights, largest, max(own.values(), default=0), kept, tangents)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One sample's forward pass: operations, bytes that autograd keeps of it, bytes of a recording and one tangent."""
+
+    flops: int | Missing
+    kept: int | Missing
+    tangents: int | Missing
+    calls: list[Call]
 
 
 def _pass(
-    workload: Workload, weights: Sequence[nn.Parameter], flops_of: Mapping[object, object], *, twice: bool
-) -> tuple[int | Missing, int | Missing]:
-    """Count one sample's forward FLOPs, and the bytes autograd keeps of it (``twice``: of the gradient's graph too)."""
-    held = {_storage(t) for t in _tensors(workload.model) if t.layout is torch.strided}
+    workload: Workload, weights: Sequence[nn.Parameter], flops_of: Mapping[object, Callable[..., int]], *, twice: bool
+) -> _Pass:
+    """Look at one sample's forward pass (``twice``: bytes of the gradient's graph too)."""
+    held = {storage_of(t) for t in _tensors(workload.model) if t.layout is torch.strided}
     kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
-        if _storage(tensor) not in held:
-            kept[_storage(tensor)] = tensor
+        if storage_of(tensor) not in held:
+            kept[storage_of(tensor)] = tensor
         return tensor
 
     inputs, targets = workload.fetch(0, 1)
-    counter = FlopCounterMode(display=False, custom_mapping=dict(flops_of))
+    counter = CallsSeen(flops_of, held)
     hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
     try:
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), hooks:
@@ -165,13 +184,11 @@ def _pass(
             if twice:
                 torch.autograd.grad(loss, weights, create_graph=True, allow_unused=True)
     except Exception as error:
-        return (why := Missing(f"not counted: {first_line(error)}")), why
-    return int(counter.get_total_flops()), sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        why = Missing(f"not counted: {first_line(error)}")
+        return _Pass(why, why, why, [])
+    graph = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    return _Pass(counter.total, graph, 5 * counter.made + 2 * counter.widest, [*counter.calls.values()])
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
     return [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

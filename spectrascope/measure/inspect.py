@@ -15,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectrascope.curvature.choose import EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
-from spectrascope.measure.cost import bytes_of_headers, cost_without_passes, estimate_cost
+from spectrascope.measure.cost import cost_of_headers, cost_without_passes, estimate_cost
 from spectrascope.measure.demand import count_direction_sets
+from spectrascope.measure.guess import Call, guess_time
+from spectrascope.measure.room import device_asked_for
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import (
     copy_of,
@@ -27,7 +29,7 @@ from spectrascope.network.effective import (
 )
 from spectrascope.network.kept import random_state_kept, settings_kept
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
-from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
+from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection, TimeGuess
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions, SkippedLayer
 from spectrascope.records.values import LayerKind, LayerRole, LayerStatus, Missing
 from spectrascope.text import first_line
@@ -46,6 +48,7 @@ def inspect_model(
     model_info: ModelInfo,
     command: str = "",
     notes: Sequence[str] = (),
+    timed: bool = True,
 ) -> Inspection:
     """List every parameter and run the network once on shapes alone.
 
@@ -59,6 +62,7 @@ def inspect_model(
         model_info: provenance of the model.
         command: the command line, for the record.
         notes: what the reader must know.
+        timed: time a few operations on the device asked for, for a guess at seconds.
 
     Raises:
         OptionError: an option is out of range, or a glob matches no weight.
@@ -83,7 +87,9 @@ def inspect_model(
         )
         with _ShapesOnly(), random_state_kept(), settings_kept():
             plan = _plan(workload, layers, options)
-            cost = estimate_cost(workload, layers, plan, options, size, _GROUPED_FLOPS)
+            cost, calls = estimate_cost(workload, layers, plan, options, size, _GROUPED_FLOPS)
+        if timed:
+            cost = replace(cost, time=_time_of(cost, calls, workload, options))
         inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))
     weights = _in_model_order(network, _rows(rows, plan, options), vectors)
     return Inspection(
@@ -162,6 +168,15 @@ def _on_meta(model: nn.Module) -> nn.Module:
         if getattr(config, "use_cache", False):
             config.use_cache = False
     return network
+
+
+def _time_of(
+    cost: CostEstimate, calls: Sequence[Call], workload: Workload, options: ProbeOptions
+) -> TimeGuess | Missing:
+    device = device_asked_for(options)
+    if isinstance(device, Missing):
+        return device
+    return guess_time(cost, calls, workload, device, options)
 
 
 def _require_grad(network: nn.Module, layers: Sequence[WeightLayer]) -> None:
@@ -248,7 +263,6 @@ def inspect_headers(
         raise OptionError("the file holds no floating-point tensor that could be a weight")
     size = 8 if options.dtype == "float64" else 4
     elements = {name.partition("[")[0]: tensor.numel() for name, tensor in tensors.items()}
-    fixed = bytes_of_headers(elements, rows, options, size)
     n_measured = sum(row.measured for row in rows)
     return Inspection(
         model=model_info,
@@ -260,7 +274,7 @@ def inspect_headers(
         weights=tuple(rows),
         n_measured=n_measured,
         n_skipped=len(rows) - n_measured,
-        cost=CostEstimate(missing, missing, missing, missing, missing, missing, missing, missing, fixed, missing),
+        cost=cost_of_headers(elements, rows, missing, options, size),
         notes=("kinds and roles are read off names and shapes, without the network",),
     )
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, shape_wrapper
 
 __all__ = ["FlopCount"]
 
@@ -15,6 +16,9 @@ class FlopCount(TorchDispatchMode):
 
     Unlike torch's own counter it can be read while it runs, costs next to nothing, and adds no hooks.
 
+    Args:
+        more: operations that torch does not know, and how to count them from shapes.
+
     >>> import torch
     >>> count = FlopCount()
     >>> with count:
@@ -23,14 +27,21 @@ class FlopCount(TorchDispatchMode):
     48
     """
 
-    def __init__(self) -> None:
+    def __init__(self, more: Mapping[Any, Callable[..., int]] | None = None) -> None:
         super().__init__()
         self.total = 0
+        self._more = {packet: shape_wrapper(formula) for packet, formula in (more or {}).items()}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation and count it."""
         found = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        packet = func._overloadpacket
+        formula = self._more.get(packet) or flop_registry.get(packet)
         if formula is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=found))
+            flops = int(formula(*args, **(kwargs or {}), out_val=found))
+            self.total += flops
+            self.note(packet, args, flops)
         return found
+
+    def note(self, packet: Any, args: tuple[Any, ...], flops: int) -> None:
+        """Take note of an operation that was counted."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from spectrascope.records.report import LayerInfo, ModelInfo, ProbeOptions
 from spectrascope.records.values import SCHEMA_VERSION, EngineName, Missing
 
-__all__ = ["CostEstimate", "InspectedWeight", "Inspection"]
+__all__ = ["CostEstimate", "InspectedWeight", "Inspection", "MemoryNeed", "Remedy", "TimeGuess"]
+
+NOT_TIMED = Missing("not asked for")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,52 @@ class InspectedWeight:
     directions: int
     engine: EngineName | Missing
     engine_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """An option, and what is left with it: of ``unit`` seconds or bytes."""
+
+    option: str
+    left: float
+    unit: str
+
+
+@dataclass(frozen=True, slots=True)
+class TimeGuess:
+    """How long a run would take, guessed from ``timed_operations`` runs of ``basis`` on ``device``.
+
+    ``total_seconds`` = ``pass_seconds``, of one forward pass over all samples, times the run's forward-equivalents.
+    ``helps`` says, of a long run, what would shorten it.
+    """
+
+    total_seconds: float
+    pass_seconds: float
+    flops_per_second: float
+    timed_operations: int
+    basis: str
+    device: str
+    threads: int | Missing
+    helps: tuple[Remedy, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryNeed:
+    """Bytes that a run needs at the least, one sample at a time, beside those that the device has.
+
+    ``gradient_bytes`` are of the largest block of weights, by sample group; ``tangent_bytes`` what a sample's graph and
+    the tangents of one weight take. ``helps`` says, where it would not fit, what would need less.
+    """
+
+    weight_bytes: int
+    gradient_bytes: int
+    direction_bytes: int
+    tangent_bytes: int | Missing
+    total_bytes: int
+    available_bytes: int | Missing
+    device: str
+    fits: bool | Missing
+    helps: tuple[Remedy, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +94,8 @@ class CostEstimate:
     total_flops: float | Missing
     fixed_bytes: int
     bytes_per_sample: int | Missing
+    memory: MemoryNeed
+    time: TimeGuess | Missing = NOT_TIMED
 
 
 @dataclass(frozen=True, slots=True)

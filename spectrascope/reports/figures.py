@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 from spectrascope.text import plural
 
-__all__ = ["format_bytes", "format_count", "format_large", "format_percent", "format_roughly", "format_seconds"]
+__all__ = [
+    "format_bytes",
+    "format_count",
+    "format_large",
+    "format_percent",
+    "format_roughly",
+    "format_seconds",
+    "format_span",
+]
 
 
 format_count = plural
@@ -29,6 +39,23 @@ def format_seconds(seconds: float) -> str:
     if seconds < 0.1:
         return f"{1000 * seconds:.3g} ms"
     return f"{seconds / 60:.1f} min" if seconds >= 120 else f"{seconds:.3g} s"
+
+
+def format_span(seconds: float) -> str:
+    """Write a guessed duration with two digits, in the unit that makes it easy to weigh.
+
+    >>> format_span(0.031), format_span(41.3), format_span(5000), format_span(2.1e6), format_span(4e8)
+    ('0.031 s', '41 s', '83 min', '24 days', '13 years')
+    """
+    units = (
+        ("s", 1.0, 120),
+        ("min", 60.0, 120),
+        ("h", 3600.0, 48),
+        ("days", 86400.0, 730),
+        ("years", 3.156e7, math.inf),
+    )
+    unit, each = next((unit, each) for unit, each, most in units if seconds / each < most)
+    return f"{float(f'{seconds / each:.2g}'):,g} {unit}"
 
 
 def format_large(n: float) -> str:

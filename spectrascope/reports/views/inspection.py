@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection
+from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection, MemoryNeed, TimeGuess
 from spectrascope.records.values import ALL_SAMPLES, LayerRole, Missing
-from spectrascope.reports.figures import format_bytes, format_count, format_large
+from spectrascope.reports.figures import format_bytes, format_count, format_large, format_span
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_model
 
@@ -23,7 +23,8 @@ def build_inspection(inspection: Inspection) -> Document:
             ("read", how),
             ("sample", sample),
             ("cost", _describe_cost(inspection.cost, inspection.options.num_samples)),
-            ("memory", _describe_memory(inspection.cost)),
+            *_describe_time(inspection.cost.time),
+            *_describe_memory(inspection.cost.memory),
             *(("note", note) for note in inspection.notes),
         ),
         sheets=(_build_sheet(shown, len(inspection.weights) - len(shown)),),
@@ -60,11 +61,32 @@ def _describe_cost(cost: CostEstimate, num_samples: int) -> str:
     return f"{text}, {format_large(cost.total_flops)}FLOP at {format_large(cost.flops_per_sample)}FLOP per sample"
 
 
-def _describe_memory(cost: CostEstimate) -> str:
-    text = f"about {format_bytes(cost.fixed_bytes)} throughout"
-    if isinstance(cost.bytes_per_sample, Missing):
-        return text
-    return f"{text}, and {format_bytes(cost.bytes_per_sample)} per sample of a micro-batch"
+def _describe_time(time: TimeGuess | Missing) -> list[tuple[str, str]]:
+    if isinstance(time, Missing):
+        return []
+    threads = "" if isinstance(time.threads, Missing) else f", {format_count(time.threads, 'thread')}"
+    where = f"{time.device}{threads}: {format_large(time.flops_per_second)}FLOP/s"
+    lines = [("time", f"about {format_span(time.total_seconds)}, a guess from {time.basis} ({where})")]
+    if time.helps:
+        lines.append(("sooner", ", ".join(f"{h.option} {format_span(h.left)}" for h in time.helps)))
+    return lines
+
+
+def _describe_memory(need: MemoryNeed) -> list[tuple[str, str]]:
+    parts = [(need.weight_bytes, "weights"), (need.gradient_bytes, "gradients"), (need.direction_bytes, "directions")]
+    if not isinstance(need.tangent_bytes, Missing):
+        parts.append((need.tangent_bytes, "a sample's pass"))
+    text = f"about {format_bytes(need.total_bytes)} ({', '.join(f'{what} {format_bytes(n)}' for n, what in parts)})"
+    if isinstance(need.available_bytes, Missing):
+        return [("memory", text)]
+    free = f"{format_bytes(need.available_bytes)} free on {need.device}"
+    if need.fits is True:
+        return [("memory", f"{text} of {free}")]
+    lines = [("memory", f"does not fit: {text}, and {free}")]
+    left = ", ".join(f"{h.option} {format_bytes(int(h.left))}" for h in need.helps)
+    enough = any(h.left <= need.available_bytes for h in need.helps)
+    lines.append(("less", left if enough else f"{left + '; ' if left else ''}no option is enough on this device"))
+    return lines
 
 
 def _build_sheet(rows: list[InspectedWeight], n_vectors: int) -> Sheet:
