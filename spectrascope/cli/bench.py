@@ -9,12 +9,14 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import loaded
 from spectrascope.cli.output import emit
+from spectrascope.cli.rerun import Kept
 
 
 def bench(
     context: typer.Context,
     target: o.Request,
     options: o.MeasurementOptions,
+    kept: Kept,
     result: o.Result,
     rounds: Annotated[int, o.measurement_option(min=1, metavar="N", help="Interleaved rounds of timing.")] = 3,
 ) -> None:
@@ -23,4 +25,5 @@ def bench(
         from spectrascope.measure.bench import run_bench
 
         found = run_bench(run, rounds=rounds)
+    kept.keep(context, found)
     emit(found, result)

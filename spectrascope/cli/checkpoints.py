@@ -17,6 +17,7 @@ import typer
 from spectrascope.advice.trajectory import STEP_KEY, MeasuredCheckpoint
 from spectrascope.cli.measure import measure
 from spectrascope.cli.options import Request
+from spectrascope.cli.rerun import Kept
 from spectrascope.errors import OptionError, ReportFormatError, SpectrascopeError
 from spectrascope.records.report import ProbeOptions, Report
 from spectrascope.records.values import Missing
@@ -32,8 +33,13 @@ _FAILED_MESSAGE = 200
 class Keeping:
     """Where reports are kept, and whether one is measured again although it is there."""
 
+    run: Kept
     folder: Path
     again: bool = False
+
+    def report(self, name: str) -> Path:
+        """The file of a checkpoint's report: beside the parts it is made of, where a run is kept."""
+        return self.folder / f"{name}.json" if self.run.run is None else self.run.run / name / "report.json"
 
 
 def expand_checkpoints(given: Sequence[str], globs: Sequence[str]) -> list[str]:
@@ -76,7 +82,8 @@ def measure_checkpoints(
         if _is_report(name):
             yield MeasuredCheckpoint(label.removesuffix(".json"), read_report(Path(name)))
             continue
-        path = keeping.folder / f"{_file_name(label)}.json"
+        place = _file_name(label)
+        path = keeping.report(place)
         asked = _asked(name, target, options)
         kept = None if keeping.again else _read_kept(path, asked)
         if kept is not None:
@@ -85,7 +92,7 @@ def measure_checkpoints(
             continue
         _say(label, number, len(names), quiet)
         try:
-            report = measure(replace(target, model=name), options, context, quiet=quiet)
+            report = measure(replace(target, model=name), options, context, quiet=quiet, kept=keeping.run, place=place)
         except OptionError:
             raise  # an option that is wrong for one is wrong for all
         except SpectrascopeError as error:
@@ -94,7 +101,7 @@ def measure_checkpoints(
             yield MeasuredCheckpoint(label, Missing(reason))
             continue
         report = replace(report, extra={**_step_of(name), **report.extra, _KEY: asked})
-        _make(keeping.folder)
+        _make(path.parent)
         write_text_atomically(path, report_to_json(report) + "\n")
         yield MeasuredCheckpoint(label, report)
 

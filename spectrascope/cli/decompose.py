@@ -10,6 +10,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
+from spectrascope.cli.rerun import Kept
 from spectrascope.records.decomposition import DecomposeOptions, FisherType, Sharing
 from spectrascope.reports.order import ORDER
 from spectrascope.reports.render import View
@@ -43,6 +44,7 @@ def decompose(
     target: o.Request,
     factors: FactorOptions,
     options: o.FitOptions,
+    kept: Kept,
     result: o.Result,
     sort: o.SortOption = ORDER,
 ) -> None:
@@ -57,5 +59,5 @@ def decompose(
     JSON is the whole report, as from probe, with a block per layer.
     """
     wanted = o.record_of(DecomposeOptions, factors)
-    report = measure(target, options.asked, context, quiet=result.quiet, decompose=wanted)
+    report = measure(target, options.asked, context, quiet=result.quiet, decompose=wanted, kept=kept)
     emit(report, result, view=View.DECOMPOSITION, sort=sort)

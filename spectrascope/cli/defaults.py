@@ -56,5 +56,7 @@ def spell_option(parameter: Any, value: Any) -> list[str]:
         return [flag]
     if value is False:
         return list(parameter.secondary_opts[:1])
+    if isinstance(value, list) and not parameter.multiple:  # one value per channel
+        value = ",".join(map(str, value))
     values = value if isinstance(value, list) else [value]
     return [word for item in values for word in (flag, str(item))]

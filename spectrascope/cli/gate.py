@@ -13,6 +13,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit, tell
 from spectrascope.cli.parsers import parse_output
+from spectrascope.cli.rerun import Kept
 from spectrascope.cli.saved import given_options, require_meaningful
 from spectrascope.config import FROM_BASELINE, find_configuration, read_policy_table
 from spectrascope.errors import OptionError
@@ -45,6 +46,7 @@ def gate(
     model: _ModelOrReport,
     target: o.Request,
     options: o.FitOptions,
+    kept: Kept,
     result: o.Result,
     baseline: Annotated[Path | None, _option(metavar="BASE.json", help="The report to hold it to.")] = None,
     policy: Annotated[
@@ -90,7 +92,7 @@ def gate(
         require_meaningful(given, _OF_A_SAVED_REPORT, model)
         report = read_report(Path(model))
     else:
-        report = measure(target, _as_baseline(base.options, asked, given), context, quiet=result.quiet)
+        report = measure(target, _as_baseline(base.options, asked, given), context, quiet=result.quiet, kept=kept)
         if save_report is not None:
             _save(report, save_report)
     if given & {"top_k", "min_rank"}:
@@ -100,6 +102,7 @@ def gate(
     from spectrascope.gating.judgement import judge
 
     verdict = judge(report, base, rules, force=force)
+    kept.keep(context, verdict)
     _write_copies(verdict, junit=junit, markdown=markdown, every=all)
     emit(verdict, result, every=all)
     tell((f"wrote {path}" for path in (junit, markdown, save_report) if path is not None), quiet=result.quiet)

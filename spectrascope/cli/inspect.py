@@ -13,6 +13,7 @@ from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.load import load_model, make_run, read_tensors, refuse_absent
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
+from spectrascope.cli.rerun import Kept
 from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import ALL_SAMPLES, Missing
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from spectrascope.workload import Run
 
 
-def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOptions, result: o.Result) -> None:
+def inspect(
+    context: typer.Context, target: o.Request, options: o.MeasurementOptions, kept: Kept, result: o.Result
+) -> None:
     """Say what probe would measure, with which engine and at what cost, without measuring.
 
     Of a checkpoint only names and shapes are read, wherever they tell what the network is. One sample is taken to
@@ -32,6 +35,7 @@ def inspect(context: typer.Context, target: o.Request, options: o.MeasurementOpt
     refuse_absent(target)
     with no_collections():
         found = _look_at(target, options.asked, command=spell_command(context), quiet=result.quiet)
+        kept.keep(context, found)
         emit(found, result)
 
 

@@ -17,7 +17,7 @@ from spectrascope.cli.garbage import set_aside
 from spectrascope.cli.job import join_job
 from spectrascope.cli.load import find_momentum_file, load_model, make_run, refuse_absent
 from spectrascope.cli.options import Request
-from spectrascope.cli.rerun import Parts, keep_command
+from spectrascope.cli.rerun import Kept, Parts, keep_command
 from spectrascope.errors import OptionError
 from spectrascope.records.decomposition import DecomposeOptions
 from spectrascope.records.report import ProbeOptions, Report
@@ -25,6 +25,7 @@ from spectrascope.records.signal import GradientSource
 from spectrascope.text import plural
 
 if TYPE_CHECKING:
+    from spectrascope.measure.division import Division
     from spectrascope.measure.ranks import Ranks
     from spectrascope.workload import Run
 
@@ -42,7 +43,8 @@ def measure(
     *,
     quiet: bool,
     decompose: DecomposeOptions | None = None,
-    parts: Parts | None = None,
+    kept: Kept | None = None,
+    place: str = "",
 ) -> Report:
     """Load and measure, alone or with the other ranks of a job, which end here; a shard ends here too.
 
@@ -52,48 +54,61 @@ def measure(
         context: of the command.
         quiet: whether to say nothing on the way.
         decompose: the spectral alignment decomposition too, by one process.
-        parts: where the run is kept.
+        kept: where the run is kept, and which part of it to do.
+        place: the folder in that one, where the run consists of several measurements.
 
     Raises:
         SpectrascopeError: something cannot be loaded or measured.
     """
     refuse_impossible(target, options)  # before ranks join, which takes torch
-    parts = parts or Parts()
+    kept = kept or Kept()
     with join_job() as ranks, loaded(target, options, context, quiet=quiet) as run:
+        division = divide(kept, context, ranks, place)
         if decompose is not None:
-            return _decompose(run, decompose, ranks)
-        report = _probe(run, parts, ranks, context, quiet=quiet)
+            report: Report | None = _decompose(run, decompose, division)
+        else:
+            report = _probe(run, division, quiet=quiet)
     if report is None or ranks.index:
         raise typer.Exit
+    if not place:
+        kept.keep(context, report)
     return report
 
 
-def _decompose(run: Run, decompose: DecomposeOptions, ranks: Ranks) -> Report:
-    from spectrascope.measure.decompose import run_decompose
-
-    if ranks.count > 1:
-        raise OptionError("decompose is measured by one process: start it without torchrun")
-    return run_decompose(run, decompose)
-
-
-def _probe(run: Run, parts: Parts, ranks: Ranks, context: typer.Context, *, quiet: bool) -> Report | None:
-    """The report, or ``None`` from a shard."""
+def divide(kept: Kept, context: typer.Context, ranks: Ranks | None = None, place: str = "") -> Division:
+    """Who measures what and where it is kept; the command is, before anything is measured."""
     from spectrascope.measure.division import Division
-    from spectrascope.measure.run import run_probe
+    from spectrascope.measure.ranks import ALONE
     from spectrascope.measure.run_folder import RunFolder
 
-    if parts.run is None:
-        return run_probe(run, Division(ranks))
-    division = Division(ranks, RunFolder(parts.run), parts.shard, parts.merge)
-    if ranks.index == 0 and not parts.merge:
-        keep_command(parts.run, context)
-    if parts.shard is None:
+    ranks = ranks or ALONE
+    if kept.run is None:
+        return Division(ranks)
+    shard, merge = (kept.shard, kept.merge) if isinstance(kept, Parts) else (None, False)
+    if ranks.index == 0 and not merge:
+        keep_command(kept.run, context)
+    return Division(ranks, RunFolder(kept.run / place), shard, merge)
+
+
+def _decompose(run: Run, decompose: DecomposeOptions, division: Division) -> Report:
+    from spectrascope.measure.decompose import run_decompose
+
+    if division.ranks.count > 1:
+        raise OptionError("decompose is measured by one process: start it without torchrun")
+    return run_decompose(run, decompose, division)
+
+
+def _probe(run: Run, division: Division, *, quiet: bool) -> Report | None:
+    """The report, or ``None`` from a shard."""
+    from spectrascope.measure.run import run_probe
+
+    if division.shard is None:
         return run_probe(run, division)
     from spectrascope.measure.run import run_share
 
     missing = run_share(run, division)
     if not quiet:
-        number, of = parts.shard
+        number, of = division.shard
         left = (
             f"{plural(len(missing), 'part')} of the run still missing" if missing else "no part of the run is missing"
         )

@@ -23,5 +23,5 @@ def probe(
 
     Without arguments: the embedded digits-cnn, early in its training, on handwritten digits.
     """
-    report = measure(target, options.asked, context, quiet=result.quiet, parts=parts)
+    report = measure(target, options.asked, context, quiet=result.quiet, kept=parts)
     emit(report, result, sort=sort)

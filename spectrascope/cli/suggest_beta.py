@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from spectrascope.cli import options as o
-from spectrascope.cli.measure import loaded, measure
+from spectrascope.cli.measure import divide, loaded, measure
 from spectrascope.cli.output import emit, tell, write
 from spectrascope.cli.pictures import picture_file, write_picture
+from spectrascope.cli.rerun import Kept
 from spectrascope.cli.saved import refit_saved
 from spectrascope.errors import OptionError
 from spectrascope.records.advice import ValidateOn
@@ -105,6 +106,7 @@ def suggest_beta(
     validate: _Validate = False,
     validate_on: _ValidateOn = ValidateOn.HELD_OUT,
     validate_plot: _ValidatePlot = None,
+    kept: Kept,
     result: EmittedResult,
 ) -> None:
     """Suggest an exponent for each weight: gradient descent (0), Muon-like (1), Newton-like (2) or between.
@@ -117,7 +119,7 @@ def suggest_beta(
         raise OptionError("--validate-plot goes with --validate")
     on = validate_on if validate else None
     picture = None if validate_plot is None else picture_file(validate_plot)
-    advice = _advise(context, model, target, options.asked, train_batch, momentum, on, result.quiet)
+    advice = _advise(context, model, target, options.asked, train_batch, momentum, on, kept, result.quiet)
     if picture is not None:
         write_picture(validation_picture(advice), picture)
     groups = result.emit_groups
@@ -136,6 +138,7 @@ def _advise(
     train_batch: int | None,
     momentum: float,
     validate_on: ValidateOn | None,
+    kept: Kept,
     quiet: bool,
 ) -> Advice:
     if model is not None and is_saved_report(model):
@@ -146,9 +149,16 @@ def _advise(
         with loaded(target, options, context, quiet=quiet) as run:
             from spectrascope.measure.validate import advise_and_validate
 
-            return advise_and_validate(run, train_batch=train_batch, momentum=momentum, on=validate_on)
+            division = divide(kept, context)
+            advice = advise_and_validate(
+                run, train_batch=train_batch, momentum=momentum, on=validate_on, division=division
+            )
+            kept.keep(context, advice)
+            return advice
     else:
-        report = measure(target, options, context, quiet=quiet)
+        report = measure(target, options, context, quiet=quiet, kept=kept)
     from spectrascope.advice.advise import advise
 
-    return advise(report, train_batch=train_batch, momentum=momentum)
+    advice = advise(report, train_batch=train_batch, momentum=momentum)
+    kept.keep(context, advice)
+    return advice

@@ -12,7 +12,8 @@ from spectrascope.advice.trajectory import build_trajectory
 from spectrascope.cli import options as o
 from spectrascope.cli.checkpoints import Keeping, expand_checkpoints, measure_checkpoints
 from spectrascope.cli.output import emit
-from spectrascope.errors import SpectrascopeError
+from spectrascope.cli.rerun import Kept
+from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.reports.fields import TrackedNumber
 
 _option = partial(typer.Option, rich_help_panel="Checkpoints")
@@ -33,16 +34,19 @@ def trajectory(
     model: _Checkpoints = None,
     target: o.Request,
     options: o.FitOptions,
+    kept: Kept,
     result: o.Result,
     glob: Annotated[
         list[str] | None, _option(metavar="PATTERN", help="Checkpoints by pattern, as 'run/*.pt'; may be repeated.")
     ] = None,
     reports: Annotated[
-        Path,
+        Path | None,
         _option(
-            metavar="DIR", help="Where one report per checkpoint is kept; what is there already is not measured again."
+            metavar="DIR",
+            help="Where one report per checkpoint is kept (default: trajectory); what is there already is not measured "
+            "again. With --run each is in a folder of its own there.",
         ),
-    ] = Path("trajectory"),
+    ] = None,
     again: Annotated[bool, _option("--again", help="Measure also what is kept already.")] = False,
     number: Annotated[TrackedNumber, o.result_option(help="What the table of layers follows.")] = _STEP,
 ) -> None:
@@ -52,9 +56,12 @@ def trajectory(
     needed.
     """
     names = expand_checkpoints(model or [], glob or [])
-    keeping = Keeping(reports, again)
+    if kept.run is not None and (again or reports is not None):
+        raise OptionError("--run RUN is where reports are kept, once for all: leave out --reports and --again")
+    keeping = Keeping(kept, reports or Path("trajectory"), again)
     checkpoints = list(measure_checkpoints(names, target, options.asked, keeping, context, quiet=result.quiet))
     found = build_trajectory(checkpoints)
+    kept.keep(context, found)
     emit(found, result, number=number.value)
     failed = [point.label for point in found.points if point.reason]
     if failed:

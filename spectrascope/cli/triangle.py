@@ -10,6 +10,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit
+from spectrascope.cli.rerun import Kept
 from spectrascope.cli.saved import refit_saved
 from spectrascope.reports.order import ORDER
 from spectrascope.reports.read import is_saved_report
@@ -23,6 +24,7 @@ def triangle(
     model: Annotated[str, o.MODEL_OR_REPORT],
     target: o.Request,
     options: o.FitOptions,
+    kept: Kept,
     result: o.Result,
     sort: o.SortOption = ORDER,
 ) -> None:
@@ -33,5 +35,5 @@ def triangle(
     if is_saved_report(model):
         report = refit_saved(context, Path(model), options.top_k, options.min_rank, _OF_A_SAVED_REPORT)
     else:
-        report = measure(target, options.asked, context, quiet=result.quiet)
+        report = measure(target, options.asked, context, quiet=result.quiet, kept=kept)
     emit(report, result, view=View.TRIANGLE, sort=sort)

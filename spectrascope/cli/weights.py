@@ -13,6 +13,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.load import load_model, read_tensors, refuse_absent
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
+from spectrascope.cli.rerun import Kept
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
@@ -41,6 +42,7 @@ def weights(
     *,
     seed: Annotated[int, o.input_option(min=0, metavar="N", help="Draws random weights, as of NAME@none.")] = 0,
     options: TailOptions,
+    kept: Kept,
     result: o.Result,
     report: Annotated[
         Path | None,
@@ -58,6 +60,7 @@ def weights(
     beside = None if report is None else read_report(report)
     wanted = o.record_of(WeightOptions, options)
     found = _measure(network, seed, wanted, beside, command=spell_command(context), quiet=result.quiet)
+    kept.keep(context, found)
     emit(found, result)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,6 +11,7 @@ from spectrascope.curvature.engine import Target, UnsupportedOperationError
 from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.curvatures import join_curvatures, measure_curvature
+from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.run import measure_by
 from spectrascope.measure.stages import FoundTargets, Measured, find_targets, forced_micro_batch, join_measured
 from spectrascope.network.layers import WeightLayer
@@ -23,12 +24,13 @@ from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import Run, Workload
 
 
-def run_decompose(run: Run, decompose: DecomposeOptions) -> Report:
+def run_decompose(run: Run, decompose: DecomposeOptions, division: Division = WHOLE) -> Report:
     """Measure every weight and say why its beta is what it is.
 
     Args:
         run: as for a probe.
         decompose: which Fisher matrix, and what sharing a weight between positions means.
+        division: where parts are kept: directions and curvature, not the factors, which are summed over all samples.
 
     Returns:
         A report whose measured layers hold a :class:`spectrascope.records.decomposition.Decomposition`, or why not.
@@ -38,7 +40,17 @@ def run_decompose(run: Run, decompose: DecomposeOptions) -> Report:
     """
     if decompose.draws < 1:
         raise OptionError(f"--draws {decompose.draws}: must be at least 1")
-    report, found = measure_by(run, functools.partial(_measure_with_factors, decompose=decompose))
+    division = replace(division, factors=f"{decompose.fisher.value} {decompose.sharing.value} {decompose.draws}")
+    rounds = itertools.count(1)
+
+    def stages(
+        workload: Workload, layers: Sequence[WeightLayer], choices: Sequence[EngineChoice], run: Run
+    ) -> Measured:
+        last = 2 * next(rounds)  # weights of the sweep, then the others, each in files of their own
+        divisions = division.of_round(last - 1), division.of_round(last)
+        return _measure_with_factors(workload, layers, choices, run, decompose, divisions)
+
+    report, found = measure_by(run, stages, division)
     return replace(report, layers=tuple(_decomposed(row, found) for row in report.layers))
 
 
@@ -58,8 +70,8 @@ def _measure_with_factors(
     layers: Sequence[WeightLayer],
     choices: Sequence[EngineChoice],
     run: Run,
-    *,
     decompose: DecomposeOptions,
+    divisions: tuple[Division, Division],
 ) -> Measured:
     """Measure gradient, directions, curvature and factors.
 
@@ -67,17 +79,18 @@ def _measure_with_factors(
     curvature, its sweep sums the factors too, and what is held out is measured after it; other weights get backward
     passes of their own after their curvature is known.
     """
-    found = find_targets(workload, layers, choices, run, resample=True)
+    found = find_targets(workload, layers, choices, run, resample=True, division=divisions[0])
     choice_of = {layer.name: choice for layer, choice in zip(layers, choices, strict=True)}
     swept = {name for name, choice in choice_of.items() if choice.engine is EngineName.GAUSS_NEWTON}
     parts: list[Measured] = []
     if any(target.layer.name in swept for target in found.targets):
         # Where the sweep could not follow, or the loss has no root, everything is measured the usual way.
-        first = _sweep(found.only(swept), choice_of, run, decompose)
+        first = _sweep(found.only(swept), choice_of, run, decompose, divisions[0])
         parts, swept = ([], set()) if first is None else ([first], swept)
     rest = found.only(choice_of.keys() - swept)
     if rest.targets or not parts:
-        second = measure_curvature(rest, [choice_of[t.layer.name] for t in rest.targets], run, published=True)
+        chosen = [choice_of[target.layer.name] for target in rest.targets]
+        second = measure_curvature(rest, chosen, run, published=True, division=divisions[1])
         with run.clock.stage("factors"):
             second.factors = _pass(rest, second.targets, run, decompose)
         parts.append(second)
@@ -90,7 +103,11 @@ def _for_curvature(found: FoundTargets) -> Workload:
 
 
 def _sweep(
-    found: FoundTargets, choice_of: dict[str, EngineChoice], run: Run, decompose: DecomposeOptions
+    found: FoundTargets,
+    choice_of: dict[str, EngineChoice],
+    run: Run,
+    decompose: DecomposeOptions,
+    division: Division,
 ) -> Measured | None:
     """Measure curvature and factors in one sweep; ``None`` where it cannot follow the network."""
     published = [Target(target.layer, target.directions) for target in found.targets]
@@ -111,7 +128,7 @@ def _sweep(
         reasons = {t.layer.name: choice.reason for t, choice in zip(published, choices, strict=True)}
         measured = join_curvatures(found, [[c] for c in curvatures], reasons, dict(found.failed), published=True)
     else:
-        measured = measure_curvature(found, choices, run, published=False)
+        measured = measure_curvature(found, choices, run, published=False, division=division)
         along = {t.layer.name: c for t, c in zip(published, curvatures, strict=True)}
         # Slopes of the gradient pass are those of all samples; the sweep's are of the samples for curvature.
         measured.curvatures = [

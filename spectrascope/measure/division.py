@@ -33,12 +33,14 @@ class Division:
         folder: where parts are kept, and those that are there already.
         shard: (number from 0, of how many): which parts fall to this process or these ranks; ``None`` for all.
         assembling: whether parts are put together and none is made.
+        factors: what a decomposition is asked for besides: its parts are no probe's.
     """
 
     ranks: Ranks = ALONE
     folder: RunFolder | None = None
     shard: tuple[int, int] | None = None
     assembling: bool = False
+    factors: str | None = None
 
     def of_round(self, number: int) -> Division:
         """The same for the weights that the self-check has handed to another engine: in rounds from 2 on.
@@ -65,7 +67,7 @@ class Division:
         def settle() -> dict[str, Any]:
             if folder is None:
                 return {**_now(run), **choose()}
-            same = _measurement(run, workload)
+            same = {**_measurement(run, workload), "decompose": self.factors}
             if self.assembling:
                 folder.require_targets()
                 del same["device"]  # where parts are put together need not be where they were made

@@ -25,13 +25,14 @@ from spectrascope.measure.gradients import GradientPass
 from spectrascope.measure.signal import SignalTarget
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import Directions
-from spectrascope.records.values import EngineName
+from spectrascope.records.signal import RankResamples
+from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.write import write_bytes_atomically, write_text_atomically
 from spectrascope.text import first_line, plural
 
 __all__ = ["KeptTargets", "PieceCurvature", "RunFolder"]
 
-_FORMAT = 1
+_FORMAT = 2
 _MOST_NAMED = 3
 
 
@@ -43,6 +44,7 @@ class KeptTargets:
     targets: list[SignalTarget]
     failed: dict[str, str]
     noise: dict[str, float]
+    resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,7 +171,15 @@ class RunFolder:
                 }
             )
         gradient = {key: getattr(found.gradient, key) for key in ("missing", "loss", "accuracy", "micro_batch")}
+        resamples: dict[str, Any] = {}
+        for name, drawn in found.resamples.items():
+            if isinstance(drawn, Missing):
+                resamples[name] = drawn.reason
+            else:
+                resamples[name] = drawn.wins
+                tensors[f"resamples.{name}"] = torch.tensor(drawn.sigma, dtype=torch.float64)
         told = {"gradient": gradient, "weights": weights, "failed": found.failed, "noise": found.noise}
+        told["resamples"] = resamples
         _write(self._targets, tensors, told)
 
     def read_targets(self, layers: Mapping[str, WeightLayer]) -> KeptTargets:
@@ -201,7 +211,13 @@ class RunFolder:
                     )
                 )
             gradient = GradientPass(gradients={}, half_difference=None, by_group={}, **told["gradient"])
-            return KeptTargets(gradient, targets, told["failed"], told["noise"])
+            resamples = {
+                name: Missing(drawn)
+                if isinstance(drawn, str)
+                else RankResamples(tuple(map(tuple, tensors[f"resamples.{name}"].tolist())), drawn)
+                for name, drawn in told["resamples"].items()
+            }
+            return KeptTargets(gradient, targets, told["failed"], told["noise"], resamples)
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self._targets, error) from None
 

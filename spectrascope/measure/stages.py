@@ -120,7 +120,7 @@ def find_targets(
     folder, by_name = division.folder, {layer.name: layer for layer in layers}
     if folder is not None and division.ranks.first(lambda: folder.has_targets):
         kept = folder.read_targets(by_name)
-        return FoundTargets(workload, deal, kept.gradient, kept.targets, kept.failed, kept.noise)
+        return FoundTargets(workload, deal, kept.gradient, kept.targets, kept.failed, kept.noise, kept.resamples)
     engine_of = {layer.name: choice.engine for layer, choice in zip(layers, choices, strict=True)}
     gradient: GradientPass | None = None
     found = _Found()
@@ -150,7 +150,7 @@ def find_targets(
     targets = [SignalTarget(layer=by_name[name], **found.targets[name]) for name in order]
     failed = {name: found.failed[name] for name in by_name if name in found.failed}
     if folder is not None:
-        kept = KeptTargets(gradient, targets, failed, found.noise)
+        kept = KeptTargets(gradient, targets, failed, found.noise, found.resamples)
         division.ranks.first(lambda: folder.write_targets(kept))
     return FoundTargets(workload, deal, gradient, targets, failed, found.noise, found.resamples)
 

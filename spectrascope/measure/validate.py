@@ -14,6 +14,7 @@ from torch import Tensor
 
 from spectrascope.advice.advise import advise
 from spectrascope.errors import DataError
+from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.gradients import measure_gradients
 from spectrascope.measure.prepare import prepare_workload, with_fastest_format
 from spectrascope.measure.run import run_probe
@@ -36,7 +37,12 @@ _AGREEMENT = 0.95
 
 
 def advise_and_validate(
-    run: Run, *, train_batch: int | None = None, momentum: float = 0.0, on: ValidateOn = ValidateOn.HELD_OUT
+    run: Run,
+    *,
+    train_batch: int | None = None,
+    momentum: float = 0.0,
+    on: ValidateOn = ValidateOn.HELD_OUT,
+    division: Division = WHOLE,
 ) -> Advice:
     """Measure on the first half of the samples, advise, and take every step, by default on the other half.
 
@@ -50,6 +56,7 @@ def advise_and_validate(
         train_batch: see :func:`spectrascope.advice.advise.advise`.
         momentum: likewise.
         on: whose loss is followed: of the other half, or of the measured half itself.
+        division: where the measurement is kept; the steps are taken by one process, anew each time.
 
     Returns:
         The advice from the first half, with its validation.
@@ -69,7 +76,7 @@ def advise_and_validate(
     first = _Part(source, 0, half)
     about = f"{run.data_info.id}, first half of {source.n:,} samples"
     measured = replace(run, source=first, data_info=replace(run.data_info, id=about, n=half, digest=first.digest()))
-    report = run_probe(measured)
+    report = run_probe(measured, division)
     advice = advise(report, train_batch=train_batch, momentum=momentum)
     checked = _Part(source, half, min(half, MAX_HELD_OUT)) if on is ValidateOn.HELD_OUT else first
     found = _validate(measured, checked, report, advice)

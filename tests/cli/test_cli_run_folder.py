@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from spectrascope.cli import main
+from spectrascope.cli.app import app
 from spectrascope.cli.job import rank_in_job
+from spectrascope.cli.rerun import keep_command, replay
 from spectrascope.errors import OptionError
+from spectrascope.measure import stages
+from spectrascope.measure.run_folder import PieceCurvature, RunFolder
 
 SMALL = ["digits-cnn@final", "--num-samples", "32", "--top-k", "2", "--groups", "8", "--micro-batch", "4", "-q"]
 FACTORY = """
@@ -129,6 +135,146 @@ def test_a_rank_is_taken_from_a_launcher_of_this_module_alone(monkeypatch: pytes
     monkeypatch.setenv("MASTER_PORT", "0")
     with pytest.raises(OptionError, match="MASTER_PORT is 0"):
         rank_in_job()
+
+
+def result_in(folder: Path) -> Any:
+    """What a command leaves in its run's folder, but for what clocks and sittings decide."""
+    path = folder / "result.json"
+    text = (path if path.exists() else folder / "report.json").read_text()
+    return _timeless(json.loads(re.sub(r"\d{4}-\d\d-\d\dT[\d:+]+", "now", text)))
+
+
+def _timeless(found: Any) -> Any:
+    if isinstance(found, dict):
+        untold = ("seconds", "command", "versions")
+        return {name: _timeless(value) for name, value in found.items() if name not in untold}
+    return [_timeless(item) for item in found] if isinstance(found, list) else found
+
+
+TRAINING = ["digits-cnn@early", "digits-cnn@final"]
+FEW = ["--num-samples", "16", "--top-k", "2", "--groups", "4", "--micro-batch", "4", "--layers", "fc*", "-q"]
+FEW += ["--self-check", "off"]
+LITTLE = ["digits-cnn@final", *FEW]
+KEEPING = {
+    "triangle": LITTLE,
+    "suggest-beta": [*LITTLE, "--train-batch", "16", "--momentum", "0.5"],
+    "suggest-beta --validate": [*LITTLE, "--validate", "--validate-on", "measured"],
+    "decompose": [*LITTLE, "--fisher", "mc", "--draws", "2"],
+    "decompose in one sweep": LITTLE,
+    "gate": [*LITTLE, "--baseline", "base.json", "--rule", "beta: any", "--force"],
+    "trajectory": [*TRAINING, *FEW],
+}
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("baseline") / "base.json"
+    assert main(["probe", *LITTLE, "-o", str(path)]) == 0
+    return path.read_text()
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("name", KEEPING)
+def test_killed_on_the_way_a_run_goes_on(
+    name: str, baseline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Broken off after some parts, then started again, then replayed: the numbers of a run that never stopped."""
+    monkeypatch.chdir(tmp_path)
+    Path("base.json").write_text(baseline)
+    command = [name.split(maxsplit=1)[0], *KEEPING[name]]
+    assert main([*command, "--run", "WHOLE"]) in (0, 1)
+    parts = len(list(Path("WHOLE").rglob("curvature*.safetensors")))
+    original, written = RunFolder.write_part, [0]
+
+    def write_part(self: RunFolder, group: int, found: PieceCurvature) -> None:
+        original(self, group, found)
+        written[0] += 1
+        if written[0] == parts // 2 + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunFolder, "write_part", write_part)
+    assert main([*command, "--run", "RUN"]) == 130
+    assert not Path("RUN", "result.json").exists()
+    capsys.readouterr()
+    assert main([*command, "--run", "RUN"]) in (0, 1), capsys.readouterr().err
+    assert written[0] == parts
+    assert result_in(Path("RUN")) == result_in(Path("WHOLE"))
+    Path("RUN", "result.json").unlink(missing_ok=True)
+    monkeypatch.setattr(stages, "measure_gradients", None)
+    assert main(["rerun", "RUN", "-q"]) in (0, 1), capsys.readouterr().err
+    assert written[0] == parts
+    assert result_in(Path("RUN")) == result_in(Path("WHOLE"))
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["weights", "digits-cnn@final", "--top-k", "3", "--conv", "slices"],
+        ["inspect", "digits-cnn@final", "--exclude", "conv*"],
+        ["bench", "digits-cnn@final", "--num-samples", "8", "--top-k", "1", "--layers", "fc*", "--rounds", "1"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_what_has_no_parts_is_kept_as_it_comes(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "-q", "--run", "RUN"]) == 0
+    first = result_in(Path("RUN"))
+    assert main(["rerun", "RUN", "-q"]) == 0
+    again = result_in(Path("RUN"))
+    if command[0] == "bench":  # of which all else is timings
+        first, again = (json.dumps(found["engines"] | {"rounds": found["rounds"]}) for found in (first, again))
+    assert again == first
+
+
+def test_every_option_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What config.yaml says of a command, spelt again, is the command."""
+    monkeypatch.chdir(tmp_path)
+    words = [
+        "probe", "m.pt", "--mean", "0.4,0.5,0.6", "--std", "0.25", "--layers", "a*", "--layers", "b*", "--exclude", "c",
+        "--num-samples", "all", "--no-split-fused", "--dtype", "float64", "--micro-batch", "7", "--balanced",
+        "--label-smoothing", "0.1", "--data-root", "here", "--loss", "mse", "--null-draws", "3",
+    ]  # fmt: skip
+    application: Any = typer.main.get_command(app)
+
+    def parsed(arguments: list[str]) -> typer.Context:
+        return application.commands["probe"].make_context("probe", arguments)
+
+    given = parsed(words[1:])
+    keep_command(Path("RUN"), given)
+    again: list[dict[str, Any]] = []
+    monkeypatch.setattr(application, "invoke", lambda context: again.append(parsed(list(context.obj[1:])).params))
+    context = application.make_context("spectrascope", ["rerun"])
+    replay(context, Path("RUN"), trust_code=False)
+    assert again == [{**given.params, "run": Path("RUN")}]
+
+
+def test_a_folder_of_another_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["weights", "digits-cnn@final", "-q", "--run", "RUN"]) == 0
+    capsys.readouterr()
+    for words, said in (
+        (["merge", "RUN"], "RUN/config.yaml: weights is not measured in shards; `spectrascope rerun RUN`"),
+        (["trajectory", *TRAINING, "--run", "RUN", "--again"], "--run RUN is where reports are kept, once for all"),
+    ):
+        assert main(words) in (2, 3)
+        assert said in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_the_parts_of_a_probe_serve_others_but_not_a_decomposition(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["probe", *LITTLE, "--run", "RUN"]) == 0
+    monkeypatch.setattr(stages, "measure_gradients", None)
+    assert main(["suggest-beta", *LITTLE, "--run", "RUN"]) == 0
+    assert yaml.safe_load(Path("RUN", "config.yaml").read_text())["command"] == "suggest-beta"
+    capsys.readouterr()
+    assert main(["decompose", *LITTLE, "--run", "RUN"]) == 2
+    assert "holds another measurement (decompose: nothing there, ggn expand 8 here)" in capsys.readouterr().err
 
 
 def torchrun(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
