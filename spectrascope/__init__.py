@@ -29,7 +29,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from spectrascope.api.judging import compare, gate, suggest, trajectory
-    from spectrascope.api.measuring import decompose, inspect, probe, weights
+    from spectrascope.api.looking import inspect, weights
+    from spectrascope.api.measuring import decompose, probe
     from spectrascope.api.results import ProbeReport as Report
     from spectrascope.api.results import load
 
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "api.judging": ("compare", "gate", "suggest", "trajectory"),
-    "api.measuring": ("decompose", "inspect", "probe", "weights"),
+    "api.looking": ("inspect", "weights"),
+    "api.measuring": ("decompose", "probe"),
     "api.results": ("load",),
 }
 

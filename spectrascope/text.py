@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
-__all__ = ["first_line", "listed", "matches", "plural", "printable"]
+__all__ = ["file_name", "first_line", "listed", "matches", "plural", "printable"]
 
 
 def printable(text: str, substitute: str | None = None) -> str:
@@ -19,6 +20,15 @@ def printable(text: str, substitute: str | None = None) -> str:
         return char.encode("unicode_escape").decode("ascii") if substitute is None else substitute
 
     return "".join(char if char.isprintable() else instead(char) for char in text)
+
+
+def file_name(label: str) -> str:
+    """Turn a label into the name of a file or folder: what could be a path, or hide it, gives way.
+
+    >>> file_name("runs/a/step 5.pt"), file_name("../..")
+    ('runs_a_step_5.pt', 'checkpoint')
+    """
+    return re.sub(r"[^\w.=@+-]+", "_", label).strip("._") or "checkpoint"
 
 
 def first_line(error: BaseException) -> str:

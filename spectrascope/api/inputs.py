@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from spectrascope.api.options import DEFAULTS, ProbeKeywords, with_kinds
+from spectrascope.api.options import RequestKeywords, of_data, of_measurement, of_network, opened
 from spectrascope.errors import DataError, LoadError, OptionError
 from spectrascope.loading.checkpoints.momentum import momentum_of, read_momentum
 from spectrascope.losses import make_loss, problem_loss, task_of
@@ -42,6 +42,7 @@ __all__ = [
     "make_run",
     "open_network",
     "read_tensors",
+    "refuse_opened",
     "run_of_loaded",
 ]
 
@@ -55,25 +56,21 @@ def make_run(
     batches: object,
     loss_fn: LossFunction | str | None,
     on_progress: OnProgress,
-    given: ProbeKeywords,
-    *,
-    arch: str | None = None,
+    given: RequestKeywords,
 ) -> Run:
     """Settle what the caller left open: network, samples, their number, dtype, loss, provenance.
 
     Raises:
         SpectrascopeError: something cannot be loaded, or options do not go together.
     """
-    for unknown in given.keys() - DEFAULTS.keys():
-        raise TypeError(f"{name}() got an unexpected keyword argument {unknown!r}")
-    chosen = with_kinds({**DEFAULTS, **given})
+    how = opened(name, given)
+    refuse_opened(how, model)
+    chosen = of_measurement(given)
     momentum, scores = chosen.pop("momentum"), chosen.pop("scores")
     if isinstance(model, nn.Module):
-        if arch is not None:
-            raise OptionError("arch says what a checkpoint is: it cannot be combined with a network in memory")
         run = _of_memory(model, batches, loss_fn, chosen)
     else:
-        run = _of_name(model, batches, loss_fn, chosen, arch)
+        run = _of_name(model, batches, loss_fn, chosen, how)
     if isinstance(momentum, Optimizer):
         momentum = momentum_of(momentum, run.model)
     elif momentum is None and run.options.gradient is GradientSource.MOMENTUM:
@@ -111,17 +108,39 @@ def _of_memory(model: nn.Module, batches: object, loss_fn: LossFunction | str | 
 
 
 def _of_name(
-    model: object, batches: object, loss_fn: LossFunction | str | None, chosen: dict[str, Any], arch: str | None
+    model: object, batches: object, loss_fn: LossFunction | str | None, chosen: dict[str, Any], how: dict[str, Any]
 ) -> Run:
-    network = open_network(model, arch=arch, seed=chosen["seed"])
+    network = open_network(model, seed=chosen["seed"], how=how)
     chosen["dtype"] = chosen["dtype"] or "float32"
+    how = of_data(how)
     if batches is not None and not is_named(batches):
+        _refuse(how, "samples in memory")
         run = _of_memory(network.model, batches, loss_fn or _usual(network), chosen)
         return replace(run, model_info=network.info, notes=network.notes)
     chosen["num_samples"] = chosen["num_samples"] or ProbeOptions().num_samples
     by_name = loss_fn if isinstance(loss_fn, str) else LossName.AUTO
-    run = run_of_loaded(network, ProbeOptions(**chosen), None if batches is None else os.fspath(batches), loss=by_name)  # type: ignore[call-overload]
+    if how.get("label_smoothing") and not (loss_fn is None or isinstance(loss_fn, str)):
+        raise OptionError("label_smoothing: no effect beside a loss of your own; build it into that")
+    dataset = None if batches is None else os.fspath(batches)  # type: ignore[call-overload]
+    run = run_of_loaded(network, ProbeOptions(**chosen), dataset, loss=by_name, **how)
     return run if loss_fn is None or isinstance(loss_fn, str) else replace(run, loss_fn=loss_fn)
+
+
+def refuse_opened(how: Mapping[str, Any], model: object) -> None:
+    """Refuse keywords that say how a network that is named is opened, and its data, beside one in memory.
+
+    Raises:
+        OptionError: there are some.
+    """
+    if isinstance(model, nn.Module):
+        _refuse(how, "a network in memory")
+    elif isinstance(model, Mapping):
+        _refuse([name for name in of_network(how) if name != "arch"], "a state dict")
+
+
+def _refuse(names: Collection[str], what: str) -> None:
+    if names:
+        raise OptionError(f"{', '.join(names)}: no effect on {what}")
 
 
 def _usual(network: LoadedModel, label_smoothing: float = 0.0) -> LossFunction:
@@ -129,8 +148,10 @@ def _usual(network: LoadedModel, label_smoothing: float = 0.0) -> LossFunction:
     return make_loss(problem_loss(network.model), task=network.info.task, label_smoothing=label_smoothing)
 
 
-def open_network(model: object, *, arch: str | None = None, seed: int = 0, headers_only: bool = False) -> LoadedModel:
-    """Load a network that a name, a path or a state dict stands for.
+def open_network(
+    model: object, *, seed: int = 0, headers_only: bool = False, how: Mapping[str, Any] | None = None
+) -> LoadedModel:
+    """Load a network that a name, a path or a state dict stands for; ``how`` holds ``NetworkKeywords``, and others.
 
     Raises:
         LoadError: it cannot be loaded.
@@ -138,9 +159,10 @@ def open_network(model: object, *, arch: str | None = None, seed: int = 0, heade
     """
     from spectrascope.loading.models.open import load_model, load_weights
 
+    ways = of_network(how or {})
     if isinstance(model, Mapping):
-        return load_weights(model, arch=arch, seed=seed)
-    return load_model(_spec(model), arch=arch, seed=seed, headers_only=headers_only)
+        return load_weights(model, arch=ways.get("arch"), seed=seed)
+    return load_model(_spec(model), seed=seed, headers_only=headers_only, **ways)
 
 
 def _spec(model: object) -> str | None:

@@ -25,12 +25,13 @@ from spectrascope.api.results import (
 )
 from spectrascope.config import FROM_BASELINE, read_policy_table
 from spectrascope.errors import OptionError, SpectrascopeError
+from spectrascope.records.advice import ValidateOn
 from spectrascope.records.report import Report
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import GatePolicy
 from spectrascope.reports.read import is_saved_report
 from spectrascope.reports.refit import refit
-from spectrascope.text import listed
+from spectrascope.text import file_name, listed
 
 if TYPE_CHECKING:
     from spectrascope.api.inputs import Network
@@ -160,6 +161,8 @@ def suggest(
     train_batch: int | None = None,
     momentum: float = 0.0,
     validate: bool = False,
+    validate_on: ValidateOn | str = ValidateOn.HELD_OUT,
+    run: FilePath | None = None,
     on_progress: Watch = None,
     **options: Any,
 ) -> AdviceResult:
@@ -175,6 +178,8 @@ def suggest(
         momentum: of training, 0 or more and below 1: with ``train_batch``, a step averages
             (1 + momentum) / (1 - momentum) batches.
         validate: measure a network on half of the samples, take the steps for real, and report the loss on the others.
+        validate_on: whose loss is followed: ``held-out``, the other half, or ``measured``, the measured half itself.
+        run: as for :func:`spectrascope.probe`; steps that are taken are taken again.
         on_progress: as for :func:`spectrascope.probe`.
         options: more of :func:`spectrascope.probe` for a network.
 
@@ -186,18 +191,29 @@ def suggest(
     """
     from spectrascope.advice.advise import advise
 
+    try:
+        on = ValidateOn(validate_on)
+    except ValueError as error:
+        raise OptionError(
+            f"validate_on {validate_on!r}: expected one of {', '.join(o.value for o in ValidateOn)}"
+        ) from error
     if validate:
         if _is_report(model):
             raise OptionError("validate takes steps with the network: pass it instead of a report")
         from spectrascope.api.inputs import make_run
+        from spectrascope.api.measuring import kept_in
         from spectrascope.api.progress import watched
         from spectrascope.measure.validate import advise_and_validate
 
         with watched(on_progress) as watch:
-            run = make_run("suggest", model, batches, loss_fn, watch, options)  # type: ignore[arg-type]
-            advice = advise_and_validate(run, train_batch=train_batch, momentum=momentum)
+            asked = make_run("suggest", model, batches, loss_fn, watch, options)  # type: ignore[arg-type]
+            advice = advise_and_validate(
+                asked, train_batch=train_batch, momentum=momentum, on=on, division=kept_in(run)
+            )
+    elif on is not ValidateOn.HELD_OUT:
+        raise OptionError("validate_on goes with validate=True")
     else:
-        report = _measured(model, batches, loss_fn, on_progress, {}, options)
+        report = _measured(model, batches, loss_fn, on_progress, {}, _with_run(options, run))
         advice = advise(report, train_batch=train_batch, momentum=momentum)
     return shown(advice, AdviceResult)
 
@@ -207,6 +223,7 @@ def trajectory(
     batches: object = None,
     loss_fn: LossFunction | str | None = None,
     *,
+    run: FilePath | None = None,
     on_progress: Watch = None,
     **options: Any,
 ) -> TrajectoryResult:
@@ -218,6 +235,8 @@ def trajectory(
             step that a report or a name says, as ``step-500``; else they stay as given.
         batches: samples for networks, as for :func:`spectrascope.probe`.
         loss_fn: their loss.
+        run: a folder in which each network's measurement is kept as it goes, in a folder of its own; killed and called
+            again, it goes on.
         on_progress: as for :func:`spectrascope.probe`.
         options: more of :func:`spectrascope.probe` for networks.
 
@@ -231,7 +250,8 @@ def trajectory(
     found = []
     for label, item in _named(checkpoints):
         try:
-            report: Report | Missing = _measured(item, batches, loss_fn, on_progress, {}, options)
+            own = _with_run(options, None if run is None or _is_report(item) else Path(run) / file_name(label))
+            report: Report | Missing = _measured(item, batches, loss_fn, on_progress, {}, own)
         except OptionError:
             raise  # wrong for one is wrong for all
         except SpectrascopeError as error:
@@ -259,6 +279,10 @@ def _named(checkpoints: str | Sequence[Measured] | Mapping[str, Measured]) -> li
 def _is_report(model: object) -> bool:
     named = isinstance(model, (str, os.PathLike))
     return isinstance(model, Report) or (named and is_saved_report(os.fspath(model)))  # type: ignore[call-overload]
+
+
+def _with_run(options: Mapping[str, Any], run: FilePath | None) -> dict[str, Any]:
+    return {**options, **({} if run is None else {"run": run})}
 
 
 def _measured(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar, get_type_hints
 
 from torch import Tensor
@@ -18,7 +20,21 @@ from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import CheckScope, EngineName
 from spectrascope.text import listed
 
-__all__ = ["DEFAULTS", "Globs", "ProbeKeywords", "require_options", "spelled_out", "with_kinds"]
+__all__ = [
+    "DEFAULTS",
+    "OPENED",
+    "Globs",
+    "NetworkKeywords",
+    "ProbeKeywords",
+    "RequestKeywords",
+    "of_data",
+    "of_measurement",
+    "of_network",
+    "opened",
+    "require_options",
+    "spelled_out",
+    "with_kinds",
+]
 
 Globs: TypeAlias = str | Iterable[str]
 """One glob, or several."""
@@ -50,9 +66,40 @@ class ProbeKeywords(TypedDict, total=False):
     scores: str | int | None
 
 
-_HINTS = get_type_hints(ProbeKeywords)
+class NetworkKeywords(TypedDict, total=False):
+    """How a network that is named is opened."""
+
+    arch: str | None
+    base: str | os.PathLike[str] | None
+    num_classes: int | None
+    trust_remote_code: bool
+
+
+class SourceKeywords(NetworkKeywords, total=False):
+    """How a network and data that are named are opened."""
+
+    data_root: str | os.PathLike[str] | None
+    download: bool
+    image_size: int | None
+    resize: int | None
+    mean: float | Sequence[float] | None
+    std: float | Sequence[float] | None
+    block_size: int | None
+    balanced: bool
+    skip_bad: bool
+    label_smoothing: float
+
+
+class RequestKeywords(SourceKeywords, ProbeKeywords, total=False):
+    """What functions that measure take by keyword: what is measured, and how what is named is opened."""
+
+
+_HINTS = get_type_hints(RequestKeywords)
 DEFAULTS = {item.name: item.default for item in fields(ProbeOptions) if item.name in _HINTS}
 DEFAULTS |= {"dtype": None, "momentum": None, "scores": None}
+OPENED: dict[str, Any] = dict.fromkeys(get_type_hints(SourceKeywords))
+OPENED |= {"trust_remote_code": False, "download": False, "balanced": False, "skip_bad": False, "label_smoothing": 0.0}
+"""Keywords that say how what is named is opened, with their defaults."""
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -62,11 +109,55 @@ def spelled_out(function: Function) -> Function:
     own = list(signature.parameters.values())[:-1]
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_HINTS[name])
-        for name, default in DEFAULTS.items()
+        for name, default in {**OPENED, **DEFAULTS}.items()
         if name not in signature.parameters
     ]
     function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
     return function
+
+
+def opened(function: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """How what is named is opened: of the keywords given, those that say so and differ from their defaults.
+
+    Raises:
+        TypeError: the function takes no such keyword.
+        OptionError: a value of the wrong kind.
+    """
+    for unknown in given.keys() - DEFAULTS.keys() - OPENED.keys():
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
+    found = {name: given[name] for name in OPENED if name in given and given[name] != OPENED[name]}
+    for name in ("mean", "std"):
+        if name in found:
+            try:
+                values = [found[name]] if isinstance(found[name], (int, float)) else list(found[name])
+                found[name] = tuple(float(value) for value in values)
+            except (TypeError, ValueError):
+                raise OptionError(
+                    f"{name} {found[name]!r}: expected a number, or one per channel, as (0.49, 0.48, 0.45)"
+                ) from None
+    for name, kind in (("data_root", Path), ("base", str)):
+        if name in found:
+            found[name] = kind(found[name])
+    return found
+
+
+def of_data(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of :func:`opened` that say how data are opened."""
+    return {name: value for name, value in how.items() if name not in NetworkKeywords.__annotations__}
+
+
+def of_network(how: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of :func:`opened` that say how a network is opened."""
+    return {name: value for name, value in how.items() if name in NetworkKeywords.__annotations__}
+
+
+def of_measurement(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is measured: the other keywords, all of them, in their kinds.
+
+    Raises:
+        OptionError: as :func:`with_kinds`.
+    """
+    return with_kinds({**DEFAULTS, **{name: value for name, value in given.items() if name in DEFAULTS}})
 
 
 def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from spectrascope.records.values import Missing
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.read import read_report
 from spectrascope.reports.write import write_text_atomically
+from spectrascope.text import file_name
 
 _KEY = "trajectory"  # of Report.extra: what was asked for, and of which bytes
 _FAILED_MESSAGE = 200
@@ -82,7 +83,7 @@ def measure_checkpoints(
         if _is_report(name):
             yield MeasuredCheckpoint(label.removesuffix(".json"), read_report(Path(name)))
             continue
-        place = _file_name(label)
+        place = file_name(label)
         path = keeping.report(place)
         asked = _asked(name, target, options)
         kept = None if keeping.again else _read_kept(path, asked)
@@ -158,10 +159,6 @@ def _labels(names: Sequence[str]) -> list[str]:
     """Short names of the checkpoints, their paths where those are not distinct."""
     short = [Path(name.partition("::")[0]).name or name for name in names]
     return short if len(set(short)) == len(short) else list(names)
-
-
-def _file_name(label: str) -> str:
-    return re.sub(r"[^\w.=@+-]+", "_", label).strip("._") or "checkpoint"
 
 
 def _natural(path: str) -> list[tuple[int, int, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime, timezone
@@ -19,7 +20,7 @@ from spectrascope.measure.signal import Piece
 from spectrascope.network.effective import unwrapped
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import Missing
-from spectrascope.workload import Run, Workload
+from spectrascope.workload import LossFunction, Run, Workload
 
 __all__ = ["WHOLE", "Division"]
 
@@ -117,12 +118,21 @@ def _measurement(run: Run, workload: Workload) -> dict[str, Any]:
         "weights": _digest(unwrapped(run.model)) if isinstance(sha256, Missing) else sha256,
         "data": run.data_info.id,
         "samples": run.data_info.digest,
-        "loss": "usual" if run.loss_fn is None else loss_label(run.loss_fn),
+        "loss": "usual" if run.loss_fn is None else _loss(run.loss_fn),
         **{f"--{name.replace('_', '-')}": _plain(value) for name, value in options.items()},
         "device": workload.device.type,
         "spectrascope": version("spectrascope"),
         "torch": str(torch.__version__),
     }
+
+
+def _loss(loss_fn: LossFunction) -> str:
+    """A loss by its name; a function of the user's own by its text too, as another may have the same name."""
+    try:
+        text = inspect.getsource(loss_fn) if inspect.isfunction(loss_fn) else ""
+    except (OSError, TypeError):  # typed at a prompt
+        text = ""
+    return loss_label(loss_fn) + (f" {hashlib.sha256(text.encode()).hexdigest()[:8]}" if text else "")
 
 
 def _plain(value: Any) -> Any:
