@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Measured:
     exponents: Sequence[ParameterExponent]
     alpha_h: Mapping[str, float]
     adamw: Sequence[str]
+    network: float | None = None  # the one exponent of all weights together, where it is determined
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class Contender:
     rates: tuple[float, ...]
     make: Callable[[nn.Module, float, Measured], torch.optim.Optimizer]
     adaptive: bool = False  # exponents are measured again while it trains, paid for with steps
+    package: str | None = None  # what it needs beside torch, by the name pip knows
+
+    @property
+    def installed(self) -> bool:
+        """Whether it can be made here."""
+        return self.package is None or find_spec(self.package) is not None
 
 
 class MuonWithAdamW(torch.optim.Optimizer):
@@ -78,8 +86,8 @@ class ScalarScaledAdamW(torch.optim.AdamW):
         super().__init__(groups, lr=lr, weight_decay=WEIGHT_DECAY)
 
 
-DAMPING = 1e-3
-"""Relative, where no measurement says anything: a thirtieth of the largest singular value."""
+DAMPING = 1e-4
+"""Relative, where no measurement says anything: a hundredth of the largest singular value."""
 
 
 def _spectral(model: nn.Module, lr: float, measured: Measured, **options: Any) -> torch.optim.Optimizer:
@@ -97,12 +105,23 @@ def _held_out(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Op
     return SpectralNewton(groups, lr, weight_decay=WEIGHT_DECAY, adamw_lr=ADAMW_LR, adjust_lr_fn="original")
 
 
+def _half_way(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimizer:
+    beta = 1.0 if measured.network is None else (1.0 + measured.network) / 2
+    return _spectral(model, lr, measured, beta=beta, damping=DAMPING, scale_free=True)
+
+
 def _muon_like(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimizer:
     return _spectral(model, lr, measured, beta=1.0, damping=DAMPING, scale_free=True)
 
 
 def _adamw(model: nn.Module, lr: float, _: Measured) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr, weight_decay=WEIGHT_DECAY)
+
+
+def _soap(model: nn.Module, lr: float, _: Measured) -> torch.optim.Optimizer:
+    from pytorch_optimizer import SOAP  # Adam in the eigenbasis of Shampoo; vectors by Adam
+
+    return SOAP(model.parameters(), lr, weight_decay=WEIGHT_DECAY)  # type: ignore[no-any-return]
 
 
 def _sgd(model: nn.Module, lr: float, _: Measured) -> torch.optim.Optimizer:
@@ -115,8 +134,10 @@ _MUON_RATES = (0.01, 0.02, 0.04, 0.08, 0.16)
 CONTENDERS = (
     Contender("Muon", _MUON_RATES, _muon),
     Contender("SN, held-out β", _MUON_RATES, _held_out),
-    Contender("SN, adaptive", _MUON_RATES, _muon_like, adaptive=True),
+    Contender("SN, half-way β", _MUON_RATES, _half_way),
     Contender("SN, β = 1", _MUON_RATES, _muon_like),
+    Contender("SN, adaptive", _MUON_RATES, _muon_like, adaptive=True),
+    Contender("SOAP", _ADAMW_RATES, _soap, package="pytorch_optimizer"),
     Contender("AdamW", _ADAMW_RATES, _adamw),
     Contender("SGD", (0.025, 0.05, 0.1, 0.2, 0.4), _sgd),
     Contender("SN, β = 2", _MUON_RATES, lambda m, lr, found: _spectral(m, lr, found, damping=0.01, scale_free=True)),

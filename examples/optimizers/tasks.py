@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -58,6 +58,13 @@ def loss_of(output: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(output.flatten(0, -2), targets.flatten())
 
 
+def make_task(name: str, data: Path | None, full: bool, epochs: float | None) -> Task:
+    """The task of that name, with another budget where one is given."""
+    from_files = {"cifar": cifar, "text": text}
+    task = from_files[name](data, full) if name in from_files and data is not None else digits(full)
+    return task if epochs is None else replace(task, epochs=epochs)
+
+
 def digits(full: bool) -> Task:
     """The built-in digits and their small CNN."""
     loaded = load_model("digits-cnn@none", seed=0)
@@ -74,6 +81,7 @@ def cifar(folder: Path, full: bool) -> Task:
     loaded = load_model("cifar-resnet20@none", seed=0)
     source = load_dataset(f"folder:{folder}", loaded, num_samples=10**9, seed=0).source
     x, y = source.fetch(0, source.n)
+    x = x.contiguous(memory_format=torch.channels_last)  # a quarter faster on a CPU
     held_out = min(10_000, source.n // 6)
     return Task(
         "cifar", lambda: load_model("cifar-resnet20@none", seed=torch.initial_seed()).model,

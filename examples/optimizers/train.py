@@ -1,4 +1,4 @@
-"""Compare SpectralNewton with AdamW, SGD, Muon and the paper's negative control on real data.
+"""Compare SpectralNewton with AdamW, SGD, Muon, SOAP and the paper's negative control on real data.
 
     python examples/optimizers/train.py digits
     python examples/optimizers/train.py cifar --data FOLDER     # one sub-folder of images per class
@@ -21,7 +21,8 @@ import argparse
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,15 @@ import spectrascope
 from spectrascope.advice.advise import advise
 from spectrascope.integrations.adaptive import AdaptiveExponents
 from spectrascope.optim import SpectralNewton, parameter_groups
-from spectrascope.records.advice import ParameterExponent
+from spectrascope.records.advice import BetaSource, ParameterExponent
 from spectrascope.records.report import LayerReport
-from spectrascope.records.values import PowerFit
+from spectrascope.records.values import Missing, PowerFit
 
 TUNING_SEED = 0
 REFERENCE = "Muon"
 ADAPTIVE_BUDGET = 0.25
-WATCHED = 8
-"""Steps of each run whose promise is compared with what they keep."""
+WATCHED = 4
+"""Steps of each run with equal steps on a fresh seed whose promise is compared with what they keep."""
 
 _WIDEST = 6  # rates tried beyond either end of a grid
 
@@ -67,7 +68,7 @@ class Setting:
             if found["steps"] == steps:
                 return found
         found = {"contender": contender.name, "rate": rate, "seed": seed, "budget": budget, "steps": steps}
-        found |= train(self, contender, rate, seed, steps)
+        found |= train(self, contender, rate, seed, steps, watch=seed != TUNING_SEED and budget == "steps")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -75,7 +76,7 @@ class Setting:
         return found
 
 
-def train(setting: Setting, contender: Contender, rate: float, seed: int, steps: int) -> dict[str, Any]:
+def train(setting: Setting, contender: Contender, rate: float, seed: int, steps: int, *, watch: bool) -> dict[str, Any]:
     """Train once: the score (``None`` when it diverged), CPU seconds without what is only watched, and the watch."""
     task, device = setting.task, setting.device
     torch.manual_seed(seed)
@@ -90,7 +91,8 @@ def train(setting: Setting, contender: Contender, rate: float, seed: int, steps:
             budget=ADAPTIVE_BUDGET, top_k=top_k, curvature_samples=for_curvature,
         )  # fmt: skip
     watched: list[dict[str, float]] = []
-    seconds = run_steps(task, model, optimizer, steps, seed, device, adaptive, watched)
+    after = adaptive.step if adaptive is not None else None
+    seconds = run_steps(task, model, optimizer, steps, seed, device, after, watched if watch else None)
     found: dict[str, Any] = {"score": None, "seconds": seconds, "watched": watched}
     if math.isfinite(seconds):
         score = task.score(model, device)
@@ -110,10 +112,10 @@ def run_steps(
     steps: int,
     seed: int,
     device: str,
-    adaptive: AdaptiveExponents | None = None,
+    after: Callable[[], object] | None = None,
     watched: list[dict[str, float]] | None = None,
 ) -> float:
-    """Take some steps under a cosine schedule and return their CPU seconds; infinity, and an early end, on NaN."""
+    """Take some steps under a cosine schedule, call ``after`` each, and return the CPU seconds; infinity on NaN."""
     generator = torch.Generator().manual_seed(seed)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     held_out = (task.test[0][:128].to(device), task.test[1][:128].to(device))
@@ -142,8 +144,8 @@ def run_steps(
         else:
             optimizer.step()
         schedule.step()
-        if adaptive is not None:
-            adaptive.step()
+        if after is not None:
+            after()
         seconds += time.process_time() - began
     return seconds
 
@@ -170,7 +172,9 @@ def measure(task: tasks.Task, device: str) -> Measured:
     last = next(name for name, p in reversed(named.items()) if p.dim() == 2)
     if last not in head:  # probe does not know a Python network's task
         head.append(last)
-    return Measured([e for e in advice.parameters if e.name not in head], alpha_h, head)
+    whole = next((group.beta for group in advice.groups if group.by == BetaSource.NETWORK), None)
+    network = None if isinstance(whole, Missing) else whole
+    return Measured([e for e in advice.parameters if e.name not in head], alpha_h, head, network)
 
 
 def measured_once(task: tasks.Task, folder: Path, device: str) -> Measured:
@@ -181,7 +185,9 @@ def measured_once(task: tasks.Task, folder: Path, device: str) -> Measured:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
     kept = json.loads(file.read_text(encoding="utf-8"))
-    return Measured([ParameterExponent(**e) for e in kept["exponents"]], kept["alpha_h"], kept["adamw"])
+    return Measured(
+        [ParameterExponent(**e) for e in kept["exponents"]], kept["alpha_h"], kept["adamw"], kept["network"]
+    )
 
 
 def tune(setting: Setting, contender: Contender, steps: int) -> float:
@@ -208,9 +214,13 @@ def tune(setting: Setting, contender: Contender, steps: int) -> float:
 
 def compare(setting: Setting, seeds: int, only: list[str]) -> None:
     """Tune everyone on one seed; train on the others with equal steps, then with equal time."""
-    chosen = [c for c in CONTENDERS if not only or c.name in only]
     muon_seconds = 0.0
-    for contender in chosen:
+    for contender in CONTENDERS:
+        if only and contender.name not in only:
+            continue
+        if not contender.installed:
+            print(f"  {contender.name}: left out, pip install {contender.package}")
+            continue
         whole = setting.task.steps()
         steps = round(whole / (1 + ADAPTIVE_BUDGET)) if contender.adaptive else whole
         rate = tune(setting, contender, steps)
@@ -239,15 +249,13 @@ def main() -> None:
     if options.task != "digits" and options.data is None:
         parser.error(f"{options.task} needs --data")
     torch.set_num_threads(options.threads)
-    made = {"cifar": tasks.cifar, "text": tasks.text}
-    task = tasks.digits(options.full) if options.task == "digits" else made[options.task](options.data, options.full)
-    if options.epochs is not None:
-        task = replace(task, epochs=options.epochs)
+    task = tasks.make_task(options.task, options.data, options.full, options.epochs)
     size = f"{len(task.train[1]):,} training samples, batch {task.batch}, {task.steps()} steps"
     print(f"{task.name}: {size}, {options.seeds} seeds; {task.score_name}")
     measured = measured_once(task, options.runs, options.device)
     for e in measured.exponents:
         print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
+    print(f"  all together: β {measured.network if measured.network is not None else 'undetermined'}")
     compare(Setting(task, measured, options.runs, options.device), options.seeds, options.only)
     summary = summarise(options.runs / task.name, REFERENCE, task.higher_is_better)
     print("\n".join(summary.lines()))
