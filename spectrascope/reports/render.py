@@ -54,6 +54,9 @@ class View(str, Enum):
     DECOMPOSITION = "decomposition"
 
 
+_RECORDS = "spectrascope.records."
+
+
 def render(
     record: Rendered, format: Format, *, view: View = View.PROBE, width: int | None = None, **how: Any
 ) -> RenderableType:
@@ -115,18 +118,23 @@ def say_bottom_line(record: Rendered, *, view: View = View.PROBE) -> tuple[tuple
 
 
 def _page(record: Rendered, view: View, **how: Any) -> str:
-    """A page for a browser: the report's and the trajectory's own, else that of any document."""
+    """A page for a browser: the report's and the trajectory's own, else that of any document; it holds its numbers."""
+    name = next(kind for kind in type(record).__mro__ if kind.__module__.startswith(_RECORDS)).__name__
+    name = name.removesuffix("Report").lower() or "report"
+    files = [
+        (f"{name}.{form.value}", str(render(record, form, view=view, **how))) for form in (Format.JSON, Format.CSV)
+    ]
     if isinstance(record, Report) and view is View.PROBE:
         from spectrascope.reports.html.page import report_html
 
-        return report_html(record)
+        return report_html(record, files)
     if isinstance(record, Trajectory):
         from spectrascope.reports.html.trajectory import trajectory_html
 
-        return trajectory_html(record)
+        return trajectory_html(record, files)
     from spectrascope.reports.html.document import document_html
 
-    return document_html(document_of(record, view, **how), _charts(record, view))
+    return document_html(document_of(record, view, **how), _charts(record, view), files)
 
 
 def _charts(record: Rendered, view: View) -> list[Chart]:

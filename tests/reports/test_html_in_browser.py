@@ -46,6 +46,20 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.html" for name in found}
 
 
+SMALL_TEXT = """
+return [...document.querySelectorAll('main > section .chart text, main > section .chart tspan')].filter(text => {
+  const drawing = text.ownerSVGElement, scale = drawing.getBoundingClientRect().width / drawing.viewBox.baseVal.width;
+  return parseFloat(getComputedStyle(text).fontSize) * scale < 11.99;
+}).map(text => text.textContent);
+"""
+CUT_OFF = """
+return [...document.querySelectorAll('main > section .chart text')].filter(text => {
+  const own = text.getBoundingClientRect(), figure = text.closest('figure').getBoundingClientRect();
+  return own.right > figure.right || own.left < figure.left;
+}).map(text => text.textContent);
+"""
+
+
 def beta_column(browser: Browser) -> int:
     """Number of the column of the published beta, the name's being 0; also where headings are hidden."""
     heads = browser.run(
@@ -78,6 +92,36 @@ def test_pages_open_without_complaints_requests_or_sideways_scrolling(
     for chart in browser.all("main > section .chart"):
         assert chart.size["width"] > 250
         assert chart.size["height"] > 150
+    assert browser.run(SMALL_TEXT) == []
+    assert browser.run(CUT_OFF) == []
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_long_words_wrap_in_their_cells(browser: Browser, pages: dict[str, Path], width: int) -> None:
+    browser.open(pages["decomposition"], width=width)
+    boxes = browser.run(
+        "return [...document.querySelectorAll('td.words')].map(cell => [cell.scrollWidth, cell.clientWidth, "
+        "cell.getBoundingClientRect().right, cell.closest('.scroll').getBoundingClientRect().right])"
+    )
+    assert boxes
+    assert all(inner <= own and right <= edge + 1 for inner, own, right, edge in boxes)
+
+
+def test_a_page_holds_its_numbers_to_save(browser: Browser, pages: dict[str, Path], tmp_path: Path) -> None:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    browser.page.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    report = decomposed_report()
+    browser.open(pages["decomposition"])
+    for button in browser.all(".files button"):
+        button.click()
+    texts = {"report.json": Format.JSON, "report.csv": Format.CSV}
+    WebDriverWait(browser.page, 30).until(lambda _: all((tmp_path / name).exists() for name in texts))
+    for name, form in texts.items():
+        assert (tmp_path / name).read_text(encoding="utf-8") == render(report, form, view=View.DECOMPOSITION)
+    assert browser.complaints() == []
+    assert browser.requests() == []
 
 
 def test_sorting(browser: Browser, pages: dict[str, Path]) -> None:

@@ -43,13 +43,13 @@ class _Frame:
         return self.bottom - (self.bottom - self.top) * min(max(self.y.place(value), -2.0), 3.0)
 
 
-def chart_svg(chart: Chart, identity: str, *, width: int = 420, height: int = 300) -> str:
+def chart_svg(chart: Chart, identity: str, *, width: int = 340, height: int = 280) -> str:
     """Draw a chart.
 
     Args:
         chart: what to show.
         identity: unique in the page; names the clip path and the title.
-        width: of the drawing without its legend's height, in its own units; a page scales it.
+        width: of the drawing, in its own units, in which letters are 12 high: as wide as a phone shows it.
         height: of the drawing, legend included.
 
     Returns:

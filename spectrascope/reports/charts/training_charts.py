@@ -65,9 +65,10 @@ def track_chart(trajectory: Trajectory, number: str) -> Chart:
     if medians:
         xs, ys = zip(*medians, strict=True)
         parts.append(Line(xs, ys, Ink.PURPLE, "median"))
-        names = tuple(f"{trajectory.step_name} {x:g}: median {name} = {y:.2f}" for x, y in medians)
+        names = tuple(f"{trajectory.step_name} {x:g}: median {name} = {y:{field.form}}" for x, y in medians)
         parts.append(Points(xs, ys, Ink.PURPLE, names=names))
-        summary = f"Median {name} from {ys[0]:.2f} to {ys[-1]:.2f} over {format_count(len(steps), 'checkpoint')}."
+        span = f"{ys[0]:{field.form}} to {ys[-1]:{field.form}} over" if len(ys) > 1 else f"{ys[0]:{field.form}} at 1 of"
+        summary = f"Median {name} {'from ' * (len(ys) > 1)}{span} {format_count(len(steps), 'checkpoint')}."
     else:
         summary = f"No checkpoint has a median {name}."
     y = log_axis(name, everything) if field.logarithmic else linear_axis(name, everything)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from spectrascope.reports.charts.chart import Chart
-from spectrascope.reports.html.page import draw_figure, fill_page
+from spectrascope.reports.html.page import Files, draw_figure, fill_page
 from spectrascope.reports.html.rows import PageCell, PageColumn, PageRow, PageTable
 from spectrascope.reports.views.document import DASH, Document, Row, Sheet, Tone, footnote_mark
 
@@ -16,13 +16,14 @@ _FEW = 8  # rows that need no controls to find one
 _NUMBER = re.compile(r"[+−-]?\d+(?:[\d,]*\d)?(?:\.\d+)?(?:e[+-]?\d+)?")
 
 
-def document_html(document: Document, charts: Sequence[Chart] = ()) -> str:
+def document_html(document: Document, charts: Sequence[Chart] = (), files: Files = ()) -> str:
     """Write a document as a page: what came out, pictures, its sheets to sort and filter, and what they mean."""
     first = document.bottom_line
     said = [line for line in document.closing if line not in first]
     facts = dict(document.facts)
     return fill_page(
         "document.html.j2",
+        files,
         title=document.title.removeprefix("spectrascope: ").removeprefix("spectrascope "),
         subtitle=facts.get("model", next(iter(facts.values()), "")),
         words=[text for text, tone in first if tone is Tone.PLAIN or len(first) == 1],

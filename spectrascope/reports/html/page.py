@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from spectrascope.records.report import LayerReport, LayerRow, Report
 from spectrascope.records.signal import HeldOut
@@ -35,9 +36,13 @@ if TYPE_CHECKING:
     from markupsafe import Markup
 
 __all__ = [
-    "Figure", "LayerDetail", "PageDirections", "draw_figure", "environment", "fill_page", "read", "report_html",
-    "shades",
+    "Figure", "Files", "LayerDetail", "PageDirections", "draw_figure", "environment", "fill_page", "read",
+    "report_html", "shades",
 ]  # fmt: skip
+
+
+Files: TypeAlias = Sequence[tuple[str, str]]
+"""Names and texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,8 @@ class LayerDetail:
     directions: PageDirections
 
 
-def report_html(report: Report) -> str:
-    """Write the whole report as a page.
+def report_html(report: Report, files: Files = ()) -> str:
+    """Write the whole report as a page, which holds these files to save.
 
     Cost: a few milliseconds per layer; some 8 kB per layer in the file.
     """
@@ -77,6 +82,7 @@ def report_html(report: Report) -> str:
     run = report.provenance
     return fill_page(
         "report.html.j2",
+        files,
         title=f"{run.model.id}: curvature along gradient directions",
         subtitle=f"{run.model.architecture} on {run.data.id}, {run.data.n:,} samples, measured {run.created[:10]}",
         words=say_in_words(report),
@@ -91,11 +97,12 @@ def report_html(report: Report) -> str:
     )
 
 
-def fill_page(template: str, *, title: str, **values: Any) -> str:
+def fill_page(template: str, files: Files, *, title: str, **values: Any) -> str:
     """Fill a page's template; every value is escaped except drawings.
 
     Args:
         template: name of a file in ``reports/page``.
+        files: what a reader may save, by name.
         title: of the page.
         values: what the template asks for.
     """
@@ -107,6 +114,7 @@ def fill_page(template: str, *, title: str, **values: Any) -> str:
     page = environment().get_template(template)
     return page.render(
         title=printable(title),
+        files=[(name, base64.b64encode(zlib.compress(text.encode(), 9)).decode()) for name, text in files],
         version=version("spectrascope"),
         style=Markup(style),
         style_hash=_hash(style),

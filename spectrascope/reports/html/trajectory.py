@@ -15,7 +15,7 @@ from spectrascope.reports.charts.training_charts import (
 )
 from spectrascope.reports.fields import RANK_MODEL_NAMES, Field, followed, write
 from spectrascope.reports.figures import format_count
-from spectrascope.reports.html.page import LayerDetail, PageDirections, draw_figure, fill_page
+from spectrascope.reports.html.page import Files, LayerDetail, PageDirections, draw_figure, fill_page
 from spectrascope.reports.html.rows import Choice, LayerFacts, PageCell, PageColumn, PageRow, PageTable
 from spectrascope.reports.views.document import DASH, Sheet
 from spectrascope.reports.views.facts import describe_run
@@ -24,7 +24,7 @@ from spectrascope.reports.views.trajectory import build_checkpoint_sheet, say_tr
 __all__ = ["trajectory_html"]
 
 
-def trajectory_html(trajectory: Trajectory) -> str:
+def trajectory_html(trajectory: Trajectory, files: Files = ()) -> str:
     """Write a trajectory as a page: the medians and every layer over training, the rank models, the checkpoints."""
     points = trajectory.points
     charts = [
@@ -36,6 +36,7 @@ def trajectory_html(trajectory: Trajectory) -> str:
     sheet: Sheet = build_checkpoint_sheet(trajectory)
     return fill_page(
         "report.html.j2",
+        files,
         title=f"{trajectory.model}: curvature over training",
         subtitle=f"{format_count(len(points), 'checkpoint')}, {span}",
         words=say_trajectory(trajectory),
@@ -94,7 +95,7 @@ def _row(index: int, track: LayerTrack) -> PageRow:
         (
             PageCell(track.name, track.name),
             PageCell(track.kind.value, track.kind.value),
-            *(_ends(track, field.flat) for field in _shown()),
+            *(_ends(track, field) for field in _shown()),
             PageCell(DASH, "") if change is None else PageCell(f"{change:+.2f}".replace("-", "−"), repr(change)),
             PageCell(said, said if models else ""),
         ),
@@ -103,12 +104,14 @@ def _row(index: int, track: LayerTrack) -> PageRow:
     )
 
 
-def _ends(track: LayerTrack, number: str) -> PageCell:
-    known = _known(track, number)
+def _ends(track: LayerTrack, field: Field) -> PageCell:
+    known = _known(track, field.flat)
     if not known:
-        reasons = [value.reason for value in track.values[number] if isinstance(value, Missing)]
+        reasons = [value.reason for value in track.values[field.flat] if isinstance(value, Missing)]
         return PageCell(DASH, "", reasons[-1] if reasons else "")
-    text = f"{known[0]:.2f} → {known[-1]:.2f}" if len(known) > 1 else f"{known[0]:.2f}"
+    text = " → ".join(
+        str(write(value, field.form)) for value in (known[:1] if len(known) == 1 else (known[0], known[-1]))
+    )
     return PageCell(text, repr(known[-1]))
 
 
@@ -133,7 +136,7 @@ def _at_checkpoint(trajectory: Trajectory, track: LayerTrack, place: int) -> Lay
     if isinstance(beta, Missing) and isinstance(step, Missing):
         return LayerFacts(label, DASH, step.reason if step.reason == beta.reason else f"{step.reason}; {beta.reason}")
     others = [
-        f"{field.spoken} {write(value, '%' if field.form == '%' else '.2f')}"
+        f"{field.spoken} {write(value, field.form)}"
         for field in sorted(followed(), key=lambda field: not field.drawn)
         if field.name not in ("beta", "held_out.step_exponent")
         and not isinstance(value := track.values[field.flat][place], Missing)

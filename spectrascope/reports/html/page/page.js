@@ -2,6 +2,20 @@
 (() => {
   const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 
+  // Files that the page holds, packed: each is unpacked and saved when it is asked for.
+  for (const button of all("[data-file]")) {
+    button.addEventListener("click", async () => {
+      const name = button.dataset.file;
+      const packed = Uint8Array.from(atob(document.querySelector(`[data-name="${name}"]`).textContent), (c) => c.charCodeAt(0));
+      const whole = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"))).blob();
+      const link = document.createElement("a");
+      link.href = URL.createObjectURL(whole);
+      link.download = name;
+      link.click();
+      setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    });
+  }
+
   // Tables: order, filter.
   for (const table of all("table.sortable")) {
     const controls = document.querySelector(`.controls[data-for="${table.id}"]`);
