@@ -48,7 +48,8 @@ LossFunction = Callable[[Any, Tensor], Tensor]
 OnProgress = Callable[[str, float, int], None]
 """(stage, done, total), called as a stage advances; ``done`` may be a fraction, ``total`` 0 where it is not known.
 
-Stages of a measurement: check, gradient, directions, curvature, factors (``decompose`` alone), self-check.
+Stages of a measurement: check, gradient, directions, curvature, factors (``decompose`` alone), self-check, across
+weights (where asked for).
 """
 
 

@@ -22,6 +22,7 @@ from spectrascope.advice.evidence import (
 )
 from spectrascope.errors import OptionError
 from spectrascope.numerics.steps import pool_step_exponents
+from spectrascope.records.across import Across
 from spectrascope.records.advice import (
     Advice,
     BetaGroup,
@@ -320,4 +321,11 @@ def _notes(report: Report) -> tuple[str, ...]:
         notes.append("blocks of a fused or stacked weight are stepped as one parameter, with the median of their β")
     if report.provenance.data.synthetic:
         notes.append("the data are synthetic: this advice says nothing about real data")
+    across = report.summary.across
+    if isinstance(across, Across) and not isinstance(factor := across.orthogonal.factor, Missing):
+        part = "" if across.exact else ", by the Gauss-Newton part of the curvature between weights"
+        notes.append(
+            f"where all weights step at once, learning rates that suit each weight alone want a common factor of "
+            f"{factor:.2g} (orthogonalised steps{part})"
+        )
     return tuple(notes)

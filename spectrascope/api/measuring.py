@@ -93,6 +93,8 @@ def probe(
         scores: name, or number, of the output that the loss compares, where the model returns several tensors; not
             needed for ``logits``. A loss function of your own gets all of them without.
         labels: ``data``, ``model`` (drawn from the model's own softmax: nothing is left but noise) or ``shuffled``.
+        across_weights: measure a step of all weights at once too: ``report.summary.across``.
+        across_matrix: the same, and keep the whole matrix in it.
         arch: of a network by name, and so is what follows: the architecture of a checkpoint or state dict that is not
             recognised: a name, ``package.module:factory`` or ``file.py:factory``.
         base: network a PEFT adapter was trained on, if not the one it names.

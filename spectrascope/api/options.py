@@ -62,6 +62,8 @@ class ProbeKeywords(TypedDict, total=False):
     folds: int
     gradient: GradientSource | str
     labels: LabelSource | str
+    across_weights: bool
+    across_matrix: bool
     momentum: Optimizer | Mapping[str, Tensor] | None
     scores: str | int | None
 

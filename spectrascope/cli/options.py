@@ -271,6 +271,19 @@ class FitOptions(MeasurementOptions):
 
 
 @dataclass(frozen=True, slots=True)
+class JointOptions(FitOptions):
+    """What is computed, of all weights together too."""
+
+    across_weights: Annotated[
+        bool,
+        measurement_option("--across-weights", help="How much curvature weights share: a step of all of them at once."),
+    ] = _DEFAULT.across_weights
+    across_matrix: Annotated[
+        bool, measurement_option("--across-matrix", help="The same, with the whole matrix in the JSON.")
+    ] = _DEFAULT.across_matrix
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """The form of the result and its place, and whether anything is said on the way.
 

@@ -14,7 +14,7 @@ from spectrascope.reports.order import ORDER
 def probe(
     context: typer.Context,
     target: o.Request,
-    options: o.FitOptions,
+    options: o.JointOptions,
     parts: Parts,
     result: o.Result,
     sort: o.SortOption = ORDER,

@@ -100,7 +100,7 @@ def suggest_beta(
     *,
     model: Annotated[str | None, o.MODEL_OR_REPORT] = None,
     target: o.Request,
-    options: o.FitOptions,
+    options: o.JointOptions,
     train_batch: _TrainBatch = None,
     momentum: _Momentum = 0.0,
     validate: _Validate = False,

@@ -19,16 +19,18 @@ from spectrascope.curvature.engine import (
     CurvatureEngine,
     CurvatureSums,
     Downstream,
+    JointForm,
     Progress,
     Target,
     target_slopes,
 )
 from spectrascope.curvature.microbatches import Groups, Schedule, candidate_sizes
 from spectrascope.errors import UnsupportedModelError
+from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Inputs, Workload
 
-__all__ = ["DoubleBackprop", "hessian_products", "loss_gradients", "loss_gradients_found"]
+__all__ = ["DoubleBackprop", "hessian_product_across", "hessian_products", "loss_gradients", "loss_gradients_found"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class DoubleBackprop(CurvatureEngine):
     exact: ClassVar = True
     reference: ClassVar = (EngineName.FINITE_DIFFERENCE,)
     hint: ClassVar = "; --engine finite-difference would estimate it"
+    joint: ClassVar = JointForm.HESSIAN
 
     @classmethod
     def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
@@ -57,6 +60,36 @@ class DoubleBackprop(CurvatureEngine):
         fine = [t for t, problem in zip(targets, problems, strict=True) if problem is None]
         measured = iter(self.measure(workload, fine, groups=groups, progress=progress) if fine else ())
         return [next(measured) if problem is None else problem for problem in problems]
+
+    def measure_joint(
+        self, workload: Workload, targets: Sequence[Target], *, progress: Progress | None = None
+    ) -> Tensor:
+        """The Hessian's form on all directions of all targets at once.
+
+        Cost: a product with the whole Hessian for each direction of each target.
+
+        Raises:
+            UnsupportedModelError: an operation has no second derivative, or a weight does not reach the loss.
+        """
+        n = workload.source.n
+        dtype = sum_dtype(workload.device)
+        size = sum(target.directions.k for target in targets)
+        total = torch.zeros(size, size, dtype=dtype, device=workload.device)
+        schedule = Schedule(n, self.micro_batch, candidates=candidate_sizes(workload.device, 64), device=total.device)
+
+        def work(start: int, stop: int) -> None:
+            gradients = loss_gradients(workload, targets, *workload.fetch(start, stop))
+            rows = []
+            for target, gradient in zip(targets, gradients, strict=True):
+                for k in range(target.directions.k):
+                    products = hessian_product_across(targets, target, gradient, k)
+                    pairs = zip(targets, products, strict=True)
+                    rows.append(torch.cat([target_slopes(other, product, dtype) for other, product in pairs]))
+            total.add_(torch.stack(rows), alpha=stop - start)
+
+        schedule.run(work, progress)
+        matrix = (total / n).cpu().double()
+        return (matrix + matrix.T) / 2
 
     def measure(
         self, workload: Workload, targets: Sequence[Target], *, groups: Groups = 16, progress: Progress | None = None
@@ -181,6 +214,27 @@ def loss_gradients_found(
         found = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
     by_id = dict(zip(map(id, parameters), found, strict=True))
     return [by_id[id(target.layer.parameter)] for target in targets]
+
+
+def hessian_product_across(targets: Sequence[Target], target: Target, gradient: Tensor, k: int) -> list[Tensor]:
+    """The product of the whole Hessian with one direction of one target, as each target's weight is shaped.
+
+    Args:
+        targets: those wanted.
+        target: the one whose direction it is.
+        gradient: its differentiable gradient.
+        k: which direction, from 0.
+
+    Raises:
+        UnsupportedModelError: the second derivative does not exist.
+    """
+    if not gradient.requires_grad:
+        raise _NoGraphError(target.layer.name)
+    d, parameters = target.directions, list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
+    direction = target.layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(gradient)
+    found = torch.autograd.grad((gradient * direction).sum(), parameters, retain_graph=True, materialize_grads=True)
+    by_id = dict(zip(map(id, parameters), found, strict=True))
+    return [by_id[id(t.layer.parameter)] for t in targets]
 
 
 def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from typing import ClassVar
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "CurvatureEngine",
     "CurvatureSums",
     "Downstream",
+    "JointForm",
     "Progress",
     "Target",
     "UnsupportedOperationError",
@@ -38,6 +40,13 @@ GRADIENT_COST = 3.0
 
 class UnsupportedOperationError(RuntimeError):
     """The network does something that the engine cannot follow exactly; its weights go to the engine's ``next``."""
+
+
+class JointForm(Enum):
+    """What an engine measures of the second derivatives across weights; within each weight it is exact."""
+
+    HESSIAN = "Hessian"
+    GAUSS_NEWTON = "Gauss-Newton part"
 
 
 @dataclass(frozen=True)
@@ -155,6 +164,7 @@ class CurvatureEngine(ABC):
         reference: the engines it is held to in every run's self-check: the second has the last word where the first
             disagrees, and on the earliest weight. Empty for estimates, which carry an error of their own.
         hint: what to try where it gives up a weight and there is no ``next``.
+        joint: what :meth:`measure_joint` gives across weights; ``None`` for an engine that cannot.
     """
 
     name: ClassVar[EngineName]
@@ -162,6 +172,7 @@ class CurvatureEngine(ABC):
     next: ClassVar[EngineName | None] = None
     reference: ClassVar[tuple[EngineName, ...]] = ()
     hint: ClassVar[str] = ""
+    joint: ClassVar[JointForm | None] = None
 
     micro_batch: MicroBatch = None
 
@@ -189,6 +200,20 @@ class CurvatureEngine(ABC):
             return [*self.measure(workload, targets, groups=groups, progress=progress)]
         except UnsupportedOperationError as error:
             return [str(error)] * len(targets)
+
+    def measure_joint(
+        self, workload: Workload, targets: Sequence[Target], *, progress: Progress | None = None
+    ) -> Tensor:
+        """Second derivatives of the mean loss across weights, on all directions of all targets.
+
+        Returns:
+            M (S, S), float64 on the CPU, S the directions of all targets one after another: <D_wk, H D_vl>; across
+            weights only the part of it that ``joint`` names.
+
+        Raises:
+            UnsupportedOperationError: the network cannot be followed.
+        """
+        raise NotImplementedError(f"{self.name.value} measures no curvature across weights")
 
 
 def target_slopes(target: Target, gradient: Tensor, dtype: torch.dtype) -> Tensor:

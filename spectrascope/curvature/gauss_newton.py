@@ -25,11 +25,12 @@ from spectrascope.curvature.engine import (
     CurvatureEngine,
     CurvatureSums,
     Downstream,
+    JointForm,
     Progress,
     Target,
     UnsupportedOperationError,
 )
-from spectrascope.curvature.loss_root import output_model
+from spectrascope.curvature.loss_root import OutputModel, output_model
 from spectrascope.curvature.microbatches import Groups, Schedule
 from spectrascope.curvature.patches import filter_patches
 from spectrascope.curvature.recorder import Tape, WeightUse
@@ -55,6 +56,7 @@ class GaussNewton(CurvatureEngine):
     exact: ClassVar = True
     next: ClassVar = EngineName.TANGENT
     reference: ClassVar = (EngineName.DOUBLE_BACKPROP,)
+    joint: ClassVar = JointForm.GAUSS_NEWTON
 
     @classmethod
     def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
@@ -84,6 +86,28 @@ class GaussNewton(CurvatureEngine):
         with torch.no_grad():
             schedule.run(work, progress)
         return [s.finish(self.name, exact=True) for s in sums]
+
+    def measure_joint(
+        self, workload: Workload, targets: Sequence[Target], *, progress: Progress | None = None
+    ) -> Tensor:
+        """The Gauss-Newton form on all directions of all targets: the Hessian's within each weight.
+
+        Across weights the Hessian has more: the outputs are piecewise linear in each weight, and a product in two.
+
+        Cost: as of :meth:`measure`, and one more Gram matrix of the same projections.
+        """
+        sweep = ColumnSweep(workload, targets, self.column_batch)
+        size = sum(target.directions.k for target in targets)
+        total = torch.zeros(size, size, dtype=sweep.sum_dtype, device=workload.device)
+
+        def work(start: int, stop: int) -> None:
+            loss, projections = sweep.project(start, stop)
+            total.add_(loss.contract(torch.cat(projections, 2))[2])
+
+        with torch.no_grad():
+            Schedule(workload.source.n, self.micro_batch, device=workload.device).run(work, progress)
+        matrix = (total / workload.source.n).cpu().double()
+        return (matrix + matrix.T) / 2
 
 
 class ColumnSweep:
@@ -135,6 +159,15 @@ class ColumnSweep:
 
     def run(self, start: int, stop: int) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Per target: slope (b, K), curvature (b, K), sum of M (K, K)."""
+        loss, projections = self.project(start, stop)
+        return [loss.contract(s) for s in projections]
+
+    def project(self, start: int, stop: int) -> tuple[OutputModel, list[Tensor]]:
+        """The loss of a slice as a function of the outputs, and s (c, b, K) of every target.
+
+        Raises:
+            UnsupportedOperationError: a weight does not reach the output.
+        """
         tape, number, output, labels = self.record(start, stop)
         loss = output_model(output, labels, self.workload.loss_fn)
         columns = loss.columns()
@@ -153,14 +186,14 @@ class ColumnSweep:
                 whole[rows] += projected
 
             sweep_back(tape, number, part, add)
-        found: list[tuple[Tensor, Tensor, Tensor] | None] = [None] * self.n_targets
+        found: list[Tensor | None] = [None] * self.n_targets
         for p, numbers in enumerate(self.targets):
             projected = s[p]
             if projected is None:
                 raise UnsupportedOperationError("a weight does not reach the output")
             for i in numbers:
-                found[i] = loss.contract(projected[:, :, self.slices[i]].to(self.sum_dtype))
-        return [f for f in found if f is not None]
+                found[i] = projected[:, :, self.slices[i]].to(self.sum_dtype)
+        return loss, [f for f in found if f is not None]
 
     # -- the weight's input: v_k · a --------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import platform
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 
 import torch
@@ -17,6 +18,7 @@ from spectrascope.curvature.engine import Curvature, Target
 from spectrascope.curvature.selfcheck import CheckedPairs
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.losses import loss_label
+from spectrascope.measure.across import measure_across, refuse_across
 from spectrascope.measure.checked import Stages, measure_and_check
 from spectrascope.measure.curvatures import measure_share, measure_targets
 from spectrascope.measure.division import WHOLE, Division
@@ -74,6 +76,7 @@ def run_share(run: Run, division: Division) -> list[int]:
         SpectrascopeError: one of its kinds.
     """
     with prepare(run, division) as ready:
+        refuse_across(run.options, ready.choices, division)
         missing = measure_share(ready.workload, ready.layers, ready.choices, run, division=division)
     return [piece.group for piece in missing]
 
@@ -90,13 +93,15 @@ def measure_by(run: Run, stages: Stages, division: Division = WHOLE) -> tuple[Re
         SpectrascopeError: one of its kinds.
     """
     with prepare(run, division) as ready:
+        refuse_across(run.options, ready.choices, division)
         found, checked = measure_and_check(ready, stages, run, division.ranks)
+        across = measure_across(ready, found, run, division)
 
     def finish() -> Report:
         with run.clock.stage("fits"):
             rows = _rows(ready.candidates, found, checked, run.options)
         provenance = _provenance(run, ready, found, checked, division.ranks.count)
-        return Report(provenance, run.options, rows, summarise(rows))
+        return Report(provenance, run.options, rows, replace(summarise(rows), across=across))
 
     return division.ranks.first(finish), found
 

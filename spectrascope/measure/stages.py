@@ -115,7 +115,7 @@ def find_targets(
     share the samples, then the weights; what a folder keeps is not measured again.
     """
     options = run.options
-    deal = _deal(workload, choices, options)
+    deal = deal_batch(workload, choices, options)
     workload = replace(workload, source=deal.source)
     folder, by_name = division.folder, {layer.name: layer for layer in layers}
     if folder is not None and division.ranks.first(lambda: folder.has_targets):
@@ -243,7 +243,8 @@ def _of_block(on_progress: OnProgress, number: int, blocks: int) -> Progress:
     return lambda done, n: on_progress("gradient", number * n + done, blocks * n)
 
 
-def _deal(workload: Workload, choices: Sequence[EngineChoice], options: ProbeOptions) -> Deal:
+def deal_batch(workload: Workload, choices: Sequence[EngineChoice], options: ProbeOptions) -> Deal:
+    """Deal the batch to sample groups, folds, and the samples on which curvature is measured."""
     return deal_samples(
         workload.source,
         groups=options.groups,

@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from spectrascope.records.across import NOT_ASKED_ACROSS, Across
 from spectrascope.records.decomposition import Decomposition
 from spectrascope.records.signal import (
     NOT_HELD_OUT,
@@ -296,6 +297,8 @@ class ProbeOptions:
     folds: int = field(default=4, metadata=ADDED_LATER)
     gradient: GradientSource = field(default=GradientSource.BATCH, metadata=ADDED_LATER)
     labels: LabelSource = field(default=LabelSource.DATA, metadata=ADDED_LATER)
+    across_weights: bool = field(default=False, metadata=ADDED_LATER)
+    across_matrix: bool = field(default=False, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,6 +326,7 @@ class Summary:
     # Medians over layers whose triangle is well conditioned, keys beta, alpha_g, alpha_h, triangle_error.
     well_conditioned_median: dict[str, float] | Missing
     signal: SignalSummary | Missing = field(default=NOT_HELD_OUT, metadata=ADDED_LATER)
+    across: Across | Missing = field(default=NOT_ASKED_ACROSS, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

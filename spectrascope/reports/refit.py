@@ -70,5 +70,5 @@ def refit(report: Report, *, top_k: int | None = None, min_rank: int | None = No
         options=replace(options, top_k=top_k, min_rank=min_rank),
         provenance=replace(report.provenance, notes=(*report.provenance.notes, note)),
         layers=tuple(layers),
-        summary=summarise(layers),
+        summary=replace(summarise(layers), across=report.summary.across),  # of all directions, whatever the window
     )

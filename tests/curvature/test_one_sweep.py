@@ -88,7 +88,7 @@ def test_groups_in_one_micro_batch_are_those_of_double_backprop(monkeypatch):
     workload.model.double()
     seen = []
     monkeypatch.setattr(
-        "spectrascope.curvature.tangent.engine.sweep",
+        "spectrascope.curvature.tangent.sweeps.sweep",
         lambda plan, seeds: seen.append((plan.borders, len(seeds))) or sweep(plan, seeds),
     )
     layers = layers_of(workload)

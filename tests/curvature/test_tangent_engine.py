@@ -176,7 +176,7 @@ def test_the_model_is_as_found_after_an_interruption(error, monkeypatch):
     def interrupted(*args, **kwargs):
         raise error("stop")
 
-    monkeypatch.setattr("spectrascope.curvature.tangent.engine.make_plan", interrupted)
+    monkeypatch.setattr("spectrascope.curvature.tangent.sweeps.make_plan", interrupted)
     inputs, labels = workload.fetch(0, 4)
     random_state = torch.get_rng_state()
     with pytest.raises(error):

@@ -9,6 +9,7 @@ import pytest
 
 from spectrascope.measure.ranks import ALONE
 from spectrascope.measure.run import run_probe
+from spectrascope.records.across import Across
 from spectrascope.records.values import EngineName
 from tests.support.ranks import N, make_run, numbers_of, on_ranks, probe_job
 
@@ -22,10 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", list(ENGINES))
 def test_ranks_measure_what_one_process_measures(kind: str, dtype: str, tmp_path: Path) -> None:
     """Sixteen sample groups over two ranks, and unevenly over three."""
-    alone = run_probe(make_run(kind, dtype))
+    alone = run_probe(make_run(kind, dtype, across_matrix=True))
+    assert isinstance(alone.summary.across, Across)
     assert ENGINES[kind].value in alone.provenance.engines
     for count in (2, 3):
-        outcomes = on_ranks(count, partial(probe_job, run=partial(make_run, kind, dtype)), tmp_path)
+        outcomes = on_ranks(count, partial(probe_job, run=partial(make_run, kind, dtype, across_matrix=True)), tmp_path)
         assert [o.error for o in outcomes] == [""] * count
         for outcome in outcomes:
             assert outcome.report is not None

@@ -101,6 +101,29 @@ def curvature_matrix(hessian: Tensor, directions: list[Tensor]) -> Tensor:
     return matrix
 
 
+def joint_forms(
+    model: nn.Module, steps: list[tuple[str, Tensor]], inputs: Tensor, targets: Tensor, loss: Loss
+) -> tuple[Tensor, Tensor]:
+    """Second derivatives (S, S) of the loss in the lengths of S steps, each of a parameter by name, at zero.
+
+    Returns:
+        Those of the loss, and those of the loss of the outputs made linear in the lengths (Gauss-Newton).
+    """
+    own = dict(model.named_parameters(remove_duplicate=False))
+    zero = torch.zeros(len(steps), dtype=torch.float64)
+
+    def outputs(lengths: Tensor) -> Tensor:
+        moved = {}
+        for length, (name, step) in zip(lengths, steps, strict=True):
+            moved[name] = moved.get(name, own[name].detach()) + length * step
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            return torch.func.functional_call(model, moved, (inputs,), tie_weights=True)
+
+    hessian = torch.autograd.functional.hessian(lambda lengths: loss(outputs(lengths), targets), zero)
+    at, slopes = outputs(zero).detach(), torch.autograd.functional.jacobian(outputs, zero)
+    return hessian, torch.autograd.functional.hessian(lambda lengths: loss(at + slopes @ lengths, targets), zero)
+
+
 def svd_directions(gradient: Tensor, k: int, eps: float) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """sigma (k,), left (m, k), right (n, k) and numerical rank, by numpy."""
     left, sigma, right = np.linalg.svd(gradient.double().numpy(), full_matrices=False)

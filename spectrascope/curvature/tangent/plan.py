@@ -103,6 +103,7 @@ def make_plan(
     *,
     borders: tuple[int, ...] = (0, 1),
     order: SampleOrder | None = None,
+    joint: bool = False,
 ) -> Plan:
     """Adjoints, constants and the order of steps.
 
@@ -113,6 +114,7 @@ def make_plan(
         directions: how many tangents will be pushed, over all weights; decides what is worth preparing.
         borders: sample numbers 0 … b at which sample groups begin, the end included.
         order: where samples lie in every value; needed for more than one group.
+        joint: whether second-order terms across weights are wanted too.
 
     Raises:
         MixedSamplesError: sample groups cannot be told apart.
@@ -124,7 +126,7 @@ def make_plan(
             "the loss does not depend on any measured weight through autograd: the model detaches its output or runs "
             "under no_grad or inference_mode"
         )
-    ruled = _with_rules(recording, end)
+    ruled = _with_rules(recording, end, joint)
     entries: dict[int, tuple[bool, ...]] = {}
     if order is not None:
         matter = [(r.node, r.curved, r.wanted) for r in ruled]
@@ -178,7 +180,7 @@ def _reaching(recording: Recording, end: int) -> list[Node]:
     return kept
 
 
-def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
+def _with_rules(recording: Recording, end: int, joint: bool) -> list[_Ruled]:
     """Nodes that reach the loss, each with its rule and the weights for which it matters."""
     values = recording.values
     need = [0] * len(values)
@@ -188,8 +190,10 @@ def _with_rules(recording: Recording, end: int) -> list[_Ruled]:
         deps = [values[n].dep for n in node.inputs.values()]
         union = overlap = 0
         for dep in deps:
-            overlap |= union & dep
+            overlap |= union if joint and dep else union & dep
             union |= dep
+        if joint and overlap:
+            overlap = union
         curved = {Kind.STRAIGHT: 0, Kind.PRODUCT: overlap, Kind.CURVED: union}[kind]
         wanted = 0
         for n in node.outputs:

@@ -23,7 +23,7 @@ from spectrascope.curvature.tangent.within import Within
 from spectrascope.numerics.spectra import sum_dtype
 from spectrascope.text import first_line
 
-__all__ = ["Forms", "Seed", "sweep"]
+__all__ = ["Block", "Forms", "Pattern", "Seed", "Sweep", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Forms:
 
 
 @dataclass(frozen=True, slots=True)
-class _Block:
+class Block:
     """Tangents of some weights, by their places among the seeds, one weight after another."""
 
     weights: tuple[int, ...]
@@ -56,11 +56,11 @@ class _Block:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pattern:
+class Pattern:
     """Weights whose tangents arrive at the same inputs; ``blocks`` has one per input, ``None`` where there is none."""
 
     weights: tuple[int, ...]
-    blocks: tuple[_Block | None, ...]
+    blocks: tuple[Block | None, ...]
     curved: bool
     wanted: bool
 
@@ -70,24 +70,29 @@ def sweep(plan: Plan, seeds: Sequence[Seed]) -> list[Forms | str]:
 
     Memory: the tangents of all seeds at a few operations.
     """
-    return _Sweep(plan, seeds).run()
+    swept = Sweep(plan, seeds)
+    swept.walk()
+    return swept.results()
 
 
-class _Sweep:
+class Sweep:
+    """One walk along a plan, and the tangents it has met so far, by value."""
+
     def __init__(self, plan: Plan, seeds: Sequence[Seed]) -> None:
         self.plan = plan
         self.seeds = seeds
         self.failed = {w: plan.unsupported[s.bit] for w, s in enumerate(seeds) if s.bit in plan.unsupported}
-        self.found: dict[int, list[_Block]] = {}
+        self.found: dict[int, list[Block]] = {}
         self.last: dict[int, int] = {}  # the step that reads a value last
         self.parts: list[tuple[tuple[int, ...], Tensor]] = []
         self.slopes: list[tuple[tuple[int, ...], Tensor]] = []
         for bit, group in itertools.groupby(range(len(seeds)), key=lambda w: seeds[w].bit):
             weights = [w for w in group if w not in self.failed]
             if weights:
-                self.found.setdefault(bit, []).extend(_merged([_Block((w,), seeds[w].tangent) for w in weights]))
+                self.found.setdefault(bit, []).extend(_merged([Block((w,), seeds[w].tangent) for w in weights]))
 
-    def run(self) -> list[Forms | str]:
+    def walk(self) -> None:
+        """Take every step that matters."""
         mask = 0
         for w, seed in enumerate(self.seeds):
             if w not in self.failed:
@@ -95,9 +100,9 @@ class _Sweep:
         steps = [s for s in self.plan.steps if s.weights & mask]
         self.last = {n: i for i, s in enumerate(steps) for n in s.inputs}
         for i, planned in enumerate(steps):
-            patterns = self._patterns(planned)
+            patterns = self.patterns_at(planned)
             ending = {n for n in planned.inputs if self.last[n] == i}
-            outs: list[list[_Block]] | None = self._add(planned, patterns, ending)
+            outs: list[list[Block]] | None = self._add(planned, patterns, ending)
             if outs is None:
                 outs = [[] for _ in planned.outputs]
                 for pattern in patterns:
@@ -107,10 +112,10 @@ class _Sweep:
             for out, made in zip(planned.outputs, outs, strict=True):
                 if out is not None and out in self.last and made:
                     self.found[out] = _merged(made)
-        return self._results()
 
-    def _patterns(self, planned: Planned) -> list[_Pattern]:
-        where: dict[int, list[_Block | None]] = {}
+    def patterns_at(self, planned: Planned) -> list[Pattern]:
+        """Weights whose tangents arrive at a step, by the inputs at which they do."""
+        where: dict[int, list[Block | None]] = {}
         for place, n in enumerate(planned.inputs):
             for block in self.found.get(n, ()):
                 for w in block.weights:
@@ -122,13 +127,13 @@ class _Sweep:
             if w not in self.failed and (planned.weights >> bit & 1):
                 patterns.setdefault((curved, wanted, *(id(b) for b in where[w])), []).append(w)
         return [
-            _Pattern(tuple(weights), tuple(where[weights[0]]), bool(key[0]), bool(key[1]))
+            Pattern(tuple(weights), tuple(where[weights[0]]), bool(key[0]), bool(key[1]))
             for key, weights in patterns.items()
         ]
 
-    def _push(self, planned: Planned, pattern: _Pattern, outs: list[list[_Block]]) -> None:
-        z = [None if block is None else self._pick(block, pattern.weights) for block in pattern.blocks]
-        within = Within(tuple(self.seeds[w].k for w in pattern.weights), self.plan.borders)
+    def _push(self, planned: Planned, pattern: Pattern, outs: list[list[Block]]) -> None:
+        z = [None if block is None else self.pick(block, pattern.weights) for block in pattern.blocks]
+        within = self.within(pattern.weights)
         try:
             pushed, bent = planned.step.push(z, outputs=pattern.wanted, within=within if pattern.curved else None)
             missing = pattern.wanted and any(
@@ -148,18 +153,22 @@ class _Sweep:
             self.parts.append((pattern.weights, bent))
         for blocks, out in zip(outs, pushed, strict=False):
             if out is not None and not isinstance(out, Zero):
-                blocks.append(_Block(pattern.weights, out))
+                blocks.append(Block(pattern.weights, out))
 
-    def _pick(self, block: _Block, weights: tuple[int, ...]) -> Tangent:
+    def within(self, weights: tuple[int, ...]) -> Within:
+        """Between which of the weights' tangents second-order terms are wanted."""
+        return Within(tuple(self.seeds[w].k for w in weights), self.plan.borders)
+
+    def pick(self, block: Block, weights: tuple[int, ...]) -> Tangent:
         """The tangents of some of a block's weights; a view where they lie together."""
         if block.weights == weights:
             return block.tangent
-        rows = [row for w in weights for row in self._rows(block.weights, w)]
+        rows = [row for w in weights for row in self.rows(block.weights, w)]
         if rows == [*range(rows[0], rows[-1] + 1)]:
             return picked(block.tangent, slice(rows[0], rows[-1] + 1))
         return picked(block.tangent, rows)
 
-    def _add(self, planned: Planned, patterns: Sequence[_Pattern], ending: set[int]) -> list[list[_Block]] | None:
+    def _add(self, planned: Planned, patterns: Sequence[Pattern], ending: set[int]) -> list[list[Block]] | None:
         """A plain sum of inputs, one of which all weights reach: the others are added to its rows, in place if it ends.
 
         A residual branch brings new weights; those of before have tangents in both inputs.
@@ -178,7 +187,7 @@ class _Sweep:
             return None
         others = []
         for j, (block,) in enumerate(blocks):
-            rows = [row for w in block.weights for row in self._rows(weights, w)]
+            rows = [row for w in block.weights for row in self.rows(weights, w)]
             if rows != [*range(rows[0], rows[-1] + 1)]:
                 return None
             if j != base and isinstance(block.tangent, Tensor):
@@ -187,9 +196,10 @@ class _Sweep:
             total = total.clone()
         for span, more in others:
             total[span].add_(more)
-        return [[_Block(weights, total)]]
+        return [[Block(weights, total)]]
 
-    def _rows(self, weights: tuple[int, ...], w: int) -> range:
+    def rows(self, weights: tuple[int, ...], w: int) -> range:
+        """Where a weight's tangents lie among those of several."""
         start = sum(self.seeds[other].k for other in weights[: weights.index(w)])
         return range(start, start + self.seeds[w].k)
 
@@ -201,7 +211,7 @@ class _Sweep:
         return tensor.is_contiguous() and not shared
 
     def _slope(
-        self, planned: Planned, pattern: _Pattern, z: Sequence[Tangent | None], pushed: Sequence[object], within: Within
+        self, planned: Planned, pattern: Pattern, z: Sequence[Tangent | None], pushed: Sequence[object], within: Within
     ) -> None:
         """Slopes by group, where tangents of weights alone meet what depends on samples."""
         entering = [t if entry else None for t, entry in zip(z, planned.entries, strict=True)]
@@ -224,7 +234,8 @@ class _Sweep:
                 parts = [flat[:, part] @ entries[part] for part in within.parts(len(entries))]
                 self.slopes.append((pattern.weights, torch.stack(parts)))
 
-    def _results(self) -> list[Forms | str]:
+    def results(self) -> list[Forms | str]:
+        """What each weight's tangents gave, or why they cannot be followed."""
         groups, k = len(self.plan.borders) - 1, max(seed.k for seed in self.seeds)
         some = next(g for g in self.plan.gradients if g is not None)
         zero = torch.zeros((), dtype=sum_dtype(some.device), device=some.device)
@@ -234,7 +245,7 @@ class _Sweep:
         slopes = zero.new_zeros(groups, len(self.seeds), k)
         for weights, part in self.slopes:
             for w in weights:
-                rows = self._rows(weights, w)
+                rows = self.rows(weights, w)
                 slopes[:, w, : len(rows)] += part[:, rows.start : rows.stop]
         return [
             self.failed[w]
@@ -250,7 +261,7 @@ def _span(weights: tuple[int, ...]) -> slice | list[int]:
     return slice(weights[0], weights[-1] + 1) if whole == [*weights] else [*weights]
 
 
-def _merged(blocks: list[_Block]) -> list[_Block]:
+def _merged(blocks: list[Block]) -> list[Block]:
     """The blocks as one, where their tangents are of one kind."""
     whole = joined([block.tangent for block in blocks])
-    return blocks if whole is None else [_Block(tuple(w for block in blocks for w in block.weights), whole)]
+    return blocks if whole is None else [Block(tuple(w for block in blocks for w in block.weights), whole)]

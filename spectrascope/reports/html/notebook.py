@@ -16,6 +16,7 @@ from spectrascope.reports.charts.inks import DARK, LIGHT
 from spectrascope.reports.charts.pictures import PictureKind, network_charts
 from spectrascope.reports.html.page import draw_figure, environment, read, shades
 from spectrascope.reports.render import Format, Rendered, View, document_of, render
+from spectrascope.reports.views.across import say_across
 from spectrascope.reports.views.document import Tone
 from spectrascope.reports.views.words import say_in_words, warn
 
@@ -47,7 +48,7 @@ def notebook_html(record: Rendered, headline: str, *, view: View = View.PROBE) -
     first = [(headline, Tone.PLAIN)]
     charts = []
     if isinstance(record, Report):
-        first += [*((line, Tone.PLAIN) for line in say_in_words(record)[1:]), *warn(record)]
+        first += [*((line, Tone.PLAIN) for line in (*say_in_words(record)[1:], *say_across(record))), *warn(record)]
         kinds = {
             View.PROBE: (PictureKind.STEPS, PictureKind.DEPTH),
             View.TRIANGLE: (PictureKind.TRIANGLE,),

@@ -25,6 +25,7 @@ from spectrascope.reports.charts.layer_charts import curvature_chart, rank_chart
 from spectrascope.reports.charts.pictures import NETWORK_CHARTS, network_charts
 from spectrascope.reports.charts.svg import chart_svg
 from spectrascope.reports.html.rows import LayerFacts, build_layer_table, layer_facts
+from spectrascope.reports.views.across import say_across
 from spectrascope.reports.views.document import DASH
 from spectrascope.reports.views.facts import describe_everything
 from spectrascope.reports.views.report import build_summary_sheet
@@ -85,7 +86,7 @@ def report_html(report: Report, files: Files = ()) -> str:
         files,
         title=f"{run.model.id}: curvature along gradient directions",
         subtitle=f"{run.model.architecture} on {run.data.id}, {run.data.n:,} samples, measured {run.created[:10]}",
-        words=say_in_words(report),
+        words=(*say_in_words(report), *say_across(report)),
         warnings=[(text, tone.value) for text, tone in warn(report)],
         pictures_title="The network at a glance",
         charts=[draw_figure(chart, f"network-{i}") for i, chart in enumerate(charts)],

@@ -11,6 +11,7 @@ from spectrascope.records.signal import StepExponent
 from spectrascope.records.values import Missing, RankModel
 from spectrascope.reports.fields import RANK_MODEL_NAMES, UNDETERMINED, named, write, write_interval
 from spectrascope.reports.order import ORDER, Sort, sort_layers
+from spectrascope.reports.views.across import say_across
 from spectrascope.reports.views.document import Column, Document, Footnotes, Row, Sheet, Tone
 from spectrascope.reports.views.facts import describe_run
 from spectrascope.reports.views.layer_sheet import build_layer_sheet, build_triangle_sheet
@@ -25,7 +26,11 @@ def build_probe(report: Report, sort: Sort | str = ORDER) -> Document:
         title="spectrascope: curvature along gradient directions",
         facts=describe_run(report.provenance),
         sheets=(build_layer_sheet(sort_layers(report, sort)), build_summary_sheet(report)),
-        opening=(say_first(report), *((line, Tone.PLAIN) for line in say_in_words(report)[1:]), *warn(report)),
+        opening=(
+            say_first(report),
+            *((line, Tone.PLAIN) for line in (*say_in_words(report)[1:], *say_across(report))),
+            *warn(report),
+        ),
         closing=(point_to_explain("beta", "step exponent", "rank model"),),
     )
 
