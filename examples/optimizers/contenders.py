@@ -29,7 +29,7 @@ class Measured:
     exponents: Sequence[ParameterExponent]
     alpha_h: Mapping[str, float]
     adamw: Sequence[str]
-    network: float | None = None  # the one exponent of all weights together, where it is determined
+    training: float | None = None  # the one exponent for a whole training, where it is determined
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def _held_out(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Op
 
 
 def _half_way(model: nn.Module, lr: float, measured: Measured) -> torch.optim.Optimizer:
-    beta = 1.0 if measured.network is None else (1.0 + measured.network) / 2
+    beta = 1.0 if measured.training is None else measured.training
     return _spectral(model, lr, measured, beta=beta, damping=DAMPING, scale_free=True)
 
 

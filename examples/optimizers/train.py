@@ -37,7 +37,7 @@ import spectrascope
 from spectrascope.advice.advise import advise
 from spectrascope.integrations.adaptive import AdaptiveExponents
 from spectrascope.optim import SpectralNewton, parameter_groups
-from spectrascope.records.advice import BetaSource, ParameterExponent
+from spectrascope.records.advice import ParameterExponent
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import Missing, PowerFit
 
@@ -172,9 +172,8 @@ def measure(task: tasks.Task, device: str) -> Measured:
     last = next(name for name, p in reversed(named.items()) if p.dim() == 2)
     if last not in head:  # probe does not know a Python network's task
         head.append(last)
-    whole = next((group.beta for group in advice.groups if group.by == BetaSource.NETWORK), None)
-    network = None if isinstance(whole, Missing) else whole
-    return Measured([e for e in advice.parameters if e.name not in head], alpha_h, head, network)
+    training = None if isinstance(advice.training_beta, Missing) else advice.training_beta
+    return Measured([e for e in advice.parameters if e.name not in head], alpha_h, head, training)
 
 
 def measured_once(task: tasks.Task, folder: Path, device: str) -> Measured:
@@ -185,9 +184,7 @@ def measured_once(task: tasks.Task, folder: Path, device: str) -> Measured:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
     kept = json.loads(file.read_text(encoding="utf-8"))
-    return Measured(
-        [ParameterExponent(**e) for e in kept["exponents"]], kept["alpha_h"], kept["adamw"], kept["network"]
-    )
+    return Measured(**{**kept, "exponents": [ParameterExponent(**e) for e in kept["exponents"]]})
 
 
 def tune(setting: Setting, contender: Contender, steps: int) -> float:
@@ -255,7 +252,7 @@ def main() -> None:
     measured = measured_once(task, options.runs, options.device)
     for e in measured.exponents:
         print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
-    print(f"  all together: β {measured.network if measured.network is not None else 'undetermined'}")
+    print(f"  for a whole training: β {'undetermined' if measured.training is None else f'{measured.training:.2f}'}")
     compare(Setting(task, measured, options.runs, options.device), options.seeds, options.only)
     summary = summarise(options.runs / task.name, REFERENCE, task.higher_is_better)
     print("\n".join(summary.lines()))

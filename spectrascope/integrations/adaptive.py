@@ -64,7 +64,7 @@ class AdaptiveExponents:
 
     >>> import torch
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
-    >>> optimizer = SpectralNewton(model.parameters(), beta=1.0, damping=1e-3, scale_free=True)
+    >>> optimizer = SpectralNewton(model.parameters(), beta=1.0, damping=1e-4, scale_free=True)
     >>> samples = torch.randn(64, 8), torch.randint(0, 3, (64,))
     >>> adaptive = AdaptiveExponents(optimizer, model, samples, "cross-entropy", train_batch=16, every=100)
     >>> adaptive.step() is None  # after every step of the optimizer; none is due yet

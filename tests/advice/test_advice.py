@@ -1,10 +1,12 @@
 """From a report to an exponent per weight: held-out exponents, pools, what is undetermined, and damping."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 import spectrascope
@@ -28,6 +30,7 @@ from spectrascope.records.signal import Estimate, HeldOut, StepExponent
 from spectrascope.records.values import Interval, LayerKind, LayerRole, LayerStatus, Missing
 from spectrascope.reports import report_from_json, report_to_json
 from spectrascope.reports.emit import emit_torch, emit_yaml
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.views.signal import say_signal
 from tests.support.held_out_layers import held_out_layer
 from tests.support.made_up_reports import decomposed, make_info, make_layer, make_measurement, make_report, mixed_report
@@ -80,6 +83,25 @@ def test_relatives_are_asked_from_near_to_far() -> None:
     found = _by_name(advise(make_report(rows)))
     assert found["stem.weight"].source is BetaSource.ROLE
     assert found["mlp.weight"].source is BetaSource.NETWORK
+
+
+def test_for_a_whole_training_one_exponent_half_way_from_muons_to_the_networks() -> None:
+    advice = advise(make_report((held_out_layer("a.weight", 1.2), held_out_layer("b.weight", 1.9))))
+    (together,) = (group.beta for group in advice.groups if group.by == "network")
+    assert advice.training_beta == pytest.approx((1 + together) / 2)
+    assert 1.2 < 2 * advice.training_beta - 1 < 1.9
+    console = Console(width=400, file=io.StringIO())
+    console.print(render(advice, Format.TABLE, width=400))
+    assert f"For a whole training: β {advice.training_beta:.2f} for all weights" in console.file.getvalue()
+
+
+def test_where_nothing_is_determined_no_exponent_is_said_for_a_training() -> None:
+    advice = advise(make_report((held_out_layer("a.weight", 1.2, noise=0.9),)))
+    assert isinstance(advice.training_beta, Missing)
+    console = Console(width=400, file=io.StringIO())
+    console.print(render(advice, Format.TABLE, width=400))
+    assert "whole training" not in console.file.getvalue()
+    assert isinstance(advise(make_report(())).training_beta, Missing)
 
 
 def test_reports_without_held_out_slopes_leave_everything_undetermined() -> None:

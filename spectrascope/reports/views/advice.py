@@ -29,6 +29,11 @@ _ABOUT_STEP = (
 )
 _ABOUT_RULE = "a spectral step where the gradient's nuclear rank exceeds its input's stable rank"
 
+_ABOUT_TRAINING = (
+    "half-way from Muon's 1 to that of all together, and damping 1e-4; the exponents above are each the best for one "
+    "step: spectrascope explain optimizer."
+)
+
 Line = tuple[str, Tone]
 
 
@@ -197,6 +202,8 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
     lines: list[Line] = []
     if isinstance(advice.validation, Validation):
         lines += [(line, Tone.PLAIN) for line in _describe_validation(advice.validation)]
+    if not isinstance(beta := advice.training_beta, Missing):
+        lines.append((f"For a whole training: β {beta:.2f} for all weights, {_ABOUT_TRAINING}", Tone.PLAIN))
     return (*lines, point_to_explain("step exponent", "damping", "resolved"), _bottom_line(advice))
 
 
