@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.choose import EngineChoice, engine_named, make_engine
+from spectrascope.curvature.choose import engine_named, make_engine
 from spectrascope.curvature.engine import JointForm, Target, UnsupportedOperationError
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.division import Division
@@ -146,8 +146,8 @@ def _differ(matrix: Tensor, sizes: Sequence[int], found: Measured) -> float | Mi
     return worst
 
 
-def refuse_across(options: ProbeOptions, choices: Sequence[EngineChoice], division: Division) -> None:
-    """Refuse what cannot be measured across weights before any long work.
+def refuse_across(options: ProbeOptions, engines: Collection[EngineName], division: Division) -> None:
+    """Refuse what cannot be measured across weights before any work.
 
     Raises:
         OptionError: an engine that only estimates, or a shard, which sees no whole.
@@ -158,4 +158,4 @@ def refuse_across(options: ProbeOptions, choices: Sequence[EngineChoice], divisi
         raise OptionError(
             "--across-weights is measured in one sitting or by ranks: leave it out with --shard and merge"
         )
-    require_joint_engine({choice.engine for choice in choices})
+    require_joint_engine(engines)

@@ -27,6 +27,7 @@ from spectrascope.network.effective import (
     unwrapped,
     with_effective_weights,
 )
+from spectrascope.network.guards import require_whole_weights
 from spectrascope.network.kept import random_state_kept, settings_kept
 from spectrascope.network.layers import WeightLayer, find_layers, find_vectors
 from spectrascope.records.inspection import CostEstimate, InspectedWeight, Inspection, TimeGuess
@@ -66,8 +67,10 @@ def inspect_model(
 
     Raises:
         OptionError: an option is out of range, or a glob matches no weight.
-        UnsupportedModelError: the model holds quantized weights, or the engine asked for does not fit.
+        UnsupportedModelError: the model holds quantized weights, its weights are spread over processes or offloaded, or
+            the engine asked for does not fit.
     """
+    require_whole_weights(model)
     loaded = "headers" if any(p.is_meta for p in model.parameters()) else "weights"
     network = _on_meta(model)
     dtype = torch.float64 if options.dtype == "float64" else torch.float32
@@ -154,6 +157,10 @@ def _on_meta(model: nn.Module) -> nn.Module:
     if parametrized_weights(model):
         model = with_effective_weights(model)
     network = copy_of(model).eval()
+    if any(hasattr(module, "_hf_hook") for module in network.modules()):  # which would move inputs off this device
+        from accelerate.hooks import remove_hook_from_submodules
+
+        remove_hook_from_submodules(network)
     doubles: dict[int, nn.Parameter] = {}  # ``Module.to`` would untie tied weights on this device
     for module in network.modules():
         for name, p in module._parameters.items():

@@ -75,8 +75,8 @@ def run_share(run: Run, division: Division) -> list[int]:
     Raises:
         SpectrascopeError: one of its kinds.
     """
+    refuse_across(run.options, {run.options.engine}, division)
     with prepare(run, division) as ready:
-        refuse_across(run.options, ready.choices, division)
         missing = measure_share(ready.workload, ready.layers, ready.choices, run, division=division)
     return [piece.group for piece in missing]
 
@@ -92,8 +92,8 @@ def measure_by(run: Run, stages: Stages, division: Division = WHOLE) -> tuple[Re
     Raises:
         SpectrascopeError: one of its kinds.
     """
+    refuse_across(run.options, {run.options.engine}, division)
     with prepare(run, division) as ready:
-        refuse_across(run.options, ready.choices, division)
         found, checked = measure_and_check(ready, stages, run, division.ranks)
         across = measure_across(ready, found, run, division)
 

@@ -172,14 +172,21 @@ _SHARDED_MODULES = frozenset({"FSDPModule", "FullyShardedDataParallel"})
 
 
 def require_whole_weights(model: nn.Module) -> None:
-    """Refuse a network whose weights are spread over processes, before anything of it is touched.
+    """Refuse a network whose weights are spread over processes, or not there, before anything of it is touched.
 
-    Told by the names of classes, so that ``torch.distributed`` is not imported.
+    Told by the names of classes and attributes, so that neither ``torch.distributed`` nor accelerate is imported.
 
     Raises:
         UnsupportedModelError: says how to gather the weights.
     """
     for name, module in model.named_modules():
+        hook = getattr(module, "_hf_hook", None)
+        if any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ()))):
+            raise UnsupportedModelError(
+                f"the module {name or type(module).__name__!r} is offloaded by accelerate (device_map): its weights "
+                "are there only while it runs, as copies made anew each time; load the network whole, without "
+                "device_map, on one device or the CPU, and measure that"
+            )
         if _SHARDED_MODULES & {kind.__name__ for kind in type(module).__mro__}:
             raise _sharded(f"the module {name or type(module).__name__!r} is sharded by FSDP")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -129,14 +129,14 @@ def test_which_engine_measures_across_weights():
 
 @pytest.mark.parametrize("engine", [EngineName.FINITE_DIFFERENCE, EngineName.GAUSS_NEWTON_SKETCH])
 @pytest.mark.parametrize("asked", ["across_weights", "across_matrix"])
-def test_estimates_refuse_before_the_gradient(engine, asked, monkeypatch):
-    monkeypatch.setattr("spectrascope.measure.stages.measure_gradients", lambda *_, **__: pytest.fail("began"))
+def test_estimates_refuse_before_any_work(engine, asked, monkeypatch):
+    monkeypatch.setattr("spectrascope.measure.run.prepare", lambda *_, **__: pytest.fail("began"))
     with pytest.raises(OptionError, match=f"{engine.value} measures weight by weight; use --engine auto, tangent or"):
         run_probe(make_run("class factors", engine=engine, **{asked: True}))
 
 
-def test_a_shard_refuses_before_the_gradient(tmp_path, monkeypatch):
-    monkeypatch.setattr("spectrascope.measure.stages.measure_gradients", lambda *_, **__: pytest.fail("began"))
+def test_a_shard_refuses_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr("spectrascope.measure.run.prepare", lambda *_, **__: pytest.fail("began"))
     run = make_run("class factors", across_weights=True)
     with pytest.raises(OptionError, match="leave it out with --shard"):
         run_share(run, Division(folder=RunFolder(tmp_path), shard=(0, 2)))

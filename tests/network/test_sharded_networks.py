@@ -46,6 +46,7 @@ def test_refused_with_the_way_to_gather(one_process, wrap):
     for measure in (
         lambda: spectrascope.probe(net, (x, y)),
         lambda: spectrascope.probe(net, (x, y), engine="double-backprop"),
+        lambda: spectrascope.inspect(net, (x, y)),
         lambda: spectrascope.weights(net),
         lambda: spectrascope.weights(dict(net.state_dict())),
     ):
@@ -66,3 +67,41 @@ def test_fsdp1_is_told_by_its_class():
 
     with pytest.raises(UnsupportedModelError, match=f"sharded by FSDP: .*{HOW}"):
         spectrascope.weights(FullyShardedDataParallel())
+
+
+def _placed(where, tmp_path):
+    accelerate = pytest.importorskip("accelerate")
+    if where == "cpu":
+        return accelerate.cpu_offload(_net(), execution_device=torch.device("cpu"))
+    if where == "disk":
+        return accelerate.disk_offload(_net(), str(tmp_path), execution_device=torch.device("cpu"))
+    places = {"0": "cpu", "1": "cpu", "2": "disk" if where == "mixed" else "cpu"}
+    return accelerate.dispatch_model(
+        _net(), places, main_device="cpu", offload_dir=str(tmp_path / "mixed"), force_hooks=True
+    )
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk", "mixed"])
+def test_weights_that_accelerate_has_put_away(where, tmp_path):
+    net = _placed(where, tmp_path)
+    x, y = torch.randn(8, 6), torch.randint(0, 4, (8,))
+    before, places = net(x).detach(), [p.device for p in net.parameters()]
+    for measure in (spectrascope.probe, spectrascope.inspect):
+        with pytest.raises(UnsupportedModelError, match=r"is offloaded by accelerate .*without device_map") as caught:
+            measure(net, (x, y))
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UnsupportedModelError, match="is offloaded by accelerate"):
+        spectrascope.weights(net)
+    assert [p.device for p in net.parameters()] == places
+    assert torch.equal(net(x), before)
+
+
+def test_hooks_that_put_nothing_away_change_nothing(tmp_path):
+    x, y = torch.randn(8, 6), torch.randint(0, 4, (8,))
+    hooked, plain = _placed("whole", tmp_path), _net()
+    assert hasattr(hooked, "_hf_hook")
+    for of in (lambda net: spectrascope.inspect(net, (x, y)).cost.flops_per_sample, lambda net: [
+        row.measurement.h for row in spectrascope.probe(net, (x, y), top_k=2, dtype="float64", micro_batch=4).layers
+    ]):  # fmt: skip
+        assert of(hooked) == of(plain)
+    assert hasattr(hooked, "_hf_hook")
