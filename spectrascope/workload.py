@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spectrascope.errors import DataError
 from spectrascope.losses import ignored_by, loss_label, require_labels_below, scores_of, takes_scores
-from spectrascope.numerics.lifted import Lifted
+from spectrascope.numerics.lifted import Lifted, wide
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 
 __all__ = [
@@ -242,6 +242,11 @@ class Workload:
     scores: str | None = None
     lifts: bool = False
 
+    @property
+    def wide(self) -> torch.dtype:
+        """The format of scores, losses and gradients summed: ``dtype``, float32 where that is narrower."""
+        return wide(self.dtype)
+
     def without_casts(self) -> Workload:
         """The same, where casts to less than ``dtype`` that the model or a loss of the user's own makes do nothing."""
         loss_fn = self.loss_fn.loss_fn if isinstance(self.loss_fn, _LiftedLoss) else self.loss_fn
@@ -273,7 +278,11 @@ class Workload:
         lifted = Lifted(self.dtype) if self.lifts else nullcontext()
         with torch.set_grad_enabled(self.differentiates or torch.is_grad_enabled()), lifted:
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
-        return scores_of(output, self.scores) if takes_scores(self.loss_fn) or self.scores is not None else output
+        if takes_scores(self.loss_fn) or self.scores is not None:
+            output = scores_of(output, self.scores)
+        if isinstance(output, Tensor) and output.dtype is self.dtype:
+            return output.to(self.wide)  # the loss of a narrow network is not itself narrow
+        return output
 
     def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:
         """Return the mean loss over a micro-batch, a scalar."""

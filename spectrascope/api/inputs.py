@@ -110,7 +110,7 @@ def _of_memory(model: nn.Module, batches: object, loss_fn: LossFunction | str | 
 def _of_name(
     model: object, batches: object, loss_fn: LossFunction | str | None, chosen: dict[str, Any], how: dict[str, Any]
 ) -> Run:
-    network = open_network(model, seed=chosen["seed"], how=how)
+    network = open_network(model, seed=chosen["seed"], keep_bfloat16=chosen["dtype"] == "bfloat16", how=how)
     chosen["dtype"] = chosen["dtype"] or "float32"
     how = of_data(how)
     if batches is not None and not is_named(batches):
@@ -149,7 +149,12 @@ def _usual(network: LoadedModel, label_smoothing: float = 0.0) -> LossFunction:
 
 
 def open_network(
-    model: object, *, seed: int = 0, headers_only: bool = False, how: Mapping[str, Any] | None = None
+    model: object,
+    *,
+    seed: int = 0,
+    headers_only: bool = False,
+    keep_bfloat16: bool = False,
+    how: Mapping[str, Any] | None = None,
 ) -> LoadedModel:
     """Load a network that a name, a path or a state dict stands for; ``how`` holds ``NetworkKeywords``, and others.
 
@@ -162,7 +167,7 @@ def open_network(
     ways = of_network(how or {})
     if isinstance(model, Mapping):
         return load_weights(model, arch=ways.get("arch"), seed=seed)
-    return load_model(_spec(model), seed=seed, headers_only=headers_only, **ways)
+    return load_model(_spec(model), seed=seed, headers_only=headers_only, keep_bfloat16=keep_bfloat16, **ways)
 
 
 def _spec(model: object) -> str | None:

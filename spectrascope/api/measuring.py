@@ -72,7 +72,8 @@ def probe(
             exact where they can follow the network, and the estimates ``gauss-newton-sketch`` and
             ``finite-difference``.
         device: ``auto`` (where the model is, or CUDA if there is one), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
-        dtype: ``float32`` or ``float64``; ``None`` measures in float64 for a float64 model, else in float32.
+        dtype: ``float32``, ``float64`` or ``bfloat16``, an approximation whose error is measured in the same run;
+            ``None`` measures in float64 for a float64 model, else in float32.
         micro_batch: samples per pass, or ``auto``: the fastest by timing, which may differ from run to run and with it
             the last digits of the numbers. A number makes runs repeat to the last digit.
         seed: of whatever is drawn at random: the pairs the self-check compares, columns that stand for many.

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from spectrascope.loading.loaded import LoadedModel
     from spectrascope.workload import Run
 
+_DEFAULT = ProbeOptions()
+
 
 def refuse_absent(network: Network) -> None:
     """Refuse what is certainly not there, before torch is imported.
@@ -31,8 +33,11 @@ def refuse_absent(network: Network) -> None:
         refuse_absent_data(network.dataset)
 
 
-def load_model(network: Network, seed: int, *, headers_only: bool = False) -> LoadedModel:
-    """Load the network named; with ``headers_only`` its names and shapes alone, where the format allows."""
+def load_model(network: Network, seed: int, *, headers_only: bool = False, dtype: str = _DEFAULT.dtype) -> LoadedModel:
+    """Load the network named; with ``headers_only`` its names and shapes alone, where the format allows.
+
+    ``dtype`` is what it will be measured in: only then may a file's bfloat16 stay.
+    """
     from spectrascope.loading.models.open import load_model
 
     return load_model(
@@ -43,6 +48,7 @@ def load_model(network: Network, seed: int, *, headers_only: bool = False) -> Lo
         seed=seed,
         trust_remote_code=network.trust_remote_code,
         headers_only=headers_only,
+        keep_bfloat16=dtype == "bfloat16",
     )
 
 

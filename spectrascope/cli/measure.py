@@ -148,7 +148,7 @@ def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, qu
         imported = time.perf_counter()
         on_progress("import", 1, 1)
         on_progress("load", 0, 2)
-        network = load_model(target, options.seed)
+        network = load_model(target, options.seed, dtype=options.dtype)
         on_progress("load", 1, 2)
         run = make_run(target, options, network)
         if options.gradient is GradientSource.MOMENTUM:

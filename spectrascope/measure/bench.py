@@ -17,7 +17,7 @@ from spectrascope.curvature.engine import Target
 from spectrascope.curvature.microbatches import wait_for
 from spectrascope.errors import OptionError
 from spectrascope.measure.curvatures import measure_targets
-from spectrascope.measure.prepare import device_name, prepare
+from spectrascope.measure.prepare import device_name, prepare, require_wide
 from spectrascope.measure.run import versions
 from spectrascope.measure.stages import Measured
 from spectrascope.records.bench import BenchReport
@@ -44,6 +44,7 @@ def run_bench(run: Run, *, rounds: int = 3, products_per_layer: int = 2, referen
     """
     if rounds < 1 or products_per_layer < 1 or reference_samples < 1:
         raise OptionError("--rounds, --products and --reference-samples must be at least 1")
+    require_wide(run.options, "the differences between engines that bench tells")
     options = replace(run.options, estimate=Estimate.PUBLISHED, null_draws=0, curvature_samples="all")
     run, source = replace(run, options=options), run.source
     with prepare(replace(run, on_progress=silent)) as ready:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Container, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -12,10 +13,12 @@ from spectrascope.curvature.choose import EngineChoice, engine_named
 from spectrascope.curvature.selfcheck import CheckedPairs, Suspect, check_engines
 from spectrascope.errors import DataError, SelfCheckError
 from spectrascope.measure.gradients import measure_gradients
+from spectrascope.measure.precision import NoRoomError, in_float32, is_narrow
 from spectrascope.measure.prepare import Ready
 from spectrascope.measure.ranks import ALONE, Ranks
 from spectrascope.measure.stages import Measured, join_measured
 from spectrascope.network.layers import WeightLayer
+from spectrascope.numerics.lifted import is_below
 from spectrascope.records.signal import GradientSource
 from spectrascope.records.values import CheckScope, EngineName, Missing
 from spectrascope.workload import Run, Workload
@@ -59,9 +62,9 @@ def measure_and_check(ready: Ready, stages: Stages, run: Run, ranks: Ranks = ALO
                 for name, off in part.faults.items()
             }
             wrong |= {
-                name: _differing_slopes(off, ready.workload.dtype)
+                name: _differing_slopes(off, ready.workload.wide)
                 for name, off in part.slopes.items()
-                if not off <= _slope_tolerance(ready.workload.dtype) and name not in wrong
+                if not off <= _slope_tolerance(ready.workload.wide) and name not in wrong
             }
             part = part.without(wrong)
             checked = checked.joined(part) if parts else part
@@ -89,7 +92,17 @@ def _check(found: Measured, workload: Workload, run: Run, wrong: dict[str, str])
         h = [*curvature.h.tolist(), *(() if isinstance(held_out, Missing) else held_out.h)]
         if target.layer.name not in wrong:
             suspects.append(Suspect(target, curvature.engine, max(map(abs, h), default=0.0)))
-    checked = check_engines(workload, suspects, run.options.seed, run.options.self_check)
+    if is_narrow(workload):  # an engine's rules are told from rounding in float32, whatever it measured in
+        try:
+            with in_float32(run, workload, [s.target.layer for s in suspects]) as (wide, layers):
+                again = [
+                    replace(s, target=replace(s.target, layer=layer)) for s, layer in zip(suspects, layers, strict=True)
+                ]
+                checked = check_engines(wide, again, run.options.seed, run.options.self_check)
+        except NoRoomError as error:
+            return CheckedPairs(why_not=str(error))
+    else:
+        checked = check_engines(workload, suspects, run.options.seed, run.options.self_check)
     for name, why in checked.rounding.items():
         found.drop(name, why)
     return checked.without(checked.rounding)
@@ -147,7 +160,7 @@ _CERTAIN = (
 
 def _is_certain(found: Measured, workload: Workload) -> bool:
     """Whether all labels are predicted with a probability that is 1 but for rounding."""
-    return found.gradient.accuracy == 1.0 and abs(found.gradient.loss) <= torch.finfo(workload.dtype).eps
+    return found.gradient.accuracy == 1.0 and abs(found.gradient.loss) <= torch.finfo(workload.wide).eps
 
 
 _ROUNDING = "the gradient is zero but for rounding: two passes over the batch disagree on it"
@@ -159,7 +172,7 @@ def _drop_rounding(found: Measured, workload: Workload, run: Run) -> None:
     Their gradient is next to nothing beside the largest, and comes out different when the batch is cut another way.
     """
     largest = max((float(t.directions.sigma[0]) for t in found.targets), default=0.0)
-    least = 100 * torch.finfo(workload.dtype).eps * largest
+    least = _rounding(workload.dtype) * largest
     tiny = [t for t in found.targets if float(t.directions.sigma[0]) <= least]
     if not tiny or run.options.gradient is not GradientSource.BATCH:
         return
@@ -188,7 +201,7 @@ def _wrong_slopes(found: Measured, workload: Workload) -> dict[str, str]:
         slopes = sizes @ curvature.group_sigma / sizes.sum()
         sigma = target.directions.sigma
         gap = float((slopes - sigma).abs().max() / sigma[0])
-        if not gap <= tolerance and float(sigma[0]) <= 100 * torch.finfo(workload.dtype).eps * largest:
+        if not gap <= tolerance and float(sigma[0]) <= _rounding(workload.dtype) * largest:
             # Zero in exact arithmetic (the gate of a mixture that picks one expert): nothing to measure, nothing wrong.
             noise.append(target.layer.name)
         elif not gap <= tolerance:
@@ -198,7 +211,15 @@ def _wrong_slopes(found: Measured, workload: Workload) -> dict[str, str]:
     return wrong
 
 
+def _rounding(dtype: torch.dtype) -> float:
+    """Share of the largest gradient below which one may be nothing but rounding."""
+    eps = float(torch.finfo(dtype).eps)
+    return 4 * eps if is_below(dtype, torch.float32) else 100 * eps
+
+
 def _slope_tolerance(dtype: torch.dtype) -> float:
+    if is_below(dtype, torch.float32):
+        return 0.1  # as far as rounding of sums over positions and samples goes
     return 1e-8 if dtype == torch.float64 else 1e-3
 
 

@@ -17,13 +17,14 @@ from spectrascope.curvature.microbatches import MicroBatch
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.demand import published
 from spectrascope.measure.division import WHOLE, Division
+from spectrascope.measure.precision import NoRoomError, is_narrow, some_in_float32
 from spectrascope.measure.run_folder import PieceCurvature
 from spectrascope.measure.signal import Piece, join_folds, no_curvature
 from spectrascope.measure.stages import FoundTargets, Measured, find_targets
 from spectrascope.network.layers import WeightLayer
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.values import EngineName
-from spectrascope.workload import OnProgress, Run, Workload
+from spectrascope.records.values import EngineName, Missing
+from spectrascope.workload import OnProgress, Run, Workload, silent
 
 
 def measure_targets(
@@ -37,7 +38,22 @@ def measure_targets(
     """Measure gradient, directions, curvature: the work that costs time. The model is already held still."""
     found = find_targets(workload, layers, choices, run, division=division)
     chosen = _choices_of(found, layers, choices)
-    return measure_curvature(found, chosen, run, published=published(run.options), division=division)
+    measured = measure_curvature(found, chosen, run, published=published(run.options), division=division)
+    if is_narrow(workload):
+        measured.precise = division.ranks.first(lambda: _in_float32(found, chosen, run))
+    return measured
+
+
+def _in_float32(found: FoundTargets, choices: Sequence[EngineChoice], run: Run) -> Measured | Missing:
+    """Measure a few of the weights again, along the same directions and on the same samples, in float32."""
+    engine_of = {target.layer.name: choice for target, choice in zip(found.targets, choices, strict=True)}
+    try:
+        with some_in_float32(found, run) as few:
+            chosen = [engine_of[target.layer.name] for target in few.targets]
+            quiet = replace(run, on_progress=silent)
+            return measure_curvature(few, chosen, quiet, published=published(run.options))
+    except NoRoomError as error:
+        return Missing(str(error))
 
 
 def measure_share(

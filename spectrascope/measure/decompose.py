@@ -12,6 +12,7 @@ from spectrascope.curvature.kronecker import measure_with_curvature, measure_wit
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.curvatures import join_curvatures, measure_curvature
 from spectrascope.measure.division import WHOLE, Division
+from spectrascope.measure.prepare import require_wide
 from spectrascope.measure.run import measure_by
 from spectrascope.measure.stages import FoundTargets, Measured, find_targets, forced_micro_batch, join_measured
 from spectrascope.network.layers import WeightLayer
@@ -40,6 +41,7 @@ def run_decompose(run: Run, decompose: DecomposeOptions, division: Division = WH
     """
     if decompose.draws < 1:
         raise OptionError(f"--draws {decompose.draws}: must be at least 1")
+    require_wide(run.options, "the eigenvalues of its factors")
     division = replace(division, factors=f"{decompose.fisher.value} {decompose.sharing.value} {decompose.draws}")
     rounds = itertools.count(1)
 

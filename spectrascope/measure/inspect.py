@@ -18,6 +18,7 @@ from spectrascope.losses import usual_loss
 from spectrascope.measure.cost import cost_of_headers, cost_without_passes, estimate_cost
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.guess import Call, guess_time
+from spectrascope.measure.prepare import DTYPES
 from spectrascope.measure.room import device_asked_for
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import (
@@ -73,12 +74,12 @@ def inspect_model(
     require_whole_weights(model)
     loaded = "headers" if any(p.is_meta for p in model.parameters()) else "weights"
     network = _on_meta(model)
-    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    dtype = DTYPES[options.dtype]
     rows = find_layers(network, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [row for row in rows if isinstance(row, WeightLayer)]
     vectors = find_vectors(network)
     _require_grad(network, layers)
-    size = torch.finfo(dtype).bits // 8
+    size = dtype.itemsize
     inputs: str | Missing
     plan: EnginePlan | Missing
     if isinstance(source, Missing):
@@ -268,7 +269,7 @@ def inspect_headers(
         rows += _header_rows(name, tensor, options, missing)
     if not rows:
         raise OptionError("the file holds no floating-point tensor that could be a weight")
-    size = 8 if options.dtype == "float64" else 4
+    size = DTYPES[options.dtype].itemsize
     elements = {name.partition("[")[0]: tensor.numel() for name, tensor in tensors.items()}
     n_measured = sum(row.measured for row in rows)
     return Inspection(

@@ -27,7 +27,8 @@ from spectrascope.measure.degenerate import look_for_degenerate
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.labels import relabel
-from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.effective import parametrized_weights, unwrapped, with_effective_weights
+from spectrascope.network.formats import apart_from_weights, in_format
 from spectrascope.network.guards import (
     held_still,
     require_deterministic,
@@ -36,11 +37,14 @@ from spectrascope.network.guards import (
 )
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.network.mean_loss import require_mean_loss
-from spectrascope.numerics.lifted import CastsSeen
+from spectrascope.numerics.lifted import CastsSeen, is_below
 from spectrascope.optim.precision import is_full_float32
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line, plural
 from spectrascope.workload import Inputs, Run, Workload
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+"""Formats a network can be measured in."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +179,7 @@ def prepare_workload(run: Run) -> Workload:
     first = next(model.parameters(), None)
     device = device_named(options.device, first)
     require_sensible(options)
-    dtype = torch.float64 if options.dtype == "float64" else torch.float32
+    dtype = DTYPES[options.dtype]
     if device.type == "mps" and dtype == torch.float64:
         raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
     if run.source.n < 1:
@@ -188,11 +192,22 @@ def prepare_workload(run: Run) -> Workload:
     loss_fn = run.loss_fn or usual_loss(model, run.source.fetch_targets(0, 1))
     if parametrized_weights(model):
         model = with_effective_weights(model)
-    tensors = [*model.parameters(), *model.buffers()]
-    moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
-    if moves:
-        model = copy_of(model).to(device, dtype)
-    return Workload(model, run.source, loss_fn, device, dtype, scores=run.scores)
+    workload = Workload(in_format(model, device, dtype), run.source, loss_fn, device, dtype, scores=run.scores)
+    if is_below(dtype, torch.float32) and not _runs(workload):
+        workload = replace(workload, model=in_format(model, device, dtype, all_buffers=True))
+    return workload
+
+
+def _runs(workload: Workload) -> bool:
+    """Whether the network takes its buffers in float32 beside weights in fewer digits, or has none of that kind."""
+    if not any(True for _ in apart_from_weights(workload.model)):
+        return True
+    try:
+        with torch.no_grad():
+            workload.forward(workload.fetch(0, 1)[0])
+    except RuntimeError:
+        return False
+    return True
 
 
 def require_sensible(options: ProbeOptions) -> None:
@@ -215,8 +230,18 @@ def require_sensible(options: ProbeOptions) -> None:
             raise OptionError(f"{name} {given!r}: expected {' or '.join(words)} or a whole number from {least} on")
     if options.folds < 2:
         raise OptionError(f"folds {options.folds}: must be at least 2, so that one holds out the other")
-    if options.dtype not in ("float32", "float64"):
-        raise OptionError(f"--dtype {options.dtype!r}: expected float32 or float64")
+    if options.dtype not in DTYPES:
+        raise OptionError(f"--dtype {options.dtype!r}: expected {', '.join(DTYPES)}")
+
+
+def require_wide(options: ProbeOptions, what: str) -> None:
+    """Refuse a format with fewer digits than ``what`` needs.
+
+    Raises:
+        OptionError: the format asked for is one.
+    """
+    if is_below(DTYPES.get(options.dtype, torch.float32), torch.float32):
+        raise OptionError(f"--dtype {options.dtype}: {what} need float32 or float64")
 
 
 def device_named(name: str, parameter: torch.Tensor | None = None) -> torch.device:

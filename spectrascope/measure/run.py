@@ -22,6 +22,7 @@ from spectrascope.measure.across import measure_across, refuse_across
 from spectrascope.measure.checked import Stages, measure_and_check
 from spectrascope.measure.curvatures import measure_share, measure_targets
 from spectrascope.measure.division import WHOLE, Division
+from spectrascope.measure.precision import compare_precision
 from spectrascope.measure.prepare import Ready, prepare
 from spectrascope.measure.stages import Measured
 from spectrascope.network.effective import parametrized_weights, unwrapped
@@ -34,6 +35,7 @@ from spectrascope.records.report import (
     LayerReport,
     LayerRow,
     Measurement,
+    PrecisionError,
     ProbeOptions,
     Provenance,
     Report,
@@ -100,7 +102,8 @@ def measure_by(run: Run, stages: Stages, division: Division = WHOLE) -> tuple[Re
     def finish() -> Report:
         with run.clock.stage("fits"):
             rows = _rows(ready.candidates, found, checked, run.options)
-        provenance = _provenance(run, ready, found, checked, division.ranks.count)
+        precision = _precision(ready.candidates, rows, found, run.options)
+        provenance = _provenance(run, ready, found, checked, precision, division.ranks.count)
         return Report(provenance, run.options, rows, replace(summarise(rows), across=across))
 
     return division.ranks.first(finish), found
@@ -130,15 +133,25 @@ def _rows(
         if name not in measured:
             rows.append(SkippedLayer(candidate.info, LayerStatus.FAILED, found.failed[name]))
             continue
-        target, curvature = measured[name]
-        measurement = _measurement(target, curvature, found, checked)
-        analysis = analyse(measurement, top_k=options.top_k, min_rank=options.min_rank)
-        held_out, null, analysis = read_signal(measurement, found.held_out[name], found.null[name], analysis)
-        rows.append(LayerReport(candidate.info, measurement, analysis, held_out=held_out, null=null))
+        rows.append(_row(candidate, *measured[name], found, checked, options))
     if not any(isinstance(r, LayerReport) for r in rows):
         first = next(iter(found.failed.values()))
         raise UnsupportedModelError(f"no weight could be measured ({len(found.failed)} failed): {first}")
     return tuple(rows)
+
+
+def _row(
+    layer: WeightLayer,
+    target: Target,
+    curvature: Curvature,
+    found: Measured,
+    checked: CheckedPairs,
+    options: ProbeOptions,
+) -> LayerReport:
+    measurement = _measurement(target, curvature, found, checked)
+    analysis = analyse(measurement, top_k=options.top_k, min_rank=options.min_rank)
+    held_out, null, analysis = read_signal(measurement, found.held_out[layer.name], found.null[layer.name], analysis)
+    return LayerReport(layer.info, measurement, analysis, held_out=held_out, null=null)
 
 
 def _measurement(target: Target, curvature: Curvature, found: Measured, checked: CheckedPairs) -> Measurement:
@@ -165,7 +178,30 @@ def _measurement(target: Target, curvature: Curvature, found: Measured, checked:
     )
 
 
-def _provenance(run: Run, ready: Ready, found: Measured, checked: CheckedPairs, ranks: int) -> Provenance:
+def _precision(
+    candidates: Sequence[WeightLayer | SkippedLayer], rows: Sequence[LayerRow], found: Measured, options: ProbeOptions
+) -> PrecisionError | Missing:
+    """How far the numbers are from float32's, where they were measured in fewer digits."""
+    precise = found.precise
+    if isinstance(precise, Missing):
+        return precise
+    measured = {t.layer.name: (t, c) for t, c in zip(precise.targets, precise.curvatures, strict=True)}
+    wide = [
+        _row(c, *measured[c.name], precise, CheckedPairs(), options)
+        for c in candidates
+        if isinstance(c, WeightLayer) and c.name in measured
+    ]
+    return compare_precision(rows, wide)
+
+
+def _provenance(
+    run: Run,
+    ready: Ready,
+    found: Measured,
+    checked: CheckedPairs,
+    precision: PrecisionError | Missing,
+    ranks: int,
+) -> Provenance:
     workload, settled = ready.workload, ready.settled
     accuracy = found.gradient.accuracy
     return Provenance(
@@ -188,6 +224,7 @@ def _provenance(run: Run, ready: Ready, found: Measured, checked: CheckedPairs, 
         self_check=checked.summary,
         notes=(*run.notes, *ready.notes, *_notes_on(unwrapped(run.model))),
         ranks=ranks,
+        precision=precision,
     )
 
 

@@ -29,10 +29,15 @@ from spectrascope.records.signal import GradientSource, HeldOut, NullDraws, Rank
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
 
+_NOT_NARROW = Missing("the network was not measured in a narrow format")
+
 
 @dataclass
 class Measured:
-    """What the measuring stages found, weight by weight; ``factors`` where a decomposition was asked for."""
+    """What the measuring stages found, weight by weight; ``factors`` where a decomposition was asked for.
+
+    ``precise`` holds a few of the weights again, in float32, where the network is measured in fewer digits.
+    """
 
     gradient: GradientPass
     targets: list[Target]
@@ -44,6 +49,7 @@ class Measured:
     null: dict[str, NullDraws | Missing] = field(default_factory=dict)
     factors: dict[str, Factors | Missing] = field(default_factory=dict)
     resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
+    precise: Measured | Missing = _NOT_NARROW
 
     def take_back(self, names: Container[str]) -> None:
         """Forget the measurements of some weights."""
@@ -61,7 +67,7 @@ def join_measured(layers: Sequence[WeightLayer], parts: Sequence[Measured]) -> M
     """Put the measurements of several lots of weights together, in network order; the later has the last word."""
     first = parts[0]
     pairs = {t.layer.name: (t, c) for part in parts for t, c in zip(part.targets, part.curvatures, strict=True)}
-    joined = Measured(first.gradient, [], [], {}, {}, {})
+    joined = Measured(first.gradient, [], [], {}, {}, {}, precise=first.precise)
     for layer in layers:
         if layer.name in pairs:
             target, curvature = pairs[layer.name]

@@ -16,7 +16,7 @@ from spectrascope.advice.advise import advise
 from spectrascope.errors import DataError
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.gradients import measure_gradients
-from spectrascope.measure.prepare import prepare_workload, with_fastest_format
+from spectrascope.measure.prepare import prepare_workload, require_wide, with_fastest_format
 from spectrascope.measure.run import run_probe
 from spectrascope.network.guards import held_still
 from spectrascope.network.layers import WeightLayer, find_layers
@@ -63,12 +63,14 @@ def advise_and_validate(
 
     Raises:
         DataError: fewer than four samples.
+        OptionError: ``--dtype bfloat16``.
         SpectrascopeError: as :func:`spectrascope.measure.run.run_probe`.
 
     Cost: a measurement of half the samples and about 25 forward passes per weight over
         at most 512 samples of the other half, or the measured half.
     Reference: MEASUREMENT section 8.
     """
+    require_wide(run.options, "the small differences of the loss that --validate takes")
     source = run.source
     half = source.n // 2
     if half < 2:

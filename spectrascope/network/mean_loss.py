@@ -94,7 +94,7 @@ def _compare(workload: Workload, outputs: Sequence[Any], targets: Sequence[Tenso
     with torch.no_grad():
         whole, *halves = (float(workload.loss_fn(o, t).detach()) for o, t in zip(outputs, targets, strict=True))
     mean = sum(halves) / 2
-    tolerance = 1e-7 if workload.dtype == torch.float64 else 1e-3
+    tolerance = {torch.float64: 1e-7, torch.float32: 1e-3}.get(workload.dtype, 3e-2)
     if not math.isfinite(whole) or abs(whole - mean) <= tolerance * (max(abs(whole), abs(mean)) + 1e-3):
         return  # NaN is the gradient pass's to report, which sees every sample
     if all(isinstance(o, Tensor) for o in outputs) and not torch.allclose(

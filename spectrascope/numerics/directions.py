@@ -11,6 +11,7 @@ from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor
 
 from spectrascope.errors import NonFiniteError
+from spectrascope.numerics.lifted import is_below
 from spectrascope.numerics.spectra import gram_eigenvalues
 
 __all__ = [
@@ -92,7 +93,9 @@ def top_directions(matrix: Tensor, k: int, dtype: torch.dtype = torch.float32) -
     work = matrix.detach().to(device=None if on_cuda else "cpu").to(torch.float64)
     m, n = work.shape
     small = min(m, n)
-    cut = max(m, n) * torch.finfo(dtype).eps
+    eps = float(torch.finfo(dtype).eps)
+    # In a narrow format every entry is off by its own rounding, which spreads over all singular values.
+    cut = eps / 4 if is_below(dtype, torch.float32) else max(m, n) * eps
     scale = float(work.abs().max()) if work.numel() else 0.0
     if scale == 0.0:
         nothing = [torch.zeros(shape, dtype=torch.float64) for shape in ((0,), (m, 0), (n, 0))]

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CastsSeen", "Lifted", "is_below"]
+__all__ = ["CastsSeen", "Lifted", "is_below", "wide"]
 
 _BY_NAME = {
     Tensor.half: torch.float16,
@@ -28,6 +28,15 @@ def is_below(dtype: torch.dtype, asked: torch.dtype) -> bool:
     (True, False, False)
     """
     return _has_digits(dtype) and torch.finfo(dtype).eps > torch.finfo(asked).eps
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The format of losses, statistics and sums of numbers in ``dtype``: float32 at least.
+
+    >>> wide(torch.bfloat16), wide(torch.float64)
+    (torch.float32, torch.float64)
+    """
+    return torch.float32 if is_below(dtype, torch.float32) else dtype
 
 
 def _has_digits(dtype: torch.dtype) -> bool:

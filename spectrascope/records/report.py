@@ -250,6 +250,26 @@ class SelfCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class PrecisionError:
+    """How far numbers of a narrow ``--dtype`` are from float32's, found in the same run on ``n_weights`` weights.
+
+    Along the same directions and on the same samples, over ``n_pairs`` (weight, k) pairs: ``h_median`` is the median of
+    |h − h_float32| / |h_float32|, ``h_largest`` the largest |h − h_float32| / max |h_float32 of the weight|, ``beta``
+    the largest difference of the published β, ``step_exponent`` that of the step exponent these weights give together.
+    """
+
+    n_weights: int
+    n_pairs: int
+    h_median: float | Missing
+    h_largest: float
+    beta: float | Missing
+    step_exponent: float | Missing
+
+
+_NOT_NARROW = Missing("the network was not measured in a narrow format")
+
+
+@dataclass(frozen=True, slots=True)
 class Provenance:
     """What produced a report."""
 
@@ -272,6 +292,7 @@ class Provenance:
     self_check: SelfCheck | Missing
     notes: tuple[str, ...] = ()
     ranks: int = field(default=1, metadata=ADDED_LATER)  # processes that measured together
+    precision: PrecisionError | Missing = field(default=_NOT_NARROW, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, TangentRule, Tangents
 from spectrascope.curvature.tangent.values import dense
 from spectrascope.curvature.tangent.within import Within, block_size
+from spectrascope.numerics.lifted import wide
 
 __all__ = ["ATTENTION_RULES"]
 
@@ -77,7 +78,7 @@ class _Attention:
         q = self.q.flatten(0, 1)[part]
         k = _repeated(self.k, repeat, 1).flatten(0, 1)[part]
         v = _repeated(self.v, repeat, 1).flatten(0, 1)[part]
-        scores = torch.bmm(q, k.transpose(1, 2)) * self.scale
+        scores = _product(q, k.transpose(1, 2)) * self.scale
         if self.mask is not None:
             batch, heads = self.q.shape[:2]
             mask = self.mask.expand(batch, heads, *scores.shape[1:])
@@ -91,7 +92,7 @@ class _Attention:
         if self.adjoint is None or not bend:
             return _Primal(q, k, v, scores, None, None)
         adjoint = self.adjoint.flatten(0, 1)[part]
-        pull = torch.bmm(adjoint, v.transpose(1, 2))
+        pull = _product(adjoint, v.transpose(1, 2))
         pull = scores * (pull - (scores * pull).sum(-1, keepdim=True))
         return _Primal(q, k, v, scores, adjoint, pull)
 
@@ -106,15 +107,15 @@ class _Attention:
             if within is not None and of.pull is not None:
                 bent = within.pairs(moved.flatten(2) * of.pull.flatten(1).unsqueeze(1), moved.flatten(2))
                 if zq is not None and zk is not None:
-                    crossed = _by_head(_fold(of.pull.transpose(1, 2), zq))
+                    crossed = _by_head(_fold(of.pull.to(zq.dtype).transpose(1, 2), zq))
                     bent = bent.add_(within.pairs(crossed, _by_head(zk)), alpha=2 * self.scale)
-            weights = moved.mul_(of.scores.unsqueeze(1))
+            weights = moved.mul_(of.scores.unsqueeze(1)).to(of.v.dtype)
         if outputs:
             if weights is not None:
                 heads, directions, rows, _ = weights.shape
                 out = torch.bmm(weights.flatten(1, 2), of.v).view(heads, directions, rows, -1).transpose(0, 1)
             if zv is not None:
-                part = _fold(of.scores, zv)
+                part = _fold(of.scores.to(zv.dtype), zv)
                 out = part if out is None else out.add_(part)
         if within is not None and of.adjoint is not None and weights is not None and zv is not None:
             crossed = (weights.transpose(2, 3) @ of.adjoint.unsqueeze(1)).flatten(2)
@@ -129,15 +130,21 @@ class _Attention:
             directions, heads, rows, width = zq.shape
             stacked = zq.transpose(0, 1).reshape(heads, directions * rows, width)
             keys = (of.k * self.scale).transpose(1, 2)
-            moved = torch.bmm(stacked, keys).view(heads, directions, rows, -1)
+            moved = _product(stacked, keys).view(heads, directions, rows, -1)
         if zk is not None:
             directions, heads, columns, width = zk.shape
             stacked = zk.transpose(0, 1).reshape(heads, directions * columns, width)
-            part = torch.bmm(of.q * self.scale, stacked.transpose(1, 2))
+            part = _product(of.q * self.scale, stacked.transpose(1, 2))
             part = part.view(heads, -1, directions, columns).transpose(1, 2)
             moved = part.contiguous() if moved is None else moved.add_(part)
         assert moved is not None
         return moved.sub_((moved * of.scores.unsqueeze(1)).sum(-1, keepdim=True))
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A product of narrow matrices whose result goes on in float32: what a softmax is made of."""
+    out = torch.bmm(a, b)
+    return out.to(wide(out.dtype))
 
 
 def _by_head(z: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ class HeadStep:
         found = self.product.split(z)
         total = self.product.bend(found, within)
         if self.forms is not None and tuple(found) == ("left",):
-            moving = dense(found["left"])[:, self.rows]
+            moving = dense(found["left"])[:, self.rows].to(self.forms.dtype)
             rows = moving.transpose(0, 1)  # (R, S, d)
             bent = within.gram((rows @ self.forms).transpose(0, 1), moving) * self.product.scale**2
             return (), bent
@@ -98,12 +98,12 @@ class HeadStep:
         for start in range(0, n, rows):
             some = slice(part.start + start, part.start + min(start + rows, n))
             x = moving[:, start : start + rows]
-            shift = torch.einsum("knd,nd->kn", x, self.mean[some]).unsqueeze(-1)
+            shift = torch.einsum("knd,nd->kn", x.to(self.mean.dtype), self.mean[some]).unsqueeze(-1)
             flat = x.reshape(-1, width)
             root = (self.p[some] * self.weights[some]).sqrt_()
             for first in range(0, root.shape[1], columns):
                 these = slice(first, first + columns)
-                y = (flat @ self.product.right[:, these]).view(k, -1, root[:, these].shape[1])
+                y = (flat @ self.product.right[:, these]).view(k, -1, root[:, these].shape[1]).to(root.dtype)
                 y = y.sub_(shift).mul_(root[:, these])
                 block = within.gram(y, y)
                 total = block if total is None else total.add_(block)
@@ -112,18 +112,20 @@ class HeadStep:
 
     def _of_inputs(self, x: Tensor, part: slice) -> Tensor:
         """Centred tangents (K, rows, V) of the logits, from tangents x (K, rows, d) of the inputs."""
-        y = (x.reshape(-1, x.shape[-1]) @ self.product.right).view(*x.shape[:2], -1)
-        y = y.sub_(torch.einsum("knd,nd->kn", x, self.mean[part]).unsqueeze(-1))
+        y = (x.reshape(-1, x.shape[-1]) @ self.product.right).view(*x.shape[:2], -1).to(self.p.dtype)
+        y = y.sub_(torch.einsum("knd,nd->kn", x.to(self.p.dtype), self.mean[part]).unsqueeze(-1))
         return y if self.product.scale == 1 else y.mul_(self.product.scale)
 
     def _of_weight(self, right: Tangent | None, part: slice) -> Tensor | None:
         if right is None:
             return None
-        inputs, p = self.product.left[self.rows[part]], self.p[part]
+        p = self.p[part]
+        inputs = self.product.left[self.rows[part]].to(p.dtype)
         if isinstance(right, RankOne):
+            right = right.to(p.dtype)
             centred = right.right.T[:, None, :] - (p @ right.right).T[:, :, None]
             return centred * (inputs @ right.left).T.unsqueeze(-1) * self.product.scale
-        return _centred(inputs @ dense(right), p) * self.product.scale
+        return _centred(inputs @ dense(right).to(p.dtype), p) * self.product.scale
 
     def _of_offset(self, offset: Tensor | None, part: slice) -> Tensor | None:
         if offset is None:
@@ -153,6 +155,7 @@ def token_forms(right: Tensor, p: Tensor, weights: Tensor, directions: int, memo
     if not spread > 1e5 * torch.finfo(p.dtype).eps:
         return None  # nearly certain predictions: the two terms of the form cancel
     weighted = p * weights
+    right = right.to(p.dtype)
     columns = right.T - (weighted.sum(0) @ right.T / weights.sum())  # (V, d); a common shift changes nothing
     mean = p @ columns
     forms = p.new_empty(rows, width, width)
@@ -190,6 +193,8 @@ def row_order(nodes: Sequence[Node], rows: int) -> Tensor | None:
         x = node.tensors()[0]
         if x.shape[-1] != width or node.outs[0].shape[-1] != width:
             return None
+        if node.name == "aten._to_copy":  # another format of the same numbers
+            continue
         lead = torch.arange(rows, device=x.device).view(*x.shape[:-1], 1) if index is None else index
         whole = lead.expand(*lead.shape[:-1], width)
         out = node.func(whole, *node.args[1:], **node.kwargs)

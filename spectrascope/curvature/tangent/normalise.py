@@ -16,6 +16,7 @@ from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.rule import Pushed, Step, TangentRule, Tangents, argument
 from spectrascope.curvature.tangent.values import dense
 from spectrascope.curvature.tangent.within import Within
+from spectrascope.numerics.lifted import is_below, wide
 
 __all__ = ["NORMALISING_RULES"]
 
@@ -70,6 +71,7 @@ class _LogSoftmax:
 def _softmax(log: bool) -> object:
     def make(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
         out = node.outs[0].detach()
+        out = out.to(wide(out.dtype))
         # Counted from the end, where a leading direction axis changes nothing.
         axis = int(node.args[1]) % max(out.dim(), 1) - max(out.dim(), 1)
         if log:
@@ -123,19 +125,27 @@ class _Normalised:
 
 def _layer_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     x, normalized, gamma = node.args[0].detach(), node.args[1], argument(node, 2, "weight", None)
-    mean, r = node.outs[1].detach(), node.outs[2].detach()
-    rows = x.reshape(-1, _product(normalized))
-    xh = (rows - mean.reshape(-1, 1).to(x.dtype)) * r.reshape(-1, 1).to(x.dtype)
+    xh, r = _statistics(x.reshape(-1, _product(normalized)), node, argument(node, 4, "eps", 1e-5))
     return _normalised(node, xh, r, gamma, adjoints[0], centred=True)
 
 
 def _rms_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     x, normalized, gamma = node.args[0].detach(), node.args[1], argument(node, 2, "weight", None)
-    rows = x.reshape(-1, _product(normalized))
+    rows = x.reshape(-1, _product(normalized)).to(wide(x.dtype))
     eps = argument(node, 3, "eps", None)
     eps = torch.finfo(x.dtype).eps if eps is None else float(eps)
     r = (rows.square().mean(-1, keepdim=True) + eps).rsqrt()
     return _normalised(node, rows * r, r, gamma, adjoints[0], centred=False)
+
+
+def _statistics(rows: Tensor, node: Node, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalised rows and the inverse of their spread: as recorded, and from the rows where that has fewer digits."""
+    mean, r = (node.outs[i].detach().reshape(-1, 1) for i in (1, 2))
+    if is_below(rows.dtype, torch.float32):
+        rows = rows.float()
+        mean = rows.mean(-1, keepdim=True)
+        r = (rows.var(-1, unbiased=False, keepdim=True) + float(eps)).rsqrt()
+    return (rows - mean.to(rows.dtype)) * r.to(rows.dtype), r
 
 
 def _normalised(
@@ -154,9 +164,7 @@ def _normalised(
 def _group_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     x, gamma = node.args[0].detach(), node.args[1]
     batch, channels, area, groups = (int(n) for n in node.args[3:7])
-    mean, r = node.outs[1].detach(), node.outs[2].detach()
-    rows = x.reshape(batch * groups, -1)
-    xh = (rows - mean.reshape(-1, 1).to(x.dtype)) * r.reshape(-1, 1).to(x.dtype)
+    xh, r = _statistics(x.reshape(batch * groups, -1), node, node.args[7])
     if gamma is not None:
         gamma = gamma.detach().view(1, channels, 1).expand(batch, channels, area).reshape(xh.shape)
     return _normalised(node, xh, r, gamma, adjoints[0], centred=True)
@@ -188,6 +196,7 @@ class _ByChannel:
 
 def _batch_statistics(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
     x, gamma, adjoint = node.args[0].detach(), node.args[1], adjoints[0]
+    x = x.to(wide(x.dtype))
     order = (1, 0, *range(2, x.dim()))  # its own inverse
     moved = x.permute(order)
     rows = moved.reshape(moved.shape[0], -1)
@@ -197,7 +206,7 @@ def _batch_statistics(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
         centred * r,
         r,
         None if gamma is None else gamma.detach().view(-1, 1),
-        None if adjoint is None else adjoint.permute(order).reshape(rows.shape),
+        None if adjoint is None else adjoint.permute(order).reshape(rows.shape).to(rows.dtype),
         True,
         tuple(moved.shape),
     )
@@ -244,7 +253,8 @@ class _WeightNorm:
 
 
 def _weight_norm(node: Node, adjoints: Sequence[Tensor | None]) -> Step:
-    v, g, axis = node.args[0].detach(), node.args[1].detach(), int(argument(node, 2, "dim", 0))
+    v, g = (node.args[i].detach().to(wide(node.args[i].dtype)) for i in (0, 1))
+    axis = int(argument(node, 2, "dim", 0))
     rows = v.movedim(axis, 0).flatten(1)
     lengths = g.movedim(axis, 0).flatten(1)
     root = rows.shape[1] ** 0.5

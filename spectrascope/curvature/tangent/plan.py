@@ -28,7 +28,8 @@ class Planned:
     """A step among others. ``curved``: weights with second-order terms here; ``wanted``: those needing the outputs.
 
     ``entries`` says in which inputs tangents of weights alone first meet samples, ``pulls`` are the outputs' adjoints;
-    both are empty where samples need not be told apart.
+    both are empty where samples need not be told apart. ``dtypes`` are the outputs' formats, in which their tangents
+    travel, whatever a rule computes them in.
     """
 
     step: Step
@@ -39,6 +40,7 @@ class Planned:
     wanted: int
     entries: tuple[bool, ...] = ()
     pulls: tuple[Tensor | None, ...] = ()
+    dtypes: tuple[torch.dtype | None, ...] = ()
 
     @property
     def weights(self) -> int:
@@ -224,15 +226,18 @@ class _Head:
         rows = row_order(self.between[:-1], product.shape[0])
         if rows is None:
             raise NotImplementedError("the rows of the head are mixed before the log-softmax")
-        p = logits.exp()
+        p = logits.exp()  # of the log-softmax's own format, float32 where the product's is narrower
         weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True)
         positive = bool((weights >= 0).all())
         forms = token_forms(product.right, p, weights, directions, memory) if positive else None
-        return HeadStep(product, rows.to(p.device), p, weights, p @ product.right.T, positive, forms)
+        mean = p @ product.right.T.to(p.dtype)
+        return HeadStep(product, rows.to(p.device), p, weights, mean, positive, forms)
 
 
 _PRODUCTS = ("aten.mm", "aten.addmm")
-_ROW_WISE = frozenset(f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "slice", "clone", "alias"))
+_ROW_WISE = frozenset(
+    f"aten.{name}" for name in ("view", "_unsafe_view", "reshape", "slice", "clone", "alias", "_to_copy")
+)
 
 
 def _find_heads(ruled: Sequence[_Ruled], adjoints: dict[int, Tensor]) -> dict[int, _Head]:
@@ -302,9 +307,10 @@ def _steps(
                 recording.refuse(r.curved | r.wanted, (str(error).splitlines() or [node.name])[0])
                 continue
             inputs, name = tuple(node.inputs.values()), node.name.removeprefix("aten.")
+            dtypes = tuple(None if n is None else values[n].dtype for n in outputs)
             if head is None:
                 placed.append(
-                    (i, Planned(step, name, inputs, outputs, r.curved, r.wanted, entry, pulls if entry else ()))
+                    (i, Planned(step, name, inputs, outputs, r.curved, r.wanted, entry, pulls if entry else (), dtypes))
                 )
             else:
                 both = f"{name} and log-softmax"
@@ -321,5 +327,6 @@ def _steps(
         step = ChainStep(tuple(chain.slopes[n] for n in leaving), chain.bend, values[root].shape)
         # Directly after what makes the root; weights are there from the start.
         at = made_at.get(root, -1) + 0.5
-        placed.append((at, Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted)))
+        dtypes = tuple(values[n].dtype for n in leaving)
+        placed.append((at, Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted, dtypes=dtypes)))
     return [planned for _, planned in sorted(placed, key=lambda p: p[0])]

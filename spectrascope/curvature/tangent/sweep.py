@@ -151,9 +151,9 @@ class Sweep:
             return
         if bent is not None:
             self.parts.append((pattern.weights, bent))
-        for blocks, out in zip(outs, pushed, strict=False):
+        for blocks, out, dtype in itertools.zip_longest(outs, pushed, planned.dtypes):
             if out is not None and not isinstance(out, Zero):
-                blocks.append(Block(pattern.weights, out))
+                blocks.append(Block(pattern.weights, out.to(dtype) if isinstance(out, Tensor) else out))
 
     def within(self, weights: tuple[int, ...]) -> Within:
         """Between which of the weights' tangents second-order terms are wanted."""

@@ -31,6 +31,10 @@ class RankOne:
         """The tangents of the transposed matrix."""
         return RankOne(self.right, self.left, self.shape[::-1])
 
+    def to(self, dtype: torch.dtype) -> RankOne:
+        """The same in another format."""
+        return RankOne(self.left.to(dtype), self.right.to(dtype), self.shape)
+
     def dense(self) -> Tensor:
         """(K, …)."""
         return torch.einsum("mk,nk->kmn", self.left, self.right).reshape(-1, *self.shape)

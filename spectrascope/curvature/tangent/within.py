@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectrascope.numerics.lifted import wide
+
 __all__ = ["Within", "block_size"]
 
 _BLOCK_BYTES = {"cpu": 1 << 19}
@@ -79,8 +81,8 @@ class Within:
         """Sums (G, …) of x (units, …) over each group's units."""
         if self._even(x.shape[0]):
             by_group: Tensor = x.unflatten(0, (len(self.borders) - 1, -1))
-            return by_group.sum(1)
-        return torch.stack([x[part].sum(0) for part in self.parts(x.shape[0])])
+            return by_group.sum(1, dtype=wide(x.dtype))
+        return torch.stack([x[part].sum(0, dtype=wide(x.dtype)) for part in self.parts(x.shape[0])])
 
     def padded(self, forms: Sequence[Tensor]) -> Tensor:
         """Forms (G, K, K) of each weight, put together."""
@@ -133,12 +135,14 @@ class Within:
     def _flat(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner products (W, K, K) of a and b (S, n)."""
         if len(self.counts) == 1:
+            a, b = (t.to(wide(t.dtype)) for t in (a, b))
             return (a @ b.T).unsqueeze(0)
         return self.pairs(a.unsqueeze(0), b.unsqueeze(0)).squeeze(0)
 
     def pairs(self, a: Tensor, b: Tensor) -> Tensor:
         """Inner products (B, W, K, K) over the last axis of a and b (B, S, n), batch entry by batch entry."""
         batch, weights, widest = a.shape[0], len(self.counts), max(self.counts)
+        a, b = (t.to(wide(t.dtype)) for t in (a, b))
         if min(self.counts) == widest:
             shape = (batch * weights, widest, a.shape[2])
             out = torch.bmm(a.reshape(shape), b.reshape(shape).transpose(1, 2))

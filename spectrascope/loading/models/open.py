@@ -57,6 +57,7 @@ def load_model(
     allow_download: bool = True,
     trust_remote_code: bool = False,
     headers_only: bool = False,
+    keep_bfloat16: bool = False,
 ) -> LoadedModel:
     """Load what a model string names.
 
@@ -76,6 +77,7 @@ def load_model(
         allow_download: fetch published weights where they are not cached.
         trust_remote_code: run Python code that came with a Hugging Face model.
         headers_only: read names and shapes, not tensors; parameters are on the meta device, except a factory's own.
+        keep_bfloat16: leave a Hugging Face network in bfloat16 all of whose weights are stored in it.
 
     Raises:
         LoadError: unknown name, unreadable file, keys or shapes that do not fit, a failing factory, weights
@@ -85,6 +87,7 @@ def load_model(
     request = ModelRequest(
         EMBEDDED if spec is None else spec, arch=arch, base=base, num_classes=num_classes, seed=seed,
         allow_download=allow_download, trust_remote_code=trust_remote_code, headers_only=headers_only,
+        keep_bfloat16=keep_bfloat16,
     )  # fmt: skip
     source = _find_source(request.spec, SOURCES)
     require_taken(request, () if source is None else source.options)

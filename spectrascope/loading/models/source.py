@@ -21,7 +21,10 @@ Build: TypeAlias = Callable[["int | None"], nn.Module]
 
 @dataclass(frozen=True, slots=True)
 class ModelRequest:
-    """A model string and the options beside it, as :func:`spectrascope.loading.models.open.load_model` takes them."""
+    """A model string and the options beside it, as :func:`spectrascope.loading.models.open.load_model` takes them.
+
+    ``keep_bfloat16``: weights stored in that format may stay in it, as they will be measured in it.
+    """
 
     spec: str
     arch: str | None = None
@@ -31,6 +34,7 @@ class ModelRequest:
     allow_download: bool = True
     trust_remote_code: bool = False
     headers_only: bool = False
+    keep_bfloat16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

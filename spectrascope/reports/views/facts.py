@@ -6,7 +6,14 @@ from spectrascope.records.report import DataInfo, ModelInfo, Provenance, Report
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.figures import format_count, format_percent, format_seconds
 
-__all__ = ["describe_data", "describe_everything", "describe_model", "describe_run", "list_engines"]
+__all__ = [
+    "describe_data",
+    "describe_everything",
+    "describe_model",
+    "describe_precision",
+    "describe_run",
+    "list_engines",
+]
 
 _REFERENCES = {
     EngineName.GAUSS_NEWTON.value: "double backprop",
@@ -58,9 +65,29 @@ def describe_run(run: Provenance) -> Facts:
         ("batch", quality),
         ("engine", f"{list_engines(run.engines)}; {_describe_check(run)}"),
         ("device", f"{machine}, seed {run.seed}"),
+        *describe_precision(run),
         ("time", f"{format_seconds(sum(run.seconds.values()))} ({stages})" if stages else "not recorded"),
         *(("note", note) for note in run.notes),
     )
+
+
+def describe_precision(run: Provenance) -> Facts:
+    """How far the numbers are from float32's, where the network was measured in fewer digits."""
+    found = run.precision
+    if run.dtype in ("float32", "float64"):
+        return ()
+    if isinstance(found, Missing):
+        return (("precision", f"{run.dtype}, an approximation whose error is not known: {found.reason}"),)
+    h = f"h off by {format_percent(found.h_largest)} of a weight's largest at most"
+    if not isinstance(found.h_median, Missing):
+        h = f"h off by {format_percent(found.h_median)} (median), {format_percent(found.h_largest)} of the largest h"
+    parts = [h]
+    if not isinstance(found.beta, Missing):
+        parts.append(f"β by up to {found.beta:.2g}")
+    if not isinstance(found.step_exponent, Missing):
+        parts.append(f"their step exponent by {found.step_exponent:.2g}")
+    where = f"{format_count(found.n_pairs, 'pair')} of {format_count(found.n_weights, 'weight')}"
+    return (("precision", f"{run.dtype}, an approximation: beside float32 {', '.join(parts)}, on {where}"),)
 
 
 def describe_everything(report: Report) -> Facts:

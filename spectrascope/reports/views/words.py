@@ -11,6 +11,7 @@ from spectrascope.reports.charts.names import short_name
 from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.views.document import Tone
+from spectrascope.reports.views.facts import describe_precision
 from spectrascope.reports.views.signal import is_signal, say_signal
 
 __all__ = ["describe_triangle", "explain", "point_to_explain", "say_first", "say_in_words", "warn"]
@@ -188,6 +189,7 @@ def warn(report: Report) -> tuple[Line, ...]:
     lines += [(line, Tone.WARNING) for line in _warn_accuracy(report)]
     if isinstance(run.self_check, Missing) and measured:
         lines.append((f"The curvature was not self-checked: {run.self_check.reason}.", Tone.WARNING))
+    lines += [(f"Precision: {words}.", Tone.WARNING) for _, words in describe_precision(run) if measured]
     approximate = sum(not row.measurement.exact for row in measured)
     if approximate:
         lines.append((f"Measured with an approximate engine: {format_count(approximate, 'layer')}.", Tone.WARNING))

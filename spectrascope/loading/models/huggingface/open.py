@@ -52,6 +52,7 @@ def load_huggingface(
     allow_download: bool = True,
     trust_remote_code: bool = False,
     headers_only: bool = False,
+    keep_bfloat16: bool = False,
 ) -> LoadedModel:
     """Load a Hugging Face model in float32, every weight from its files and none left over.
 
@@ -62,6 +63,7 @@ def load_huggingface(
         allow_download: fetch a Hub repository that is not in the local cache.
         trust_remote_code: run Python code that came with the checkpoint where transformers has no class for it.
         headers_only: read names and shapes, not tensors; the network stays on the meta device.
+        keep_bfloat16: leave a network in bfloat16 all of whose weights are stored in it.
 
     Raises:
         LoadError: files that are missing, damaged, quantised or do not fit the config; an unsupported task.
@@ -98,18 +100,20 @@ def load_huggingface(
     headers = weights.headers()
     require_possible_depth(raw, len(headers.state_dict) or len(weights.names), str(folder))
     network, left_out = _fit(weights, headers, chosen)
-    sha256 = headers.sha256
+    sha256, dtype = headers.sha256, torch.float32
     if not headers_only:
-        tensors, sha256 = weights.weights()
-        network = _fill(weights.path, tensors, chosen)
-    _finish_parameters(network)
+        if keep_bfloat16 and _is_all_bfloat16(headers):
+            dtype = torch.bfloat16
+        tensors, sha256 = weights.weights(dtype)
+        network = _fill(weights.path, tensors, chosen, dtype)
+    _finish_parameters(network, dtype)
     info = ModelInfo(
         id=spec,
         architecture=chosen.name,
         source="huggingface",
         path=str(weights.path if named is not None else folder),
         sha256=sha256,
-        weights=_describe(headers, left_out, revision, absent=bool(weights.names)),
+        weights=_describe(headers, left_out, revision, dtype, absent=bool(weights.names)),
         n_parameters=sum(p.numel() for p in network.parameters()),
         task=chosen.task,
     )
@@ -233,9 +237,14 @@ def _usual_shapes(chosen: HFClass, weights: WeightFiles) -> dict[str, tuple[int,
     }
 
 
-def _fill(path: Path, tensors: dict[str, Tensor], chosen: HFClass) -> nn.Module:
+def _is_all_bfloat16(headers: Checkpoint) -> bool:
+    weights = [t for key, t in headers.state_dict.items() if not is_mask(key, tuple(t.shape))]
+    return all(t.dtype is torch.bfloat16 for t in weights if t.is_floating_point())
+
+
+def _fill(path: Path, tensors: dict[str, Tensor], chosen: HFClass, dtype: torch.dtype) -> nn.Module:
     cls = without_initial_weights(chosen.cls)
-    network, report = _from_pretrained(path, cls, chosen, tensors, mismatched=False)
+    network, report = _from_pretrained(path, cls, chosen, tensors, mismatched=False, dtype=dtype)
     on_meta = [name for name, p in network.named_parameters() if p.is_meta]
     if report["missing_keys"] or on_meta:  # the headers fitted, so this is not expected; random weights never pass
         raise LoadError(f"{path}: {[*report['missing_keys'], *on_meta][0]!r} got no weights from the files")
@@ -243,7 +252,9 @@ def _fill(path: Path, tensors: dict[str, Tensor], chosen: HFClass) -> nn.Module:
     return network  # type: ignore[no-any-return]
 
 
-def _from_pretrained(path: Path, cls: Any, chosen: HFClass, state_dict: Any, *, mismatched: bool) -> tuple[Any, Any]:
+def _from_pretrained(
+    path: Path, cls: Any, chosen: HFClass, state_dict: Any, *, mismatched: bool, dtype: torch.dtype = torch.float32
+) -> tuple[Any, Any]:
     """Transformers' own loading, which renames, splits and merges stored tensors as each class needs."""
     try:
         with quietly(), torch.random.fork_rng(devices=[]):
@@ -251,7 +262,7 @@ def _from_pretrained(path: Path, cls: Any, chosen: HFClass, state_dict: Any, *, 
                 None,
                 config=chosen.config,
                 state_dict=state_dict,
-                dtype=torch.float32,
+                dtype=dtype,
                 output_loading_info=True,
                 ignore_mismatched_sizes=mismatched,
             )
@@ -264,18 +275,20 @@ def _from_pretrained(path: Path, cls: Any, chosen: HFClass, state_dict: Any, *, 
         ) from None
 
 
-def _finish_parameters(network: nn.Module) -> None:
+def _finish_parameters(network: nn.Module, dtype: torch.dtype) -> None:
     network.eval()
     for name, parameter in network.named_parameters():
-        if parameter.is_floating_point() and parameter.dtype is not torch.float32:
-            raise LoadError(f"{name} was built as {parameter.dtype}; expected float32")
+        if parameter.is_floating_point() and parameter.dtype is not dtype:
+            raise LoadError(f"{name} was built as {parameter.dtype}; expected {dtype}")
         parameter.requires_grad_(parameter.is_floating_point())
 
 
-def _describe(headers: Checkpoint, left_out: tuple[str, ...], revision: str | None, *, absent: bool) -> str:
+def _describe(
+    headers: Checkpoint, left_out: tuple[str, ...], revision: str | None, dtype: torch.dtype, *, absent: bool
+) -> str:
     text = "checkpoint" if revision is None else f"hub (revision {revision[:12]})"
     other = ", ".join(headers.narrow_dtypes)
-    notes = [f"{other}, converted to float32"] if other else []
+    notes = [other + (", converted to float32" if dtype is torch.float32 else "")] if other else []
     if left_out:
         notes.append(f"without {len(left_out)} tensors of other heads: {left_out[0][:60]}, …")
     if absent:

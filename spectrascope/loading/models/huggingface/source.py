@@ -45,8 +45,9 @@ class _HuggingFace(ModelSource):
         if request.base is not None:
             raise LoadError(f"--base goes with a PEFT adapter, but {spec!r} is a whole model; drop --base")
         return load_huggingface(
-            spec, num_classes=num_classes, allow_download=download, trust_remote_code=trust, headers_only=headers
-        )
+            spec, num_classes=num_classes, allow_download=download, trust_remote_code=trust, headers_only=headers,
+            keep_bfloat16=request.keep_bfloat16,
+        )  # fmt: skip
 
 
 HUGGINGFACE = _HuggingFace()

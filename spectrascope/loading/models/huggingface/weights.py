@@ -55,8 +55,8 @@ class WeightFiles:
             return Checkpoint({}, Missing("only headers were read"), self.path, "index", {})
         return self._read(headers_only=True)
 
-    def weights(self) -> tuple[dict[str, Tensor], str | Missing]:
-        """All tensors, floating-point ones in float32, under the names of :meth:`headers`, and the files' sha256.
+    def weights(self, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], str | Missing]:
+        """All tensors, floating-point ones in ``dtype``, under the names of :meth:`headers`, and the files' sha256.
 
         Raises:
             LoadError: a file is damaged.
@@ -66,7 +66,7 @@ class WeightFiles:
         found: dict[str, Tensor] = {}
         for key in list(checkpoint.state_dict):
             value = checkpoint.state_dict.pop(key)  # one copy at a time
-            found[key] = value.to(torch.float32, copy=True) if value.is_floating_point() else value.clone()
+            found[key] = value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
         return found, checkpoint.sha256
 
     def _read(self, *, headers_only: bool) -> Checkpoint:
