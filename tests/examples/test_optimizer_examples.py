@@ -148,6 +148,13 @@ def test_a_contender_whose_package_is_missing_is_left_out_and_said(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("measured", "beta"), [(MEASURED, 1.5), (replace(MEASURED, training=None), 1.0)])
+def test_half_way_steps_all_weights_by_the_exponent_for_a_training(measured: contenders.Measured, beta: float) -> None:
+    (half_way,) = (c for c in contenders.CONTENDERS if c.name == "SN, half-way β")
+    groups = half_way.make(_network(), 0.02, measured).param_groups
+    assert [(g["beta"], g["damping"], g["scale_free"]) for g in groups if g["beta"] is not None] == [(beta, 1e-4, True)]
+
+
 def test_muon_steps_the_kernel_itself() -> None:
     model = _network()
     kernel, head = model[0].weight, model[3].weight
