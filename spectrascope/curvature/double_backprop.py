@@ -163,9 +163,9 @@ class _NoGraphError(UnsupportedModelError):
 
 def _is_linear(workload: Workload, target: Target, inputs: Inputs, labels: Tensor) -> bool:
     """Whether the gradient is the same at two places: only then has a gradient without a graph no derivative."""
-    weight, d = target.layer.parameter, target.directions
+    weight = target.layer.parameter
     kept = weight.detach().clone()
-    step = target.layer.tensor(torch.outer(d.left[:, 0], d.right[:, 0])).to(weight)
+    step = target.direction(0).to(weight)
     found = []
     try:
         for size in (0.0, 0.1 * max(float(kept.norm()), 1e-3)):
@@ -243,12 +243,12 @@ def hessian_products(target: Target, gradient: Tensor, directions: Sequence[int]
     Raises:
         UnsupportedModelError: the second derivative does not exist or is identically zero by construction.
     """
-    layer, d = target.layer, target.directions
+    layer = target.layer
     if not gradient.requires_grad:
         raise _NoGraphError(layer.name)
     products = []
     for k in directions:
-        direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(gradient)
+        direction = target.direction(k).to(gradient)
         try:
             # A scalar, because autograd imports its symbolic-shape machinery (seconds) to check grad_outputs.
             slope = (gradient * direction).sum()

@@ -56,6 +56,10 @@ class Target:
     layer: WeightLayer
     directions: Directions
 
+    def direction(self, k: int) -> Tensor:
+        """D_k = u_k v_k^T, shaped like the weight."""
+        return self.layer.tensor(torch.outer(self.directions.left[:, k], self.directions.right[:, k]))
+
 
 @dataclass(frozen=True)
 class Curvature:

@@ -108,7 +108,7 @@ class FiniteDifference(CurvatureEngine):
         try:
             rows, gaps = [], []
             for k in range(d.k):
-                direction = target.layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight)
+                direction = target.direction(k).to(weight)
                 wide, narrow = (
                     (slopes_at(direction * e) - slopes_at(direction * -e)) / (2 * e) for e in (size, size / 2)
                 )

@@ -134,13 +134,12 @@ def difference_rows(double: Workload, pick: Pick, tolerance: float) -> Tensor:
             raise UnsupportedModelError(f"weight {pick.name!r} gets no gradient from backward()")
         return layer.matrix(weight.grad.detach())
 
-    d = pick.target.directions
     found = []
     try:
         for size in (step, step / 8):
             rows = []
             for k in pick.rows:
-                direction = layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(weight) * size
+                direction = pick.target.direction(k).to(weight) * size
                 rows.append(pick.target.directions.forms(gradient(direction) - gradient(-direction)) / (2 * size))
             found.append(torch.stack(rows))
     finally:
