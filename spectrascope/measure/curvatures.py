@@ -1,11 +1,12 @@
 """Curvature along every direction found, sample group by sample group, and every weight's numbers put together.
 
 The group is the unit of work: of a rank, of a shard, of a sitting. Nothing is added across groups before all are known,
-and then in their order, so it does not matter who measured which.
+and then in their order, so it does not matter who measured which. Where nobody else could, those of a fold go together.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ import torch
 
 from spectrascope.curvature.choose import ENGINES, EngineChoice, make_engine
 from spectrascope.curvature.engine import Curvature, Progress, Target
-from spectrascope.curvature.microbatches import MicroBatch
+from spectrascope.curvature.microbatches import MicroBatch, Tuning
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.measure.demand import published
 from spectrascope.measure.division import WHOLE, Division
@@ -108,7 +109,8 @@ def measure_pieces(
     """Measure curvature sample group by sample group, as :func:`measure_curvature`; those that fall to a shard only.
 
     Returns:
-        The groups' curvature, in their order, each rank's and what was kept included.
+        The groups' curvature, of one or of several of a fold together, in their order, each rank's and what was kept
+        included.
     """
     deal = found.deal
     if not (published or any(target.folds or target.nulls for target in found.targets)):
@@ -124,26 +126,39 @@ def measure_pieces(
     def work() -> dict[int, PieceCurvature]:
         done: dict[int, PieceCurvature] = {}
         before = 0
-        for piece in mine:
+        for pieces in _measured_together(mine, sizes):
+            first, places = pieces[0], [place for piece in pieces for place in piece.places]
             curvatures = _Curvatures(
-                replace(found.workload, source=deal.source.pick(piece.places)),
-                [target.target(piece.fold, published=published) for target in found.targets],
+                replace(found.workload, source=deal.source.pick(places)),
+                [target.target(first.fold, published=published) for target in found.targets],
+                tuple(len(piece.places) for piece in pieces),
                 run.options,
                 sizes,
-                run.options.seed + piece.group,  # no group's random vectors are another's: errors must average out
-                _share_of(run.on_progress, before, len(piece.places), n),
+                run.options.seed + first.group,  # no group's random vectors are another's: errors must average out
+                _share_of(run.on_progress, before, len(places), n),
             )
             curvatures.measure(choices)
-            done[piece.group] = curvatures.result()
+            done[first.group] = curvatures.result()
             if division.folder is not None:
-                division.folder.write_part(piece.group, done[piece.group])
-            before += len(piece.places)
+                division.folder.write_part(first.group, done[first.group])
+            before += len(places)
         return done
 
     with run.clock.stage("curvature"):
         measured = {group: part for found in division.ranks.each(work) for group, part in found.items()}
     measured |= kept
     return [measured[group] for group in sorted(measured)]
+
+
+def _measured_together(pieces: Sequence[Piece], sizes: MicroBatch) -> list[list[Piece]]:
+    """Groups that need not be told from those of another run bit for bit: a fold's are measured at once.
+
+    What an engine prepares, and the launches on a device, are then as many as for one group. Where micro-batches go by
+    the clock no two runs agree to the last bit anyway; where they do not, another process may do some of the groups.
+    """
+    by_clock = isinstance(sizes, Tuning) and sizes.timed
+    runs = itertools.groupby(pieces, key=lambda piece: piece.fold if by_clock else piece.group)
+    return [[*run] for _, run in runs]
 
 
 def join_curvatures(
@@ -183,6 +198,7 @@ class _Curvatures:
         self,
         workload: Workload,
         targets: Sequence[Target],
+        groups: tuple[int, ...],
         options: ProbeOptions,
         micro_batch: MicroBatch,
         seed: int,
@@ -190,6 +206,7 @@ class _Curvatures:
     ) -> None:
         self.workload = workload
         self.targets = targets
+        self.groups = groups
         self.options = options
         self.micro_batch = micro_batch
         self.seed = seed
@@ -210,7 +227,7 @@ class _Curvatures:
             results = make_engine(engine.name, self.micro_batch, self.seed).measure_each(
                 self.workload,
                 [self.targets[i] for i in indices],
-                groups=1,
+                groups=self.groups,
                 progress=self._from(done, done + runs * self.workload.source.n),
             )
             done += self.workload.source.n

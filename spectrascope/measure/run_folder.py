@@ -49,7 +49,10 @@ class KeptTargets:
 
 @dataclass(frozen=True)
 class PieceCurvature:
-    """Curvature of every weight on one sample group; why its engine is not the first choice, or why there is none."""
+    """Curvature of every weight on a sample group, or several of a fold.
+
+    Also why its engine is not the first choice, or why there is none.
+    """
 
     curvatures: dict[str, Curvature]
     reasons: dict[str, str] = field(default_factory=dict)

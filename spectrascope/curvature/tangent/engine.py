@@ -197,7 +197,7 @@ class _Limits:
 _STACKED = 1 << 15
 """Samples × tangents swept together at most: more rows than that no device needs to be busy."""
 
-_CACHE = 8 << 20
+_CACHE = 16 << 20
 """Bytes of the tangents at one step that a CPU works on at a time: more than its caches hold is slower."""
 
 
