@@ -39,3 +39,8 @@ def short() -> Workload:
 def small() -> Workload:
     """Three layers of width 96; sixteen sequences of 48 tokens."""
     return gpt2(3, 96, 4, 1000, 16, 48)
+
+
+def small_128() -> Workload:
+    """The same three layers; sixteen sequences of 128 tokens."""
+    return gpt2(3, 96, 4, 1000, 16, 128)

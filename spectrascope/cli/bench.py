@@ -19,11 +19,15 @@ def bench(
     kept: Kept,
     result: o.Result,
     rounds: Annotated[int, o.measurement_option(min=1, metavar="N", help="Interleaved rounds of timing.")] = 3,
+    peers: Annotated[
+        bool,
+        o.measurement_option("--peers", help="PyHessian, curvlinops and hessian-eigenthings too, where installed."),
+    ] = False,
 ) -> None:
-    """Time this engine against plain double backprop on the same layers and directions, in one run."""
+    """Time this engine against plain double backprop and other tools on the same layers and directions, in one run."""
     with loaded(target, options.asked, context, quiet=result.quiet) as run:
         from spectrascope.measure.bench import run_bench
 
-        found = run_bench(run, rounds=rounds)
+        found = run_bench(run, rounds=rounds, peers=peers)
     kept.keep(context, found)
     emit(found, result)

@@ -64,7 +64,10 @@ EXAMPLES: dict[str, tuple[tuple[str, str], ...]] = {
         ("spectrascope trajectory digits-cnn@early digits-cnn@final", "shipped, offline"),
         ("spectrascope trajectory --glob 'run/*.pt' --dataset folder:images -o run.html", "one run's checkpoints"),
     ),
-    "bench": (("spectrascope bench net.pt --dataset folder:images --rounds 5", "against plain double backprop"),),
+    "bench": (
+        ("spectrascope bench net.pt --dataset folder:images --rounds 5", "against plain double backprop"),
+        ("spectrascope bench net.pt --dataset folder:images --peers", "PyHessian, curvlinops, hessian-eigenthings too"),
+    ),
     "gate": (
         ("spectrascope gate net.pt --dataset folder:images --baseline base.json", "measured as the baseline was"),
         ("spectrascope gate report.json --baseline base.json --rule 'beta @ layer3.*: +-0.15'", "one rule more"),

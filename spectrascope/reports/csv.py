@@ -321,8 +321,11 @@ def _inspected_values(row: InspectedWeight) -> dict[str, Any]:
 
 
 def bench_to_csv(bench: BenchReport) -> str:
-    """Write a benchmark as one row; model and data by their ids."""
+    """Write a benchmark as one row; model and data by their ids, numbers of another tool after its name."""
     values = {field.name: getattr(bench, field.name) for field in dataclasses.fields(bench)}
     row: dict[str, Any] = {"model": bench.model.id, "data": bench.data.id}
     row |= {name: value for name, value in values.items() if isinstance(value, (str, int, float))}
+    for peer in bench.peers:
+        for name in ("version", "seconds", "ratio", "max_relative_difference"):
+            row[f"{peer.name}_{name}"] = getattr(peer, name)
     return _write(tuple(row), [row])

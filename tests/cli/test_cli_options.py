@@ -113,8 +113,8 @@ def test_every_option_arrives(calls, command: str) -> None:
 
 
 def test_rounds(calls) -> None:
-    assert main(["bench", "-q", "--rounds", "5"]) == 0
-    assert calls.seen["run_bench"][1]["rounds"] == 5
+    assert main(["bench", "-q", "--rounds", "5", "--peers"]) == 0
+    assert calls.seen["run_bench"][1] == {"rounds": 5, "peers": True}
 
 
 def test_progress_goes_to_stderr_and_not_when_quiet(calls, capsys) -> None:

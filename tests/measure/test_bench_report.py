@@ -69,7 +69,7 @@ def test_a_wrong_engine_shows_in_the_difference(monkeypatch):
         return found
 
     monkeypatch.setattr(gauss_newton.GaussNewton, "measure", sabotaged)
-    assert _bench("mlp_relu", 16, rounds=1).max_relative_difference == pytest.approx(0.05, rel=0.01)
+    assert _bench("mlp_relu", 16, rounds=1).max_relative_difference == pytest.approx(0.05 / 1.05, rel=0.01)
 
 
 def test_smooth_networks_compare_too():

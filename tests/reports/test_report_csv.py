@@ -164,6 +164,8 @@ def test_bench_is_one_row(bench) -> None:
     assert row["model"] == "my net[red].pt"
     assert float(row["ratio"]) == bench.ratio
     assert row["extrapolated"] == "true"
+    assert (row["PyHessian_version"], float(row["PyHessian_ratio"])) == ("0.1", 105.0)
+    assert row["curvlinops_ratio"] == ""
 
 
 @pytest.mark.parametrize("sort", list(Sort))

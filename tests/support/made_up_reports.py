@@ -10,7 +10,7 @@ from spectrascope.numerics.analysis import analyse
 from spectrascope.numerics.signal import draw_signs, null_quantile, read_signal, t_values
 from spectrascope.numerics.steps import widen_groups
 from spectrascope.numerics.summary import summarise
-from spectrascope.records.bench import BenchReport
+from spectrascope.records.bench import BenchReport, PeerTimes
 from spectrascope.records.decomposition import (
     Concentration,
     Decomposition,
@@ -279,6 +279,7 @@ def big_report() -> Report:
 def made_up_bench() -> BenchReport:
     """A made-up benchmark."""
     run = mixed_report().provenance
+    absent = Missing("not installed: pip install curvlinops-for-pytorch, or spectrascope[peers]")
     return BenchReport(
         model=run.model,
         data=run.data,
@@ -286,9 +287,12 @@ def made_up_bench() -> BenchReport:
         device="cpu",
         dtype="float32",
         threads=2,
+        clock="processor time",
         engines={"gauss-newton": 20},
         top_k=20,
         n_layers=20,
+        n_layers_timed=20,
+        n_samples_asked=4096,
         n_samples=2048,
         n_samples_timed=256,
         n_products=400,
@@ -310,4 +314,20 @@ def made_up_bench() -> BenchReport:
         reference_per_product=3.5,
         kept_graph_per_product=0.9975,
         max_relative_difference=3.25e-6,
+        peers=(
+            PeerTimes(
+                name="PyHessian",
+                version="0.1",
+                product="dataloader_hv_product, other weights frozen",
+                n_products_timed=20,
+                n_samples_timed=256,
+                seconds=1100.0,
+                forward_equivalents=1466.5,
+                per_product=3.666,
+                ratio=105.0,
+                ratio_rounds=(104.0, 105.0, 107.5),
+                max_relative_difference=2.5e-5,
+            ),
+            PeerTimes("curvlinops", "", "HessianLinearOperator", 0, 0, absent, absent, absent, absent, (), absent),
+        ),
     )
