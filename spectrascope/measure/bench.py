@@ -63,13 +63,18 @@ def run_bench(
     options = replace(run.options, estimate=Estimate.PUBLISHED, null_draws=0, curvature_samples="all")
     run = replace(run, options=options)
     with prepare(replace(run, on_progress=silent)) as ready:
-        n = _affordable(ready, options)
+        n = _affordable(ready.workload, _passes(ready, options))
         workload = replace(ready.workload, source=FirstSamples(ready.workload.source, n))
         clock = Clock(workload.device)
         weights = min(len(ready.layers), REFERENCE_WEIGHTS)
-        most = ROUND_PASSES // (weights * (_REBUILT + _KEPT * products_per_layer))
-        n_reference = min(reference_samples, n, max(most, _FEWEST_SAMPLES))
-        reference = DoubleBackpropSide(workload, n_reference, weights, products_per_layer, options.seed, clock)
+        reference = DoubleBackpropSide(
+            workload,
+            min(reference_samples, _affordable(workload, weights * (_REBUILT + _KEPT * products_per_layer))),
+            weights,
+            products_per_layer,
+            options.seed,
+            clock,
+        )
         others = [PeerSide(peer, reference) for peer in PEERS] if peers else []
         engine_times: list[float] = []
         reference_times: list[float] = []
@@ -147,8 +152,8 @@ def run_bench(
     )
 
 
-def _affordable(ready: Ready, options: ProbeOptions) -> int:
-    """How many samples a round of the engines may take."""
+def _passes(ready: Ready, options: ProbeOptions) -> float:
+    """Forward passes that a sample costs by the engines, about."""
     plan = plan_engines(
         ready.workload,
         ready.layers,
@@ -156,8 +161,12 @@ def _affordable(ready: Ready, options: ProbeOptions) -> int:
         options.top_k,
         lambda engine: count_direction_sets(engine, options),
     )
-    passes = plan.gradient_passes + sum(plan.passes.values())
-    return min(ready.workload.source.n, max(int(ROUND_PASSES / passes), _FEWEST_SAMPLES))
+    return plan.gradient_passes + sum(plan.passes.values())
+
+
+def _affordable(workload: Workload, passes: float) -> int:
+    """How many samples a round may take that cost so many forward passes each."""
+    return min(workload.source.n, max(int(ROUND_PASSES / passes), _FEWEST_SAMPLES))
 
 
 def _ratios(times: Sequence[float], engine_times: Sequence[float]) -> tuple[float, ...]:
