@@ -46,10 +46,11 @@ def measure_joint(
     items = [(i, k) for i in order for k in range(targets[i].directions.k)]
     starts = [*itertools.accumulate((t.directions.k for t in targets), initial=0)]
     need = sweeps.plan([0, 1], prepared=False, joint=True).footprint
+    each = max(2 * need.per_direction, 1)  # beside the tangents themselves, those put on one axis with the others
     # What one sample takes anyway may be half as much again.
-    together = max(2, int(max(memory - need.fixed, need.fixed // 2) // max(need.per_direction, 1)))
+    together = max(2, int(max(memory - need.fixed, need.fixed // 2) // each))
     runs = [items] if len(items) <= together else _cut(items, together // 2)
-    samples = max(1, min(64, int(memory // max(need.of(min(len(items), together)), 1))))
+    samples = max(1, min(64, int(memory // max(need.fixed + min(len(items), together) * each, 1))))
     total = torch.zeros(len(items), len(items), dtype=sum_dtype(workload.device), device=workload.device)
 
     def work(start: int, stop: int) -> None:
