@@ -73,8 +73,8 @@ def inspect_model(
     """
     require_whole_weights(model)
     loaded = "headers" if any(p.is_meta for p in model.parameters()) else "weights"
-    network = _on_meta(model)
     dtype = DTYPES[options.dtype]
+    network = _on_meta(model, dtype)
     rows = find_layers(network, options.layers, options.exclude, split_fused=options.split_fused)
     layers = [row for row in rows if isinstance(row, WeightLayer)]
     vectors = find_vectors(network)
@@ -153,7 +153,7 @@ def _grouped_flops(left: torch.Size, right: torch.Size, *_: Any, **__: Any) -> i
 _GROUPED_FLOPS = {} if _GROUPED is None else {_GROUPED.overloadpacket: _grouped_flops}
 
 
-def _on_meta(model: nn.Module) -> nn.Module:
+def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     model = unwrapped(model)
     if parametrized_weights(model):
         model = with_effective_weights(model)
@@ -166,12 +166,12 @@ def _on_meta(model: nn.Module) -> nn.Module:
     for module in network.modules():
         for name, p in module._parameters.items():
             if p is not None and not is_lazy(p):
-                double = doubles.setdefault(id(p), nn.Parameter(p.detach().to(_META), p.requires_grad))
+                double = doubles.setdefault(id(p), nn.Parameter(_without_numbers(p, dtype), p.requires_grad))
                 module._parameters[name] = double
                 doubles[id(double)] = double
         for name, buffer in module._buffers.items():
             if buffer is not None:
-                module._buffers[name] = buffer.to(_META)
+                module._buffers[name] = _without_numbers(buffer, dtype)
         config: Any = getattr(module, "config", None)
         if getattr(config, "use_cache", False):
             config.use_cache = False
@@ -185,6 +185,10 @@ def _time_of(
     if isinstance(device, Missing):
         return device
     return guess_time(cost, calls, workload, device, options)
+
+
+def _without_numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(_META, dtype if tensor.is_floating_point() else None)
 
 
 def _require_grad(network: nn.Module, layers: Sequence[WeightLayer]) -> None:

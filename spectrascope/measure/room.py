@@ -17,6 +17,10 @@ from spectrascope.records.values import Missing
 __all__ = ["HeldBytes", "available_bytes", "device_asked_for", "need_of"]
 
 
+_NARROWER = {"float64": "float32", "float32": "bfloat16"}
+"""The format of half the size."""
+
+
 @dataclass(frozen=True)
 class HeldBytes:
     """Bytes of what is held.
@@ -94,10 +98,11 @@ def _helps(parts: HeldBytes, options: ProbeOptions, total: int) -> tuple[Remedy,
         f"--top-k {max(1, options.top_k // 4)}": parts.directions - parts.directions // 4,
         "inputs of half the size (--block-size, --image-size)": sample // 2,
     }
-    if options.dtype == "float64":
-        saved["--dtype float32"] = (parts.weights + sample) // 2
+    if options.dtype in _NARROWER:
+        saved[f"--dtype {_NARROWER[options.dtype]}"] = (parts.weights + sample) // 2
     worth = sorted((name for name in saved if 20 * saved[name] >= total), key=lambda name: -saved[name])
     found = [Remedy(name, total - saved[name], "bytes") for name in worth]
     if len(worth) > 1:
-        found.append(Remedy("all of these", max(parts.weights, total - sum(saved[name] for name in worth)), "bytes"))
+        least = parts.weights // (2 if any(name.startswith("--dtype") for name in worth) else 1)
+        found.append(Remedy("all of these", max(least, total - sum(saved[name] for name in worth)), "bytes"))
     return tuple(found)

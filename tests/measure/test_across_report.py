@@ -112,6 +112,15 @@ def test_exact_engines_agree_in_a_report(smooth):
     assert products.engine is EngineName.DOUBLE_BACKPROP
 
 
+@pytest.mark.parametrize("kind", ["tangents", "class factors"])
+def test_in_a_narrow_format(kind):
+    narrow, wide = (
+        across_of(run_probe(make_run(kind, dtype, across_weights=True))) for dtype in ("bfloat16", "float32")
+    )
+    assert narrow.gradient.ratio == pytest.approx(wide.gradient.ratio, rel=0.05)
+    assert narrow.orthogonal.factor == pytest.approx(wide.orthogonal.factor, rel=0.1)
+
+
 def test_a_matrix_that_contradicts_the_weights_is_not_reported(monkeypatch):
     right = GaussNewton.measure_joint
     monkeypatch.setattr(GaussNewton, "measure_joint", lambda *args, **kw: 1.1 * right(*args, **kw))

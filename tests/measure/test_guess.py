@@ -53,8 +53,9 @@ def no_pass(monkeypatch) -> None:
     monkeypatch.setitem(guess._SCALES, "cpu", guess._Scale(1e6, 1 << 12, 0, 0))
 
 
-def test_a_small_network_is_timed_by_one_pass(runs):
-    cost = cost_of(conv_net(), torch.zeros(3, 3, 6, 6))
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
+def test_a_small_network_is_timed_by_one_pass(runs, dtype):
+    cost = cost_of(conv_net(), torch.zeros(3, 3, 6, 6), dtype=dtype)
     time = cost.time
     assert isinstance(time, TimeGuess)
     assert len(runs) == 1
@@ -174,6 +175,17 @@ def test_what_does_not_fit_and_what_would(monkeypatch):
     by_option = {remedy.option: remedy.left for remedy in need.helps}
     alone = cost_of(net, torch.zeros(3, 256), timed=False, layers=("0.*",)).memory
     assert by_option["--layers with one weight at a time"] == pytest.approx(alone.total_bytes, rel=0.1)
+
+
+@pytest.mark.parametrize(("dtype", "narrower"), [("float32", "bfloat16"), ("float64", "float32")])
+def test_a_narrower_format_needs_less(monkeypatch, dtype, narrower):
+    monkeypatch.setattr(room, "available_bytes", lambda device: 1000)
+    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 0)  # one weight at a time
+    deep = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.GELU())))
+    wide, narrow = (cost_of(deep, torch.zeros(3, 64), timed=False, dtype=name).memory for name in (dtype, narrower))
+    (told,) = (remedy.left for remedy in wide.helps if remedy.option == f"--dtype {narrower}")
+    kept = wide.gradient_bytes - narrow.gradient_bytes  # a float64 network's are kept in float64 by sample group
+    assert told == pytest.approx(narrow.total_bytes + kept, rel=0.01)
 
 
 def test_it_is_said_in_words_and_with_units(monkeypatch):
