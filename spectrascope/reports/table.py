@@ -167,7 +167,9 @@ def _choose_columns(sheet: Sheet, widths: Sequence[int], width: int) -> list[int
         droppable = [index for index in shown[1:] if sheet.columns[index].drop_order]
         if not droppable:
             break
-        shown.remove(max(droppable, key=lambda index: (sheet.columns[index].drop_order, index)))
+        first = max(droppable, key=lambda index: (sheet.columns[index].drop_order, index))
+        mates = sheet.columns[first].together
+        shown = [i for i in shown if i != first and not (mates and sheet.columns[i].together == mates)]
     return shown
 
 

@@ -9,6 +9,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
 
+from spectrascope.advice.advise import advise
 from spectrascope.records.bench import BenchReport
 from spectrascope.records.comparison import Change, Comparison
 from spectrascope.records.report import NOT_SELECTED, LayerReport, Report, SkippedLayer
@@ -28,6 +29,7 @@ from tests.support.made_up_reports import (
     make_layer,
     make_measurement,
     make_report,
+    mixed_report,
     with_signal,
 )
 
@@ -389,6 +391,16 @@ def test_wide_characters_keep_columns_in_line() -> None:
     text = draw(render(_comparison("重み", "weight"), Format.TABLE))
     ends = {cell_len(line) for line in text.splitlines() if "alpha_g" in line}
     assert len(ends) == 1
+
+
+@pytest.mark.parametrize("width", range(70, 180, 10))
+def test_columns_that_are_read_together_go_together(width: int) -> None:
+    """Predicted decreases of b = 0, 1 and 2 are there to be compared: all of them, or none."""
+    titles = ("b = 0", "b = 1", "b = 2", "published β", "noise's β")
+    table = draw(render(advise(mixed_report()), Format.TABLE, width=width), width)
+    head = next(line for line in table.splitlines() if line.startswith("layer "))
+    shown = [title in head for title in titles]
+    assert len(set(shown[:3])) == len(set(shown[3:])) == 1
 
 
 def test_a_footnote_goes_with_its_column() -> None:

@@ -74,9 +74,12 @@ def _layer_sheet(advice: Advice) -> Sheet:
         Column("damping", drop_order=3, about=_ABOUT_DAMPING),
         Column("own b", drop_order=6),
         Column("signal", drop_order=9),
-        *(Column(_TITLES[name], drop_order=5, about="" if i else _ABOUT_STEP) for i, name in enumerate(_STEPS[:3])),
-        Column("published β", drop_order=8, about="and noise's β beside it decide nothing"),
-        Column("noise's β", drop_order=8),
+        *(
+            Column(_TITLES[name], drop_order=5, about="" if i else _ABOUT_STEP, together="steps")
+            for i, name in enumerate(_STEPS[:3])
+        ),
+        Column("published β", drop_order=8, about="and noise's β beside it decide nothing", together="β"),
+        Column("noise's β", drop_order=8, together="β"),
         Column("rule", right=False, drop_order=11, about=_ABOUT_RULE),
         Column("window", drop_order=10),
     )

@@ -115,10 +115,10 @@ _SLOPES: tuple[tuple[Column, Cell], ...] = (
         Column("β_χ", about="from χ = h / h_Kron, what the product of factors leaves out"),
         _slope_and_interval("beta_chi"),
     ),
-    (Column("Λ^δ", drop_order=3), _slope("beta_lambda_delta")),
-    (Column("Λ^A", drop_order=3), _slope("beta_lambda_a")),
-    (Column("ρ^δ", drop_order=2), _slope("beta_rho_delta")),
-    (Column("ρ^A", drop_order=2), _slope("beta_rho_a")),
+    (Column("Λ^δ", drop_order=3, together="Λ"), _slope("beta_lambda_delta")),
+    (Column("Λ^A", drop_order=3, together="Λ"), _slope("beta_lambda_a")),
+    (Column("ρ^δ", drop_order=2, together="ρ"), _slope("beta_rho_delta")),
+    (Column("ρ^A", drop_order=2, together="ρ"), _slope("beta_rho_a")),
     (Column("|β − sum|", drop_order=2), _number(lambda d: d.alignment.identity_residual, ".0e")),
 )
 
@@ -139,8 +139,8 @@ _FACTORS: tuple[tuple[Column, Cell], ...] = (
     (Column("R²(h_GN, σ²)", drop_order=8), _number(lambda d: d.alignment.r2_h_gn_sigma2, ".3f")),
     (Column("R²(h, h_GN)", drop_order=8), _number(lambda d: d.alignment.r2_h_h_gn, ".3f")),
     (Column("r(h_Kron, σ²)", drop_order=2), _number(lambda d: d.alignment.r_h_kron_sigma2, ".3f")),
-    (Column("r_eff δ", drop_order=1), _number(lambda d: d.factors.delta.effective_rank, ".1f")),
-    (Column("r_eff A", drop_order=1), _number(lambda d: d.factors.a.effective_rank, ".1f")),
+    (Column("r_eff δ", drop_order=1, together="r_eff"), _number(lambda d: d.factors.delta.effective_rank, ".1f")),
+    (Column("r_eff A", drop_order=1, together="r_eff"), _number(lambda d: d.factors.a.effective_rank, ".1f")),
     (Column("s_weight", drop_order=9), lambda d: write(d.factors.s_weight)),
     (
         Column("σ-profile off by", drop_order=4, about=_ABOUT_PROFILE),

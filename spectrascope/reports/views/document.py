@@ -35,7 +35,8 @@ class Tone(Enum):
 class Column:
     """A column of a sheet. In a narrow terminal those of highest ``drop_order`` go first; 0 stays.
 
-    ``about`` says what it is, beneath the sheet, and goes where the column goes.
+    ``about`` says what it is, beneath the sheet, and goes where the column goes. Columns that are read beside one
+    another say so by the same ``together``: they go as one.
     """
 
     title: str
@@ -43,6 +44,7 @@ class Column:
     drop_order: int = 0
     strong: bool = False
     about: str = ""
+    together: str = ""
 
 
 @dataclass(frozen=True, slots=True)

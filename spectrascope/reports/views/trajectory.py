@@ -123,7 +123,7 @@ def build_checkpoint_sheet(trajectory: Trajectory) -> Sheet:
         Column("loss"),
         Column("accuracy"),
         *(column for field in followed() for column in _median_columns(field)),
-        *(Column(f"BIC: {name}", drop_order=10) for name in RANK_MODEL_NAMES.values()),
+        *(Column(f"BIC: {name}", drop_order=10, together="BIC") for name in RANK_MODEL_NAMES.values()),
         Column("layers", drop_order=16),
     )
     rows = tuple(_checkpoint_row(point, notes) for point in trajectory.points)
