@@ -22,7 +22,8 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
     """Look at samples spread over the batch, and at all class labels.
 
     Returns:
-        What the reader of the report must know: inputs, outputs or labels that are all the same.
+        What the reader of the report must know: inputs, outputs or labels that are all the same, and outputs that are
+        no log-probabilities for a loss that takes them for such.
 
     Raises:
         DataError: the outputs are probabilities, and the loss takes scores.
@@ -31,7 +32,8 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
     places = list(dict.fromkeys(round(i * (n - 1) / (_SAMPLES - 1)) for i in range(_SAMPLES)))
     first: tuple[list[Tensor], Tensor] | None = None
     same_inputs = same_outputs = n > 1
-    probable = True
+    probable, unbounded = True, False
+    weighing = weighing_of(workload.loss_fn)
     for place in places:  # two at a time: a language model's scores of all of them would not fit
         inputs, targets = workload.fetch(max(0, min(place, n - 2)), min(max(place, 0) + 2, n))
         with torch.set_grad_enabled(first is None):
@@ -43,7 +45,9 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
             sigmoid, first = _is_sigmoid(scores), (tensors, scores.detach())
         same_inputs &= all(map(_same, first[0], tensors))
         same_outputs &= _same(first[1], scores)
-        probable &= _sums_to_one(*aligned(scores, targets, workload.loss_fn))
+        rows, targets = aligned(scores, targets, workload.loss_fn)
+        probable &= _sums_to_one(rows, targets)
+        unbounded |= weighing is not None and weighing.logs and not _sums_to_one(rows.detach().exp(), targets)
         if not (same_inputs or same_outputs or probable):
             break
     _require_scores(workload.loss_fn, probable, sigmoid)
@@ -52,6 +56,12 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
         notes.append("all samples looked at have the same inputs: what is measured is one sample's")
     elif same_outputs:
         notes.append("the network's outputs are the same for all samples looked at, whatever the inputs")
+    if unbounded:
+        notes.append(
+            f"{loss_label(workload.loss_fn)} takes log-probabilities, and the network's outputs are none (their "
+            "exponentials do not sum to 1): a loss that falls without bound is measured; torch.nn.CrossEntropyLoss() "
+            "takes scores"
+        )
     return (*notes, *_one_class(workload))
 
 
@@ -104,7 +114,7 @@ def _sums_to_one(scores: Tensor, targets: Tensor) -> bool:
     if p.dim() < 2 or p.shape[axis] < 2:
         return False
     sums = p.sum(axis)
-    return bool((p >= 0).all() and (p <= 1).all() and ((sums - 1).abs() <= 1e-3).all())
+    return bool((p >= 0).all() and ((sums - 1).abs() <= 1e-3).all())
 
 
 def _takes_logits(loss_fn: Any) -> bool:

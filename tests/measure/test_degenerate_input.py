@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_what_a_loss_takes_is_measured(case):
     last, loss, y = FINE[case]
     net = network(*last)
     found = spectrascope.probe(net, (X, y), loss, top_k=1, layers=["0.weight"]).provenance
-    assert not any("same" in note for note in found.notes)
+    assert not any("same" in note or "bound" in note for note in found.notes)
 
 
 NOTES = {
@@ -80,6 +81,21 @@ NOTES = {
 def _silent(net: nn.Module) -> nn.Module:
     nn.init.zeros_(net[2].weight)
     return net
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.NLLLoss(), F.nll_loss, partial(F.nll_loss, ignore_index=3), nn.NLLLoss(torch.rand(4) + 0.5)]
+)
+def test_scores_given_to_a_loss_of_log_probabilities(loss):
+    """What is measured is what was asked for, and one line says that it has no lowest value."""
+    report = spectrascope.probe(network(), (X, Y), loss, top_k=1, self_check=False)
+    (note,) = report.provenance.notes
+    assert "takes log-probabilities, and the network's outputs are none" in note
+    images = X[:, :4].reshape(64, 1, 2, 2), torch.randint(0, 3, (64, 2, 2))
+    for last, told in ((nn.Identity(), 1), (nn.LogSoftmax(1), 0)):
+        convolution = nn.Sequential(nn.Conv2d(1, 3, 1), last)
+        report = spectrascope.probe(convolution, images, nn.NLLLoss(), top_k=1, self_check=False)
+        assert sum("log-probabilities" in note for note in report.provenance.notes) == told
 
 
 @pytest.mark.parametrize("case", NOTES)
