@@ -47,7 +47,6 @@ class RootPlan:
     products: int
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def plan_inverse_root(eighths: int, condition: float) -> RootPlan:
     """Find the iteration of the fewest products for A^(-eighths/8) to :data:`TOLERANCE`.
 
@@ -63,6 +62,10 @@ def plan_inverse_root(eighths: int, condition: float) -> RootPlan:
     """
     thirds = math.ceil(3 * math.log10(condition) - 0.03)
     return _plan(eighths, 10.0 ** (max(thirds, 1) / 3))
+
+
+# What torch.compiler.assume_constant_result says, which imports the compiler: over a second in each process.
+plan_inverse_root._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=256)

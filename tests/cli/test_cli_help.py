@@ -24,6 +24,17 @@ HEAVY = {
 }  # fmt: skip
 
 
+def test_measuring_does_not_import_the_compiler() -> None:
+    """``torch._dynamo`` takes over a second, in each process, for who compiles nothing."""
+    code = (
+        "import sys\nfrom spectrascope.cli import main\n"
+        "assert main('probe digits-cnn --num-samples 4 --groups 2 --folds 2 --top-k 1 --layers fc2* -q'.split()) == 0\n"
+        "print([name for name in ('torch._dynamo', 'torch._inductor') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1:] == ["[]"], done.stderr
+
+
 def test_help_imports_little() -> None:
     code = "import sys; from spectrascope.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600)
