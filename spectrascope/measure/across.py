@@ -18,6 +18,7 @@ from spectrascope.measure.stages import Measured, deal_batch
 from spectrascope.numerics.across import block_norms, joint_step, largest_pair
 from spectrascope.records.across import NOT_ASKED_ACROSS, Across
 from spectrascope.records.report import ProbeOptions
+from spectrascope.records.signal import GradientSource, HeldOut
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.text import first_line
 from spectrascope.workload import Run
@@ -90,7 +91,7 @@ def measure_across(ready: Ready, found: Measured, run: Run, division: Division) 
             return Missing(f"{engine.value} cannot follow the network across weights: {first_line(error)}")
     sizes = [len(piece.places) for piece in pieces]
     matrix = sum((parts[i] * size for i, size in enumerate(sizes)), torch.zeros(())) / sum(sizes)
-    return ranks.first(lambda: _read(matrix, targets, found, engine, workload.dtype, whole=options.across_matrix))
+    return ranks.first(lambda: _read(matrix, targets, found, engine, workload.dtype, options))
 
 
 def asks_across(options: ProbeOptions) -> bool:
@@ -99,7 +100,12 @@ def asks_across(options: ProbeOptions) -> bool:
 
 
 def _read(
-    matrix: Tensor, targets: Sequence[Target], found: Measured, engine: EngineName, dtype: torch.dtype, *, whole: bool
+    matrix: Tensor,
+    targets: Sequence[Target],
+    found: Measured,
+    engine: EngineName,
+    dtype: torch.dtype,
+    options: ProbeOptions,
 ) -> Across | Missing:
     if not bool(torch.isfinite(matrix).all()):
         return Missing("the curvature across weights holds NaN or infinity")
@@ -113,6 +119,10 @@ def _read(
         )
     table = matrix.numpy()
     sigma = np.concatenate([target.directions.sigma.numpy() for target in targets])
+    # A momentum's singular values are no slopes of the loss, which are held out along it.
+    held = [found.held_out.get(target.layer.name) for target in targets]
+    along = options.gradient is GradientSource.MOMENTUM
+    slopes = np.concatenate([h.slopes for h in held if isinstance(h, HeldOut)]) if along else sigma
     norms = block_norms(table, sizes)
     coupling, first, second = largest_pair(norms)
     mass = np.square(norms)
@@ -123,13 +133,15 @@ def _read(
         directions=tuple(sizes),
         engine=engine,
         exact=engine_named(engine).joint is JointForm.HESSIAN,
-        gradient=joint_step(table, sizes, sigma, sigma),
-        orthogonal=joint_step(table, sizes, sigma, np.ones_like(sigma)),
+        gradient=joint_step(table, sizes, slopes, sigma),
+        orthogonal=joint_step(table, sizes, slopes, np.ones_like(sigma)),
         coupling=coupling,
         pair=(names[first], names[second]),
         off_block_mass=float(np.sqrt(max(total - float(mass.trace()), 0.0) / total)) if total > 0 else 0.0,
         residual=residual,
-        matrix=tuple(map(tuple, table.tolist())) if whole else Missing("not asked for: --across-matrix"),
+        matrix=tuple(map(tuple, table.tolist()))
+        if options.across_matrix
+        else Missing("not asked for: --across-matrix"),
     )
 
 

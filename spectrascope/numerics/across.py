@@ -21,13 +21,13 @@ def _blocks(table: Table, sizes: Sequence[int]) -> Table:
     return np.asarray(np.add.reduceat(np.add.reduceat(table, starts, axis=0), starts, axis=1))
 
 
-def joint_step(matrix: ArrayLike, sizes: Sequence[int], sigma: ArrayLike, lengths: ArrayLike) -> JointStep:
+def joint_step(matrix: ArrayLike, sizes: Sequence[int], slopes: ArrayLike, lengths: ArrayLike) -> JointStep:
     """Curvature along a step of all weights at once, and how long it should be.
 
     Args:
         matrix: M (S, S).
         sizes: directions of each weight, S in all.
-        sigma: slopes of the loss along all directions (S,).
+        slopes: of the loss along all directions (S,).
         lengths: T (S,), the step along each direction.
 
     >>> joint_step([[2.0, 1.0], [1.0, 2.0]], (1, 1), (1.0, 1.0), (1.0, 1.0))
@@ -36,13 +36,13 @@ def joint_step(matrix: ArrayLike, sizes: Sequence[int], sigma: ArrayLike, length
     m, t = np.asarray(matrix, dtype=np.float64), np.asarray(lengths, dtype=np.float64)
     forms = _blocks(m * np.outer(t, t), sizes)
     starts = [0, *itertools.accumulate(sizes)][:-1]
-    slopes = np.add.reduceat(t * np.asarray(sigma, dtype=np.float64), starts)
+    along = np.add.reduceat(t * np.asarray(slopes, dtype=np.float64), starts)
     alone = forms.diagonal()
     joint, separate = float(forms.sum()), float(alone.sum())
     ratio: float | Missing = Missing("the weights' own curvature along their steps is not positive")
     if separate > 0:
         ratio = joint / separate
-    return JointStep(joint, separate, ratio, _factor(forms, slopes), int((alone <= 0).sum()))
+    return JointStep(joint, separate, ratio, _factor(forms, along), int((alone <= 0).sum()))
 
 
 def _factor(forms: Table, slopes: Vector) -> float | Missing:

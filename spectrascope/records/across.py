@@ -39,9 +39,10 @@ class Across:
     """What weights share of their curvature.
 
     ``directions`` of each of ``weights`` enter. ``gradient`` is the gradient step (T = sigma), ``orthogonal`` the
-    orthogonalised one (T = 1, as Muon's). The coupling of two weights is ‖M_wv‖ / sqrt(‖M_ww‖ ‖M_vv‖) in Frobenius
-    norms, at most 1 where H is positive; ``pair`` has the largest. ``off_block_mass`` is ‖M without its diagonal
-    blocks‖ / ‖M‖. ``exact`` is false where the blocks between weights are the Gauss-Newton part of the Hessian's alone.
+    orthogonalised one (T = 1, as Muon's); of a momentum's directions the momentum's steps. The coupling of two weights
+    is ‖M_wv‖ / sqrt(‖M_ww‖ ‖M_vv‖) in Frobenius norms, at most 1 where H is positive; ``pair`` has the largest.
+    ``off_block_mass`` is ‖M without its diagonal blocks‖ / ‖M‖. ``exact`` is false where the blocks between weights are
+    the Gauss-Newton part of the Hessian's alone.
     ``residual`` is the largest difference of a diagonal block from the matrix measured for its weight, over the
     latter's largest entry. ``matrix`` is M, weights one after another, only where it was asked for.
     """

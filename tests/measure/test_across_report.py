@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 from spectrascope.advice.advise import advise
 from spectrascope.curvature.gauss_newton import GaussNewton
@@ -14,8 +15,10 @@ from spectrascope.measure.across import require_joint_engine
 from spectrascope.measure.division import Division
 from spectrascope.measure.run import run_probe, run_share
 from spectrascope.measure.run_folder import RunFolder
+from spectrascope.numerics.across import joint_step
 from spectrascope.records.across import NOT_ASKED_ACROSS, Across
 from spectrascope.records.report import LayerReport, Report
+from spectrascope.records.signal import GradientSource
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.reports.json import report_from_json, report_to_json
 from spectrascope.reports.refit import refit
@@ -110,6 +113,19 @@ def test_exact_engines_agree_in_a_report(smooth):
     matrix = np.array(across_of(smooth).matrix)
     assert np.abs(np.array(products.matrix) - matrix).max() <= 1e-10 * np.abs(matrix).max()
     assert products.engine is EngineName.DOUBLE_BACKPROP
+
+
+def test_a_momentum_is_no_slope_of_the_loss():
+    generator = torch.Generator().manual_seed(0)
+    run = make_run("tangents", gradient=GradientSource.MOMENTUM, **SMOOTH)
+    momentum = {name: torch.randn(p.shape, generator=generator) for name, p in run.model.named_parameters()}
+    report = run_probe(dataclasses.replace(run, momentum=momentum))
+    found = across_of(report)
+    slopes = np.concatenate([row.held_out.slopes for row in report.layers])
+    assert (np.sign(slopes) < 0).any()  # along a momentum the loss may rise
+    assert found.orthogonal == joint_step(found.matrix, found.directions, slopes, np.ones_like(slopes))
+    sigma = np.concatenate([row.measurement.sigma for row in report.layers])
+    assert found.gradient == joint_step(found.matrix, found.directions, slopes, sigma)
 
 
 @pytest.mark.parametrize("kind", ["tangents", "class factors"])
