@@ -12,7 +12,12 @@ from spectrascope.records.values import EngineName
 __all__ = ["count_direction_sets", "curvature_samples", "holds_out", "null_draws", "published"]
 
 _USUAL_CURVATURE_SAMPLES = {True: 2048, False: 512}
-"""Samples for curvature where all weights are measured by the class-factor engine, and where some are not."""
+"""Samples for curvature where all weights are measured by the class-factor engine, and where some are not.
+
+The first by rule: the least power of 2 from which on the interval of a network's step exponent is at most a tenth wider
+than with curvature on all samples, at the largest N measured (``examples/benchmarks/curvature_samples.py``). Of smooth
+networks, where each sample costs tens of times as much, the interval is the slopes' well below the second.
+"""
 
 
 def holds_out(options: ProbeOptions) -> bool:

@@ -1,0 +1,76 @@
+"""The tables that pages show of ``examples/benchmarks/*.json``: ``python -m tests.support.benchmarks`` writes them."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "benchmarks"
+PAGE = ROOT / "spectrascope" / "data" / "explain" / "guides" / "exactness.md"
+NETWORKS = {
+    "digits-cnn": "digits-cnn, 1 797 digits",
+    "resnet20": "ResNet-20, 256 images",
+    "gpt2-small": "small GPT-2, 16 × 128 tokens",
+    "gpt2-small-48": "the same, 16 × 48",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """What a benchmark found."""
+    found: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def speed() -> str:
+    """One column per network: forward passes per (weight, k), the ratio, and how far h is off."""
+    found = [read(name) for name in NETWORKS]
+    rows = [("", list(NETWORKS.values())), ("spectrascope", [f"{f['engine_per_product']:.2f}" for f in found])]
+    for name, way, ratio in (
+        ("a graph per product", "reference", "ratio"),
+        ("graphs kept and shared", "kept_graph", "kept_graph_ratio"),
+    ):
+        cells = [f"{f[way + '_per_product']:.1f} ({f[ratio]:.1f})" for f in found]
+        rows.append((f"double backprop, {name}", cells))
+    for i, peer in enumerate(found[0]["peers"]):
+        of_each = [f["peers"][i] if f["peers"] else None for f in found]
+        cells = ["–" if p is None else f"{p['per_product']:.1f} ({p['ratio']:.1f})" for p in of_each]
+        rows.append((f"{peer['name']} {peer['version']}", cells))
+    differences = [max(side["max_relative_difference"] for side in (f, *f["peers"])) for f in found]
+    rows.append(("h differs by at most", [f"{d:.0e}" for d in differences]))
+    lines = [f"| {' | '.join([name, *cells])} |" for name, cells in rows]
+    return "\n".join([lines[0], "|---" * (1 + len(found)) + "|", *lines[1:]])
+
+
+def samples() -> str:
+    """Of each network and N: the width of the step exponent's interval at each M."""
+    lines = [
+        "| | N | width of the step exponent's interval at M = … | forward passes per sample at M = N |",
+        "|---|---|---|---|",
+    ]
+    for file in sorted(FOLDER.glob("curvature-samples-*.json")):
+        points = json.loads(file.read_text(encoding="utf-8"))["points"]
+        for n, group in itertools.groupby(sorted(points, key=lambda p: (p["n"], p["m"])), key=lambda p: p["n"]):
+            of_n = list(group)
+            widths = []
+            for m, some in itertools.groupby(of_n, key=lambda p: p["m"]):
+                widths.append(f"{m}: {statistics.mean(p['step_width'] for p in some):.2f}")
+            name = file.stem.removeprefix("curvature-samples-")
+            lines.append(f"| {name} | {n} | {', '.join(widths)} | {of_n[-1]['total_passes'] / n:.0f} |")
+    return "\n".join(lines)
+
+
+def with_tables(page: str) -> str:
+    """A page with its tables written anew."""
+    for name, table in (("benchmarks", speed()), ("curvature samples", samples())):
+        opening, end = f"<!-- {name}: python -m tests.support.benchmarks -->\n", f"<!-- end of {name} -->"
+        before, rest = page.split(opening)
+        page = before + opening + table + "\n" + end + rest.split(end, 1)[1]
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(with_tables(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
