@@ -20,7 +20,7 @@ def oldest() -> dict[str, str]:
     extras = [lines for name, lines in project["optional-dependencies"].items() if name not in TOOLS]
     found = {}
     for line in (*project["dependencies"], *(line for lines in extras for line in lines)):
-        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)(?:;.*)?", line.replace(" ", ""))
+        match = re.fullmatch(r"([\w.-]+)>=([\d.]+(?:a\d+)?)(?:;.*)?", line.replace(" ", ""))
         if match is None:
             raise SystemExit(f"{line!r}: expected NAME>=VERSION, of which the oldest version is plain")
         found[match[1]] = match[2]

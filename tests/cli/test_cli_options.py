@@ -33,6 +33,7 @@ def test_defaults(calls, report) -> None:
             "seed": 0,
             "trust_remote_code": False,
             "headers_only": False,
+            "keep_bfloat16": False,
         },
     )
     (spec, loaded), options = calls.seen["load_dataset"]
@@ -76,6 +77,7 @@ def test_every_option_arrives(calls, command: str) -> None:
             "seed": 3,
             "trust_remote_code": True,
             "headers_only": False,
+            "keep_bfloat16": False,
         },
     )
     assert calls.seen["load_dataset"][0][0] == "folder:x"
@@ -149,6 +151,6 @@ def test_options_without_effect_are_refused(calls, saved: Path, capsys) -> None:
 
 def test_measuring_commands_take_what_a_measurement_can_be_asked_for() -> None:
     """A new field of ``ProbeOptions`` needs its declaration among the options, and nothing else."""
-    of_the_api = {"self_check"}
+    of_the_api = {"self_check", "across_weights", "across_matrix"}
     assert {item.name for item in fields(FitOptions)} | of_the_api == {item.name for item in fields(ProbeOptions)}
     assert FitOptions().asked == ProbeOptions()

@@ -101,7 +101,7 @@ REFUSALS = {
         r"engine 'fast': expected one of auto, gauss-newton, tangent, double-backprop, ",
         {"engine": "fast"},
     ),
-    "dtype": (OptionError, r"--dtype 'float16': expected float32 or float64", {"dtype": "float16"}),
+    "dtype": (OptionError, r"--dtype 'float16': expected float32, float64, bfloat16", {"dtype": "float16"}),
     "device": (OptionError, r"--device 'gpu': expected auto, cpu", {"device": "gpu"}),
     "device meta": (OptionError, r"--device 'meta': expected auto, cpu", {"device": "meta"}),
     "top_k": (OptionError, r"--top-k 0: must be at least 1", {"top_k": 0}),

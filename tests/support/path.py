@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PLACE = ROOT / "spectrascope/data/explain/guides/start.md"
 WIDTH = 100
+NOTHING = "(nothing: the results are in the two files)\n"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class Step:
 def steps() -> list[Step]:
     """The commands of the page in order."""
     found = re.findall(r"```sh\n(spectrascope[^\n]*)\n```\n\n```\n(.*?)```", PLACE.read_text(encoding="utf-8"), re.S)
-    return [Step(command, output, 1 if "# exit code 1" in command else 0) for command, output in found]
+    return [
+        Step(command, "" if output == NOTHING else output, 1 if "# exit code 1" in command else 0)
+        for command, output in found
+    ]
 
 
 def prepare(folder: Path) -> None:
@@ -71,8 +75,9 @@ def main() -> None:
         for step in steps():
             done = run(step, folder)
             assert done.returncode == step.code, (step.command, done.stderr)
-            before = f"```sh\n{step.command}\n```\n\n```\n{step.output}```"
-            page = page.replace(before, f"```sh\n{step.command}\n```\n\n```\n{done.stdout.rstrip()}\n```")
+            command = f"```sh\n{step.command}\n```\n\n```\n"
+            shown = f"{done.stdout.rstrip()}\n" if done.stdout.strip() else NOTHING
+            page = page.replace(f"{command}{step.output or NOTHING}```", f"{command}{shown}```")
     PLACE.write_text(page, encoding="utf-8")
 
 
