@@ -141,7 +141,9 @@ def _bake(module: nn.Module, local: str) -> None:
 def copy_of(model: nn.Module) -> nn.Module:
     """A deep copy, also of a network that keeps computed tensors (old-style weight norm) beside its parameters."""
     with _computed_tensors_detached(model):
-        return copy.deepcopy(model)
+        copied = copy.deepcopy(model)
+    vars(copied).pop("to", None)  # accelerate's stands in for the method, and moves the original
+    return copied
 
 
 @contextmanager

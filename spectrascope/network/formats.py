@@ -28,7 +28,7 @@ def in_format(model: nn.Module, device: torch.device, dtype: torch.dtype, *, all
         return model
     copied = copy_of(model)
     kept = [(at, name, b.to(device, wide(dtype))) for at, name, b in apart_from_weights(copied)] if narrow else []
-    nn.Module.to(copied, device, dtype)  # accelerate puts a method of the original in the place of its own
+    copied.to(device, dtype)
     for at, name, buffer in kept:
         at._buffers[name] = buffer
     return copied

@@ -8,6 +8,7 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import UnsupportedModelError
+from spectrascope.network.effective import copy_of
 
 dist = pytest.importorskip("torch.distributed")
 HOW = r"get_model_state_dict\(model, options=StateDictOptions\(full_state_dict=True\)\)"
@@ -57,6 +58,16 @@ def test_refused_with_the_way_to_gather(one_process, wrap):
     if wrap is _fsdp2:  # the next training step has all its gradients
         nn.functional.cross_entropy(net(x), y).backward()
         assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_copy_of_a_hooked_network_moves_alone(tmp_path):
+    """accelerate puts a ``to`` of its own on the network, which a copy takes along and which moves the original."""
+    hooked = _placed("whole", tmp_path)
+    copied = copy_of(hooked)
+    assert copied.to(torch.float64) is copied
+    assert {p.dtype for p in copied.parameters()} == {torch.float64}
+    assert {p.dtype for p in hooked.parameters()} == {torch.float32}
+    assert "to" in vars(hooked)
 
 
 def test_fsdp1_is_told_by_its_class():
