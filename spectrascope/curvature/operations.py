@@ -16,6 +16,7 @@ __all__ = [
     "functional",
     "is_custom",
     "same_elements",
+    "storage_of",
     "tensors_of",
     "with_tensors",
 ]
@@ -47,6 +48,11 @@ def tensors_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         elif isinstance(arg, (list, tuple)):
             found.extend(a for a in arg if isinstance(a, Tensor))
     return found
+
+
+def storage_of(tensor: Tensor) -> int:
+    """Which memory a tensor lies in: equal for its views."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def are_disjoint(a: Tensor, b: Tensor) -> bool:

@@ -25,7 +25,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from spectrascope.curvature.claims import Kind, read_claim
 from spectrascope.curvature.columns import BackwardRule
 from spectrascope.curvature.engine import UnsupportedOperationError
-from spectrascope.curvature.operations import are_disjoint, describe, is_custom, same_elements, tensors_of
+from spectrascope.curvature.operations import are_disjoint, describe, is_custom, same_elements, storage_of, tensors_of
 from spectrascope.curvature.rules import find_rule
 
 __all__ = ["Node", "Recorder", "Recording", "Tape", "Value", "WeightUse"]
@@ -245,7 +245,7 @@ class Recorder(TorchDispatchMode):
         """
         if not self._with_autograd or not tensor.requires_grad or tensor.grad_fn is None:
             return None
-        held = self._held.get(_storage(tensor), _Held())
+        held = self._held.get(storage_of(tensor), _Held())
         for number in reversed(held.values):
             known = self.values[number].tensor
             if known is not None and _is_again(known, tensor):
@@ -274,7 +274,7 @@ class Recorder(TorchDispatchMode):
         return self._reached[grad_fn]
 
     def _new_value(self, tensor: Tensor, dep: int) -> Value:
-        held = self._held.setdefault(_storage(tensor), _Held())
+        held = self._held.setdefault(storage_of(tensor), _Held())
         view = bool(held.values)
         number = len(self.values)
         of_weight = number < self._n_weights or (view and self.values[held.values[0]].of_weight)
@@ -292,11 +292,11 @@ class Recorder(TorchDispatchMode):
     def _guard(self, node: Node, tensors: Iterable[Tensor]) -> None:
         """Have the node's tensors copied before they are overwritten."""
         for tensor in tensors:
-            self._held.setdefault(_storage(tensor), _Held()).nodes.append(node)
+            self._held.setdefault(storage_of(tensor), _Held()).nodes.append(node)
 
     def _before_overwriting(self, target: Tensor) -> None:
         """Save what is about to be lost: the values earlier nodes hold, and where autograd keeps their adjoints."""
-        storage = _storage(target)
+        storage = storage_of(target)
         held = self._held.pop(storage, None)
         if held is None:
             return
@@ -313,10 +313,6 @@ class Recorder(TorchDispatchMode):
             self._held[storage] = _Held(values=kept)
         for node in held.nodes:
             node.copy_from(storage)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def _is_again(known: Tensor, tensor: Tensor) -> bool:
@@ -340,7 +336,7 @@ def _tensors_in(item: Any) -> Iterator[Tensor]:
 
 def _with_copies(item: Any, storage: int) -> Any:
     if isinstance(item, Tensor):
-        return item.detach().clone() if _storage(item) == storage else item
+        return item.detach().clone() if storage_of(item) == storage else item
     if isinstance(item, dict):
         return {key: _with_copies(value, storage) for key, value in item.items()}
     if isinstance(item, (tuple, list)) and not isinstance(item, torch.Size):
@@ -380,9 +376,9 @@ class Recording(Recorder):
 
     def _keep(self, node: Node, mask: int, target: Tensor | None) -> None:
         self._number(node, mask)
-        overwritten = None if target is None else _storage(target)
+        overwritten = None if target is None else storage_of(target)
         tensors = (*node.tensors(), *node.outs)
-        self._guard(node, (t for t in tensors if _storage(t) != overwritten or t is target))
+        self._guard(node, (t for t in tensors if storage_of(t) != overwritten or t is target))
 
 
 # -- without autograd, what backward rules need ---------------------------------------------------------------------

@@ -11,9 +11,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from spectrascope.curvature.choose import ENGINES, EnginePlan
+from spectrascope.curvature.operations import storage_of
 from spectrascope.measure.demand import count_direction_sets, curvature_samples, holds_out
 from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradient_memory
-from spectrascope.measure.guess import Call, CallsSeen, storage_of
+from spectrascope.measure.guess import Call, CallsSeen
 from spectrascope.measure.room import HeldBytes, device_asked_for, need_of
 from spectrascope.network.layers import WeightLayer
 from spectrascope.records.inspection import CostEstimate, InspectedWeight

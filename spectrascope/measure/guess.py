@@ -21,6 +21,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spectrascope.curvature.microbatches import wait_for
+from spectrascope.curvature.operations import storage_of
 from spectrascope.measure.demand import curvature_samples
 from spectrascope.network.effective import copy_of
 from spectrascope.network.flops import FlopCount
@@ -32,7 +33,7 @@ from spectrascope.records.values import EngineName, Missing
 from spectrascope.text import first_line, plural
 from spectrascope.workload import Workload
 
-__all__ = ["Call", "CallsSeen", "guess_time", "storage_of"]
+__all__ = ["Call", "CallsSeen", "guess_time"]
 
 _LONG = 600.0  # seconds from which on it is said what would shorten them
 _RUNS = 3  # the fastest counts: a busy machine makes runs slower, nothing makes them faster
@@ -92,11 +93,6 @@ class CallsSeen(FlopCount):
         args = tree_map_only(Tensor, lambda t: t.detach().to("meta"), args)
         before = self.calls.get(key, Call(packet, args, 0, 0))
         self.calls[key] = replace(before, count=before.count + 1, flops=before.flops + flops)
-
-
-def storage_of(tensor: Tensor) -> int:
-    """Which memory a tensor lies in."""
-    return int(tensor.untyped_storage()._cdata)
 
 
 def guess_time(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from spectrascope.curvature.microbatches import is_out_of_memory
+from spectrascope.curvature.operations import storage_of
 from spectrascope.curvature.tangent.head import HeadStep
 from spectrascope.curvature.tangent.plan import Plan, Planned
 from spectrascope.curvature.tangent.pointwise import PointwiseStep
@@ -205,9 +206,9 @@ class Sweep:
 
     def _is_alone(self, number: int, tensor: Tensor) -> bool:
         """Whether nothing else that will be read lies in the same memory."""
-        storage = tensor.untyped_storage()._cdata
+        storage = storage_of(tensor)
         others = [b.tangent for n, blocks in self.found.items() if n != number for b in blocks]
-        shared = any(isinstance(t, Tensor) and t.untyped_storage()._cdata == storage for t in others)
+        shared = any(isinstance(t, Tensor) and storage_of(t) == storage for t in others)
         return tensor.is_contiguous() and not shared
 
     def _slope(
