@@ -22,6 +22,7 @@ from spectrascope.curvature.engine import (
     JointForm,
     Progress,
     Target,
+    mean_form,
     target_slopes,
 )
 from spectrascope.curvature.microbatches import Groups, Schedule, candidate_sizes
@@ -88,8 +89,7 @@ class DoubleBackprop(CurvatureEngine):
             total.add_(torch.stack(rows), alpha=stop - start)
 
         schedule.run(work, progress)
-        matrix = (total / n).cpu().double()
-        return (matrix + matrix.T) / 2
+        return mean_form(total, n)
 
     def measure(
         self, workload: Workload, targets: Sequence[Target], *, groups: Groups = 16, progress: Progress | None = None
@@ -230,8 +230,8 @@ def hessian_product_across(targets: Sequence[Target], target: Target, gradient: 
     """
     if not gradient.requires_grad:
         raise _NoGraphError(target.layer.name)
-    d, parameters = target.directions, list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
-    direction = target.layer.tensor(torch.outer(d.left[:, k], d.right[:, k])).to(gradient)
+    parameters = list({id(t.layer.parameter): t.layer.parameter for t in targets}.values())
+    direction = target.direction(k).to(gradient)
     found = torch.autograd.grad((gradient * direction).sum(), parameters, retain_graph=True, materialize_grads=True)
     by_id = dict(zip(map(id, parameters), found, strict=True))
     return [by_id[id(t.layer.parameter)] for t in targets]

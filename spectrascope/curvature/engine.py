@@ -28,6 +28,7 @@ __all__ = [
     "Progress",
     "Target",
     "UnsupportedOperationError",
+    "mean_form",
     "target_slopes",
 ]
 
@@ -133,10 +134,9 @@ class CurvatureSums:
     def finish(self, engine: EngineName, exact: bool, stderr: Tensor | None = None) -> Curvature:
         """Divide by sample counts and bring the result to the CPU."""
         sizes = torch.tensor(self.borders).diff()
-        matrix = (self.matrix / self.borders[-1]).cpu().double()
         per_group = sizes[:, None].double()
         return Curvature(
-            matrix=(matrix + matrix.T) / 2,
+            matrix=mean_form(self.matrix, self.borders[-1]),
             group_h=self.group_h.cpu().double() / per_group,
             group_sigma=self.group_sigma.cpu().double() / per_group,
             group_sizes=tuple(sizes.tolist()),
@@ -218,6 +218,12 @@ class CurvatureEngine(ABC):
             UnsupportedOperationError: the network cannot be followed.
         """
         raise NotImplementedError(f"{self.name.value} measures no curvature across weights")
+
+
+def mean_form(total: Tensor, n: int) -> Tensor:
+    """A sum (K, K) of second derivatives over n samples as their mean: its symmetric part, float64 on the CPU."""
+    matrix = (total / n).cpu().double()
+    return (matrix + matrix.T) / 2
 
 
 def target_slopes(target: Target, gradient: Tensor, dtype: torch.dtype) -> Tensor:

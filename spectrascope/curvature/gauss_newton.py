@@ -29,6 +29,7 @@ from spectrascope.curvature.engine import (
     Progress,
     Target,
     UnsupportedOperationError,
+    mean_form,
 )
 from spectrascope.curvature.loss_root import OutputModel, output_model
 from spectrascope.curvature.microbatches import Groups, Schedule
@@ -106,8 +107,7 @@ class GaussNewton(CurvatureEngine):
 
         with torch.no_grad():
             Schedule(workload.source.n, self.micro_batch, device=workload.device).run(work, progress)
-        matrix = (total / workload.source.n).cpu().double()
-        return (matrix + matrix.T) / 2
+        return mean_form(total, workload.source.n)
 
 
 class ColumnSweep:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from spectrascope.curvature.engine import Progress, Target, UnsupportedOperationError
+from spectrascope.curvature.engine import Progress, Target, UnsupportedOperationError, mean_form
 from spectrascope.curvature.microbatches import MicroBatch, Schedule
 from spectrascope.curvature.tangent.plan import Plan, Planned
 from spectrascope.curvature.tangent.sweep import Block, Pattern, Seed, Sweep
@@ -69,8 +69,7 @@ def measure_joint(
     size = micro_batch if isinstance(micro_batch, int) else samples
     with torch.no_grad():
         Schedule(workload.source.n, min(size, samples), device=workload.device).run(work, progress)
-    matrix = (total / workload.source.n).cpu().double()
-    return (matrix + matrix.T) / 2
+    return mean_form(total, workload.source.n)
 
 
 def _cut(items: list[tuple[int, int]], size: int) -> list[list[tuple[int, int]]]:
@@ -106,7 +105,7 @@ class _JointSweep(Sweep):
         return Within((sum(self.seeds[w].k for w in weights),), self.plan.borders)
 
     def matrix(self) -> Tensor:
-        """The form of all seeds' tangents."""
+        """The form of all seeds' tangents, of which only the symmetric part means something."""
         every = tuple(range(len(self.seeds)))
         size = sum(seed.k for seed in self.seeds)
         some = next(g for g in self.plan.gradients if g is not None)
@@ -114,7 +113,7 @@ class _JointSweep(Sweep):
         for weights, part in self.parts:
             rows = torch.tensor([row for w in weights for row in self.rows(every, w)], device=total.device)
             total[rows[:, None], rows[None, :]] += part[0, 0].to(total)
-        return (total + total.T) / 2
+        return total
 
     def _whole(self, blocks: Sequence[Block], weights: tuple[int, ...]) -> Block | None:
         """Tangents of all these weights at one input, zero for those that do not reach it."""
