@@ -14,7 +14,7 @@ from spectrascope.curvature.engine import JointForm, Target, UnsupportedOperatio
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.division import Division
 from spectrascope.measure.prepare import Ready
-from spectrascope.measure.stages import Measured, deal_batch
+from spectrascope.measure.stages import Measured, deal_batch, forced_micro_batch
 from spectrascope.numerics.across import block_norms, joint_step, largest_pair
 from spectrascope.records.across import NOT_ASKED_ACROSS, Across
 from spectrascope.records.report import ProbeOptions
@@ -74,7 +74,7 @@ def measure_across(ready: Ready, found: Measured, run: Run, division: Division) 
     deal = deal_batch(ready.workload, ready.choices, options)
     pieces, workload = deal.pieces, ready.workload
     share = ranks.share(len(pieces))
-    micro_batch = None if options.micro_batch == "auto" else int(options.micro_batch)
+    micro_batch = forced_micro_batch(options)
 
     def work() -> dict[int, Tensor]:
         done: dict[int, Tensor] = {}

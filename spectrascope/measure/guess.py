@@ -113,8 +113,9 @@ def guess_time(
     if isinstance(cost.flops_per_sample, Missing):
         return cost.flops_per_sample
     scale = _SCALES.get(device.type, _DEVICE)
-    size = torch.finfo(workload.dtype).bits // 8
-    weights = size * sum(t.numel() for t in (*workload.model.parameters(), *workload.model.buffers()) if not is_lazy(t))
+    weights = workload.dtype.itemsize * sum(
+        t.numel() for t in (*workload.model.parameters(), *workload.model.buffers()) if not is_lazy(t)
+    )
     try:
         with random_state_kept():
             if weights <= scale.weight_bytes and cost.flops_per_sample <= scale.pass_flops:

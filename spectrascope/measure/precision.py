@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -97,8 +96,9 @@ def compare_precision(narrow: Sequence[LayerRow], wide: Sequence[LayerReport]) -
     pairs = [(by_name[row.info.name], row) for row in wide if row.info.name in by_name]
     if not pairs:
         return Missing("none of the weights that were measured in float32 too has numbers in both formats")
-    off = [_differences(a.measurement.h, b.measurement.h) for a, b in pairs]
-    relative = [gap / abs(h) for (gaps, truth) in off for gap, h in zip(gaps, truth, strict=True) if h]
+    truths = [np.abs(b.measurement.h) for _, b in pairs]
+    gaps = [np.abs(np.subtract(a.measurement.h, b.measurement.h)) for a, b in pairs]
+    gap, truth = np.concatenate(gaps), np.concatenate(truths)
     betas = [
         abs(a.analysis.beta.value - b.analysis.beta.value)
         for a, b in pairs
@@ -106,16 +106,12 @@ def compare_precision(narrow: Sequence[LayerRow], wide: Sequence[LayerReport]) -
     ]
     return PrecisionError(
         n_weights=len(pairs),
-        n_pairs=sum(len(gaps) for gaps, _ in off),
-        h_median=statistics.median(relative) if relative else Missing("every h is zero"),
-        h_largest=max(max(gaps, default=0.0) / max(map(abs, truth)) for gaps, truth in off if any(truth)),
+        n_pairs=len(truth),
+        h_median=float(np.median(gap[truth > 0] / truth[truth > 0])) if truth.any() else Missing("every h is zero"),
+        h_largest=max(float(g.max() / t.max()) for g, t in zip(gaps, truths, strict=True) if t.any()),
         beta=max(betas) if betas else Missing("β has no value for these weights in both formats"),
         step_exponent=_step_exponents([a for a, _ in pairs], [b for _, b in pairs]),
     )
-
-
-def _differences(narrow: Sequence[float], wide: Sequence[float]) -> tuple[list[float], Sequence[float]]:
-    return [abs(a - b) for a, b in zip(narrow, wide, strict=True)], wide
 
 
 def _step_exponents(narrow: Sequence[LayerRow], wide: Sequence[LayerRow]) -> float | Missing:

@@ -24,12 +24,10 @@ from spectrascope.measure.signal import (
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.directions import spectral_norm
 from spectrascope.records.decomposition import Factors
-from spectrascope.records.report import ProbeOptions
+from spectrascope.records.report import NOT_NARROW, ProbeOptions
 from spectrascope.records.signal import GradientSource, HeldOut, NullDraws, RankResamples
 from spectrascope.records.values import EngineName, Missing
 from spectrascope.workload import OnProgress, Run, Workload
-
-_NOT_NARROW = Missing("the network was not measured in a narrow format")
 
 
 @dataclass
@@ -49,7 +47,7 @@ class Measured:
     null: dict[str, NullDraws | Missing] = field(default_factory=dict)
     factors: dict[str, Factors | Missing] = field(default_factory=dict)
     resamples: dict[str, RankResamples | Missing] = field(default_factory=dict)
-    precise: Measured | Missing = _NOT_NARROW
+    precise: Measured | Missing = NOT_NARROW
 
     def take_back(self, names: Container[str]) -> None:
         """Forget the measurements of some weights."""

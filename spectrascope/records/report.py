@@ -266,7 +266,8 @@ class PrecisionError:
     step_exponent: float | Missing
 
 
-_NOT_NARROW = Missing("the network was not measured in a narrow format")
+NOT_NARROW = Missing("the network was not measured in a narrow format")
+"""Why a report has no error of its format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,7 +293,7 @@ class Provenance:
     self_check: SelfCheck | Missing
     notes: tuple[str, ...] = ()
     ranks: int = field(default=1, metadata=ADDED_LATER)  # processes that measured together
-    precision: PrecisionError | Missing = field(default=_NOT_NARROW, metadata=ADDED_LATER)
+    precision: PrecisionError | Missing = field(default=NOT_NARROW, metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)
