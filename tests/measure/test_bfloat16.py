@@ -121,6 +121,12 @@ def test_the_error_is_that_of_the_numbers():
     assert error.n_pairs == len(h)
 
 
+def test_curvature_that_is_zero_has_no_relative_error():
+    (row, *_) = (r for r in spectrascope.probe("digits-cnn@early", num_samples=64).layers if isinstance(r, LayerReport))
+    flat = replace(row, measurement=replace(row.measurement, h=tuple(0.0 for _ in row.measurement.h)))
+    assert "is zero" in compare_precision([row], [flat]).reason
+
+
 def test_weights_that_have_no_numbers_in_both_formats_say_so():
     assert "none of the weights" in compare_precision([], []).reason
 
