@@ -17,7 +17,6 @@ import copy
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import tasks
@@ -108,21 +107,12 @@ def table(by_stage: dict[str, list[dict[str, Any]]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["digits", "cifar", "text"])
-    parser.add_argument("--data", type=Path, help="folder of images (cifar) or text file (text)")
-    parser.add_argument("--full", action="store_true", help="the size for a GPU")
-    parser.add_argument("--epochs", type=float, help="instead of the size's own number")
+def own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rate", type=float, default=0.04, help="Muon's learning rate")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--summary", type=Path, help="also write what came out here, as JSON")
-    options = parser.parse_args()
-    if options.task != "digits" and options.data is None:
-        parser.error(f"{options.task} needs --data")
-    torch.set_num_threads(options.threads)
+
+
+def main() -> None:
+    options = tasks.ask(__doc__, 3, own_options)
     task = tasks.make_task(options.task, options.data, options.full, options.epochs)
     size = f"{task.steps()} steps, {task.probe_samples} samples measured, {options.seeds} seeds"
     print(f"{task.name}: {size}", flush=True)

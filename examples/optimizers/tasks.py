@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,25 @@ class Task:
 def loss_of(output: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy over samples, and over positions where there are any."""
     return F.cross_entropy(output.flatten(0, -2), targets.flatten())
+
+
+def ask(about: str | None, seeds: int, more: Callable[[argparse.ArgumentParser], object]) -> argparse.Namespace:
+    """The options of a script on one of the tasks, ``more`` of its own among them; ``seeds`` is how many by default."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=["digits", "cifar", "text"])
+    parser.add_argument("--data", type=Path, help="folder of images (cifar) or text file (text)")
+    parser.add_argument("--full", action="store_true", help="the size for a GPU")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--epochs", type=float, help="instead of the size's own number")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=1)
+    more(parser)
+    parser.add_argument("--summary", type=Path, help="also write what came out here, as JSON")
+    options = parser.parse_args()
+    if options.task != "digits" and options.data is None:
+        parser.error(f"{options.task} needs --data")
+    torch.set_num_threads(options.threads)
+    return options
 
 
 def make_task(name: str, data: Path | None, full: bool, epochs: float | None) -> Task:

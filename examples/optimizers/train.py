@@ -230,22 +230,13 @@ def compare(setting: Setting, seeds: int, only: list[str]) -> None:
         print(f"  {contender.name}: lr {rate:g}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["digits", "cifar", "text"])
-    parser.add_argument("--data", type=Path, help="folder of images (cifar) or text file (text)")
-    parser.add_argument("--full", action="store_true", help="the size for a GPU")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--epochs", type=float, help="instead of the size's own number")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--threads", type=int, default=1)
+def own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="*", default=[], help="contenders by name")
     parser.add_argument("--runs", type=Path, default=Path("optimizer-runs"), help="folder of one file per run")
-    parser.add_argument("--summary", type=Path, help="also write what came out here, as JSON")
-    options = parser.parse_args()
-    if options.task != "digits" and options.data is None:
-        parser.error(f"{options.task} needs --data")
-    torch.set_num_threads(options.threads)
+
+
+def main() -> None:
+    options = tasks.ask(__doc__, 5, own_options)
     task = tasks.make_task(options.task, options.data, options.full, options.epochs)
     size = f"{len(task.train[1]):,} training samples, batch {task.batch}, {task.steps()} steps"
     print(f"{task.name}: {size}, {options.seeds} seeds; {task.score_name}")
