@@ -9,18 +9,19 @@ import re
 from pathlib import Path
 
 TABLE = Path(__file__).resolve().parents[1] / "pyproject.toml"
-TOOLS = {"test", "all"}
+TOOLS = {"test", "all", "peers"}
+"""Extras that the package does not run on: what tests it, and what it is timed beside."""
 
 
 def oldest() -> dict[str, str]:
-    """Versions by distribution, of the dependencies and of every extra."""
+    """Versions by distribution, of the dependencies and of every extra but tools."""
     import tomllib  # Python 3.11
 
     project = tomllib.loads(TABLE.read_text(encoding="utf-8"))["project"]
     extras = [lines for name, lines in project["optional-dependencies"].items() if name not in TOOLS]
     found = {}
     for line in (*project["dependencies"], *(line for lines in extras for line in lines)):
-        match = re.fullmatch(r"([\w.-]+)>=([\d.]+(?:a\d+)?)(?:;.*)?", line.replace(" ", ""))
+        match = re.fullmatch(r"([\w.-]+)>=([\d.]+)(?:;.*)?", line.replace(" ", ""))
         if match is None:
             raise SystemExit(f"{line!r}: expected NAME>=VERSION, of which the oldest version is plain")
         found[match[1]] = match[2]
