@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from spectrascope.errors import OptionError
-from spectrascope.measure.prepare import require_sensible
+from spectrascope.measure.asked import require_sensible
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import CheckScope, EngineName

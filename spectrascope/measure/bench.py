@@ -12,11 +12,12 @@ import torch
 
 from spectrascope.curvature.choose import plan_engines
 from spectrascope.errors import OptionError
+from spectrascope.measure.asked import device_name, require_wide
 from spectrascope.measure.bench_sides import Clock, DoubleBackpropSide, EngineValues, PeerSide
 from spectrascope.measure.curvatures import measure_targets
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.peers import PEERS
-from spectrascope.measure.prepare import Ready, device_name, prepare, require_wide
+from spectrascope.measure.prepare import Ready, prepare
 from spectrascope.measure.run import versions
 from spectrascope.measure.stages import Measured
 from spectrascope.records.bench import BenchReport, PeerTimes

@@ -10,9 +10,9 @@ from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Target, UnsupportedOperationError
 from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
 from spectrascope.errors import OptionError, UnsupportedModelError
+from spectrascope.measure.asked import require_wide
 from spectrascope.measure.curvatures import join_curvatures, measure_curvature
 from spectrascope.measure.division import WHOLE, Division
-from spectrascope.measure.prepare import require_wide
 from spectrascope.measure.run import measure_by
 from spectrascope.measure.stages import FoundTargets, Measured, find_targets, forced_micro_batch, join_measured
 from spectrascope.network.layers import WeightLayer

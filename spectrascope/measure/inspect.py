@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from spectrascope.curvature.choose import EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
+from spectrascope.measure.asked import DTYPES
 from spectrascope.measure.cost import cost_of_headers, cost_without_passes, estimate_cost
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.guess import Call, guess_time
-from spectrascope.measure.prepare import DTYPES
 from spectrascope.measure.room import device_asked_for
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from spectrascope.losses import (
     weighing_of,
     with_whole_batch,
 )
+from spectrascope.measure.asked import DTYPES, device_name, device_named, require_sensible
 from spectrascope.measure.degenerate import look_for_degenerate
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.division import WHOLE, Division
@@ -42,9 +42,6 @@ from spectrascope.optim.precision import is_full_float32
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line, plural
 from spectrascope.workload import Inputs, Run, Workload
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
-"""Formats a network can be measured in."""
 
 
 @dataclass(frozen=True)
@@ -210,70 +207,6 @@ def _runs(workload: Workload) -> bool:
     return True
 
 
-def require_sensible(options: ProbeOptions) -> None:
-    """Refuse options that are out of range, whatever the network.
-
-    Raises:
-        OptionError: the first of them.
-    """
-    for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):
-        if value < 1:
-            raise OptionError(f"{name} {value}: must be at least 1")
-    if options.micro_batch != "auto" and not (str(options.micro_batch).isdecimal() and int(options.micro_batch) > 0):
-        raise OptionError(f"--micro-batch {options.micro_batch!r}: expected auto or a positive number")
-    for name, given, words in (
-        ("--null-draws", options.null_draws, ("auto",)),
-        ("--curvature-samples", options.curvature_samples, ("auto", "all")),
-    ):
-        least = 0 if name == "--null-draws" else 1
-        if given not in words and not (str(given).isdecimal() and int(given) >= least):
-            raise OptionError(f"{name} {given!r}: expected {' or '.join(words)} or a whole number from {least} on")
-    if options.folds < 2:
-        raise OptionError(f"folds {options.folds}: must be at least 2, so that one holds out the other")
-    if options.dtype not in DTYPES:
-        raise OptionError(f"--dtype {options.dtype!r}: expected {', '.join(DTYPES)}")
-
-
-def require_wide(options: ProbeOptions, what: str) -> None:
-    """Refuse a format with fewer digits than ``what`` needs.
-
-    Raises:
-        OptionError: the format asked for is one.
-    """
-    if is_below(DTYPES.get(options.dtype, torch.float32), torch.float32):
-        raise OptionError(f"--dtype {options.dtype}: {what} need float32 or float64")
-
-
-def device_named(name: str, parameter: torch.Tensor | None = None) -> torch.device:
-    """The device that ``--device`` names; for ``auto`` the one of ``parameter``, or the fastest there is.
-
-    Raises:
-        OptionError: this machine has no such device.
-    """
-    if name == "auto":
-        if parameter is not None and parameter.device.type != "cpu":
-            return parameter.device
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps") from error
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if count == 0:
-            raise OptionError(f"--device {name}: no usable CUDA device on this machine; use --device cpu")
-        if device.index is not None and device.index >= count:
-            raise OptionError(f"--device {name}: this machine has {count} CUDA device(s), numbered from 0")
-        return torch.device("cuda", device.index if device.index is not None else torch.cuda.current_device())
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise OptionError("--device mps: not available on this machine; use --device cpu")
-    if device.type not in ("cpu", "mps"):
-        raise OptionError(f"--device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
-    return device
-
-
 def _with_matching_labels(workload: Workload) -> Workload:
     """Check shapes on a few samples, and have labels checked as they are read."""
     inputs, targets = workload.fetch(0, min(2, workload.source.n))
@@ -398,10 +331,3 @@ def _is_faster_channels_last(workload: Workload) -> bool:
             wait_for(workload.device)
             times[last] = min(times.get(last, float("inf")), time.perf_counter() - began)
     return times[True] < times[False]
-
-
-def device_name(device: torch.device) -> str:
-    """Name a device as a reader would."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({platform.machine()})"

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from spectrascope.errors import OptionError
-from spectrascope.measure.prepare import device_named
+from spectrascope.measure.asked import device_named
 from spectrascope.records.inspection import MemoryNeed, Remedy
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import Missing

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from spectrascope.advice.advise import advise
 from spectrascope.errors import DataError
+from spectrascope.measure.asked import require_wide
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.gradients import measure_gradients
-from spectrascope.measure.prepare import prepare_workload, require_wide, with_fastest_format
+from spectrascope.measure.prepare import prepare_workload, with_fastest_format
 from spectrascope.measure.run import run_probe
 from spectrascope.network.guards import held_still
 from spectrascope.network.layers import WeightLayer, find_layers
