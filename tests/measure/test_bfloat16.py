@@ -17,6 +17,7 @@ from spectrascope.measure.prepare import prepare_workload
 from spectrascope.network.formats import in_format
 from spectrascope.records.report import LayerReport, PrecisionError
 from spectrascope.records.values import EngineName, Missing, PowerFit
+from spectrascope.reports.render import Format, render
 from spectrascope.reports.views.facts import describe_run
 from tests.support.cases import CASES, make_workload
 from tests.support.measure_helpers import hold, layers_of, oracle_curvature, targets_of
@@ -95,6 +96,12 @@ def test_the_header_labels_it_an_approximation(reports):
     assert "precision" not in wide
     assert narrow["precision"].startswith("bfloat16, an approximation: beside float32 h off by ")
     assert "3 weights" in narrow["precision"]
+
+
+def test_its_error_is_said_once_in_the_table(reports):
+    text = render(reports[1], Format.MARKDOWN)
+    assert str(text).count("beside float32") == 1
+    assert "Measured in bfloat16, an approximation" in str(text)
 
 
 def test_engines_are_checked_in_float32(reports):

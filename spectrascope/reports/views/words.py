@@ -189,7 +189,8 @@ def warn(report: Report) -> tuple[Line, ...]:
     lines += [(line, Tone.WARNING) for line in _warn_accuracy(report)]
     if isinstance(run.self_check, Missing) and measured:
         lines.append((f"The curvature was not self-checked: {run.self_check.reason}.", Tone.WARNING))
-    lines += [(f"Precision: {words}.", Tone.WARNING) for _, words in describe_precision(run) if measured]
+    if measured and describe_precision(run):
+        lines.append((f"Measured in {run.dtype}, an approximation: how far off, says 'precision' below.", Tone.WARNING))
     approximate = sum(not row.measurement.exact for row in measured)
     if approximate:
         lines.append((f"Measured with an approximate engine: {format_count(approximate, 'layer')}.", Tone.WARNING))
