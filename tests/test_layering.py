@@ -141,3 +141,12 @@ def test_every_public_name_resolves() -> None:
 def test_no_file_has_outgrown_its_room() -> None:
     long = {str(p.relative_to(ROOT)): n for p in MODULES if (n := len(p.read_text().splitlines())) > 520}
     assert not long
+
+
+def test_nothing_stands_at_the_top_of_the_repository_but_what_its_owner_put_there() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT.parent, capture_output=True, text=True, check=False)
+    if tracked.returncode:
+        pytest.skip("not a git checkout")
+    found = {name.split("/")[0] for name in tracked.stdout.split("\0") if name}
+    expected = {"pyproject.toml", "spectrascope", "tests", "examples", "README.md", "LICENSE"}
+    assert {name for name in found if not name.startswith(".")} == expected
