@@ -6,7 +6,8 @@ Nothing in a document is read as rich's markup, so a layer called ``a[red]`` is 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -15,15 +16,15 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from spectrascope.reports.views.document import Document, Sheet, Tone, footnote_mark
+from spectrascope.reports.views.document import Document, Sheet, Tone
+from spectrascope.reports.views.fit import GAP, column_widths, drop_columns, rename, shared_names
 from spectrascope.text import printable
 
 __all__ = ["document_table", "plain_text"]
 
 _STYLES = {Tone.PLAIN: "", Tone.QUIET: "dim", Tone.WARNING: "yellow", Tone.ALARM: "bold red"}
 _UNBOUNDED = 1_000_000  # columns of a table that no terminal limits
-_GAP = 2  # blanks between columns
-_WHOLE_NAMES, _NAMES, _WORDS = 0.4, 0.25, 0.3  # of a terminal's width, for which other columns leave
+_WHOLE_NAMES, _NAMES = 0.4, 0.25  # of a terminal's width, for which other columns leave
 _LEAST_WORDS = 12  # columns of words are not folded to less where numbers are whole
 _BREAKS = (". /,:", "_-")  # a folded cell breaks behind one of these, the first kind rather than the second
 
@@ -34,15 +35,17 @@ def document_table(document: Document, *, width: int | None = None) -> Renderabl
     Args:
         document: what to show.
         width: columns of the terminal. Less important columns are left out, and said to be, until a sheet fits. Names
-            that are too long even so are shortened where that leaves them distinct, and folded where it does not.
+            that are too long even so lose what they share, then their middles, where that leaves them distinct, and
+            are folded where it does not.
             ``None`` never leaves anything out.
     """
     parts: list[RenderableType] = [Text(printable(document.title), style="bold")]
     if document.opening:
         parts += [*(Text(printable(line), style=_STYLES[tone]) for line, tone in document.opening), Text()]
     parts.append(_facts(document))
+    short = shared_names(document) if width is not None else {}
     for sheet in document.sheets:
-        parts += [Text(), Text(printable(sheet.title), style="bold"), *_draw_sheet(sheet, width)]
+        parts += [Text(), Text(printable(sheet.title), style="bold"), *_draw_sheet(sheet, width, short)]
     if document.closing:
         parts.append(Text())
         parts += [Text(printable(line), style=_STYLES[tone]) for line, tone in document.closing]
@@ -57,7 +60,7 @@ def plain_text(drawn: RenderableType, width: int | None = None) -> str:
 
 
 def _facts(document: Document) -> Table:
-    grid = Table.grid(padding=(0, _GAP, 0, 0))
+    grid = Table.grid(padding=(0, GAP, 0, 0))
     grid.add_column(no_wrap=True, style="dim")
     grid.add_column(overflow="fold")
     for label, value in document.facts:
@@ -65,48 +68,57 @@ def _facts(document: Document) -> Table:
     return grid
 
 
-def _draw_sheet(sheet: Sheet, width: int | None) -> list[RenderableType]:
-    texts = [[printable(cell) for cell in row.cells] for row in sheet.rows]
-    titles = [column.title for column in sheet.columns]
-    widths = [max(map(cell_len, column)) for column in zip(titles, *texts, strict=True)]
-    shown = list(range(len(sheet.columns)))
+def _draw_sheet(sheet: Sheet, width: int | None, short: Mapping[str, str]) -> list[RenderableType]:
     notes: list[str] = []
+    widths = column_widths(sheet)
     if width is not None:
-        shown = _choose_columns(sheet, widths, width)
-        widths = _squeeze(sheet, widths, shown, width)
-        if texts:
-            names = _shorten_names([line[0] for line in texts], widths[0])
-            texts = [[name, *line[1:]] for name, line in zip(names, texts, strict=True)]
-            widths[0] = min(widths[0], max(cell_len(text) for text in (titles[0], *names)))
-        if hidden := [title for index, title in enumerate(titles) if index not in shown]:
-            notes.append(f"not shown at {width} columns: {', '.join(hidden)} (a wider terminal or --format markdown)")
-    notes += _footnotes_of(sheet, [line[index] for line in texts for index in shown])
-    notes += sheet.describe_columns(shown)
-    return [_Grid(sheet, texts, shown, widths), *(Text(printable(note), style="dim") for note in notes)]
+        sheet, widths, notes = _fit(sheet, width, short)
+    notes += [*sheet.footnotes, *sheet.describe_columns()]
+    return [_Grid(sheet, widths), *(Text(printable(note), style="dim") for note in notes)]
+
+
+def _fit(sheet: Sheet, width: int, short: Mapping[str, str]) -> tuple[Sheet, list[int], list[str]]:
+    """A sheet as it fits, its columns' widths, and what is to be said of that."""
+    notes: list[str] = []
+    widths, room = column_widths(sheet), int(width * _WHOLE_NAMES)
+    shorter = rename(sheet, short)
+    if sum(widths) + GAP * (len(widths) - 1) > width and column_widths(shorter)[0] <= room < widths[0]:
+        pairs = ((new.cells[0], old.cells[0]) for new, old in zip(shorter.rows, sheet.rows, strict=True))
+        notes.append("names are shortened: {} is {}".format(*next(pair for pair in pairs if pair[0] != pair[1])))
+        sheet, widths = shorter, column_widths(shorter)
+    sheet, hidden = drop_columns(sheet, width, names=widths[0] if widths[0] <= room else int(width * _NAMES))
+    if hidden:
+        left_out = ", ".join(hidden)
+        notes.insert(0, f"not shown at {width} columns: {left_out} (a wider terminal or --format markdown)")
+    widths = _squeeze(sheet, column_widths(sheet), width)
+    if sheet.rows:
+        by_width = _shorten_names([printable(row.cells[0]) for row in sheet.rows], widths[0])
+        lines = zip(by_width, sheet.rows, strict=True)
+        sheet = replace(sheet, rows=tuple(replace(row, cells=(name, *row.cells[1:])) for name, row in lines))
+        widths[0] = min(widths[0], column_widths(sheet)[0])
+    return sheet, widths, notes
 
 
 class _Grid:
     """The lines of a sheet, laid out here: of hundreds of rows, rich's own table takes a second to do it."""
 
-    def __init__(self, sheet: Sheet, texts: list[list[str]], shown: list[int], widths: list[int]) -> None:
-        self._sheet, self._texts, self._shown, self._widths = sheet, texts, shown, widths
+    def __init__(self, sheet: Sheet, widths: list[int]) -> None:
+        self._sheet, self._widths = sheet, widths
 
     def __rich_console__(self, console: Console, _: ConsoleOptions) -> RenderResult:
         styles = {tone: console.get_style(name) for tone, name in _STYLES.items()}
         bold = console.get_style("bold")
-        total = sum(self._widths[index] + _GAP for index in self._shown) - _GAP
         yield from self._line([column.title for column in self._sheet.columns], bold, bold)
-        yield from (Segment("─" * total), Segment.line())
-        for row, texts in zip(self._sheet.rows, self._texts, strict=True):
-            yield from self._line(texts, styles[row.tone], styles[row.tone] + bold)
+        yield from (Segment("─" * (sum(self._widths) + GAP * (len(self._widths) - 1))), Segment.line())
+        for row in self._sheet.rows:
+            yield from self._line(list(map(printable, row.cells)), styles[row.tone], styles[row.tone] + bold)
 
     def _line(self, texts: Sequence[str], style: Style, strong: Style) -> Iterator[Segment]:
-        folded = {index: _fold(texts[index].rstrip(), self._widths[index]) for index in self._shown}
-        for number in range(max(map(len, folded.values()))):
-            for place, index in enumerate(self._shown):
-                column, lines = self._sheet.columns[index], folded[index]
-                text = _pad(lines[number] if number < len(lines) else "", self._widths[index], right=column.right)
-                yield Segment(" " * _GAP * (place > 0) + text, strong if column.strong else style)
+        folded = [_fold(text.rstrip(), width) for text, width in zip(texts, self._widths, strict=True)]
+        for number in range(max(map(len, folded))):
+            for place, (column, lines) in enumerate(zip(self._sheet.columns, folded, strict=True)):
+                text = _pad(lines[number] if number < len(lines) else "", self._widths[place], right=column.right)
+                yield Segment(" " * GAP * (place > 0) + text, strong if column.strong else style)
             yield Segment.line()
 
 
@@ -133,44 +145,17 @@ def _fold(text: str, width: int) -> list[str]:
     return [*lines, text]
 
 
-def _squeeze(sheet: Sheet, widths: list[int], shown: Sequence[int], width: int) -> list[int]:
+def _squeeze(sheet: Sheet, widths: list[int], width: int) -> list[int]:
     """Where not even the columns that stay fit, take from the widest of words, then of all; their cells are folded."""
     widths = list(widths)
-    words = [index for index in shown if index == 0 or not sheet.columns[index].right]
-    while sum(widths[index] + _GAP for index in shown) - _GAP > width:
-        wide = [index for index in words if widths[index] > _LEAST_WORDS] or shown
+    words = [index for index, column in enumerate(sheet.columns) if index == 0 or not column.right]
+    while sum(widths) + GAP * (len(widths) - 1) > width:
+        wide = [index for index in words if widths[index] > _LEAST_WORDS] or range(len(widths))
         widest = max(wide, key=lambda index: widths[index])
         if widths[widest] <= 1:
             break
         widths[widest] -= 1
     return widths
-
-
-def _footnotes_of(sheet: Sheet, cells: Sequence[str]) -> list[str]:
-    """The footnotes that a shown cell refers to, and those that no mark begins."""
-    marks = {mark for cell in cells if (mark := footnote_mark(cell))}
-    return [line for line in sheet.footnotes if (own := line.partition(" ")[0]) in marks or not footnote_mark(own)]
-
-
-def _choose_columns(sheet: Sheet, widths: Sequence[int], width: int) -> list[int]:
-    """Return the columns that fit; long words are no reason to leave one out, as they can be folded."""
-    shown = list(range(len(sheet.columns)))
-
-    def needed(index: int) -> int:
-        if index and (sheet.columns[index].right or sheet.columns[index].drop_order):
-            return widths[index]
-        if index:
-            return min(widths[index], int(width * _WORDS))
-        return widths[0] if widths[0] <= width * _WHOLE_NAMES else int(width * _NAMES)
-
-    while sum(needed(index) + _GAP for index in shown) - _GAP > width:
-        droppable = [index for index in shown[1:] if sheet.columns[index].drop_order]
-        if not droppable:
-            break
-        first = max(droppable, key=lambda index: (sheet.columns[index].drop_order, index))
-        mates = sheet.columns[first].together
-        shown = [i for i in shown if i != first and not (mates and sheet.columns[i].together == mates)]
-    return shown
 
 
 def _shorten_names(names: Sequence[str], width: int) -> list[str]:

@@ -232,7 +232,7 @@ def _differences_sheet(differences: Sequence[Difference], before: str, after: st
         Column("made differently", right=False),
         Column(before, right=False),
         Column(after, right=False),
-        Column("", right=False, drop_order=1),
+        Column("counts as", right=False, drop_order=1),
     )
     rows = tuple(
         Row(
