@@ -11,8 +11,6 @@ from typing import Any
 
 from spectrascope.numerics.vectors import interval_about
 
-TUNING_SEED = 0
-
 
 @dataclass(frozen=True)
 class Row:
@@ -30,6 +28,8 @@ class Row:
     realised: float | None
     at_best_length: float | None
     best_length: float | None
+    along: tuple[tuple[int, float, float], ...] = ()
+    """Step, predicted and realised decrease of it, in medians over seeds."""
 
     def line(self) -> str:
         """The row as text."""
@@ -66,13 +66,13 @@ class Summary:
         return [f"{head}predicted  realised at best   best length", *(row.line() for row in self.rows)]
 
 
-def summarise(folder: Path, reference: str, higher_is_better: bool) -> Summary:
+def summarise(folder: Path, reference: str, higher_is_better: bool, tuning_seed: int = 0) -> Summary:
     """Read the runs of a task. The reference under equal steps is the reference under equal time."""
     runs = [json.loads(f.read_text(encoding="utf-8")) for f in sorted(folder.glob("* seed *.json"))]
     tuning: dict[str, dict[str, float | None]] = {}
     found: dict[tuple[str, str], dict[int, dict[str, Any]]] = {}
     for run in runs:
-        if run["seed"] == TUNING_SEED:
+        if run["seed"] == tuning_seed:
             tuning.setdefault(run["contender"], {})[f"{run['rate']:g}"] = run["score"]
         else:
             found.setdefault((run["contender"], run["budget"]), {})[run["seed"]] = run
@@ -106,8 +106,19 @@ def _row(
         _median([step["slope"] - step["curvature"] / 2 for step in watched]),
         _median([step["realised"] for step in watched]),
         _median([step["at_best_length"] for step in watched]),
-        _median([step["best_length"] for step in watched]),
+        _median([step["best_length"] for step in watched]), _along(watched),
     )  # fmt: skip
+
+
+def _along(watched: list[dict[str, float]]) -> tuple[tuple[int, float, float], ...]:
+    """By step of the training: what it promised and kept."""
+    found: dict[int, list[tuple[float, float]]] = {}
+    for step in watched:
+        found.setdefault(int(step["step"]), []).append((step["slope"] - step["curvature"] / 2, step["realised"]))
+    return tuple(
+        (step, statistics.median(p for p, _ in pairs), statistics.median(r for _, r in pairs))
+        for step, pairs in sorted(found.items())
+    )
 
 
 def _paired(differences: list[float]) -> tuple[float | None, tuple[float, float] | None]:

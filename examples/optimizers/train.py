@@ -41,11 +41,12 @@ from spectrascope.records.advice import ParameterExponent
 from spectrascope.records.report import LayerReport
 from spectrascope.records.values import Missing, PowerFit
 
-TUNING_SEED = 0
 REFERENCE = "Muon"
 ADAPTIVE_BUDGET = 0.25
 WATCHED = 4
 """Steps of each run with equal steps on a fresh seed whose promise is compared with what they keep."""
+
+BUDGETS = ("steps", "time")
 
 _WIDEST = 6  # rates tried beyond either end of a grid
 
@@ -58,6 +59,8 @@ class Setting:
     measured: Measured
     folder: Path
     device: str
+    tuning_seed: int = 0
+    budgets: tuple[str, ...] = BUDGETS
 
     def run(self, contender: Contender, rate: float, seed: int, steps: int, budget: str) -> dict[str, Any]:
         """Train once, or read what came out when that was done before."""
@@ -68,7 +71,7 @@ class Setting:
             if found["steps"] == steps:
                 return found
         found = {"contender": contender.name, "rate": rate, "seed": seed, "budget": budget, "steps": steps}
-        found |= train(self, contender, rate, seed, steps, watch=seed != TUNING_SEED and budget == "steps")
+        found |= train(self, contender, rate, seed, steps, watch=seed != self.tuning_seed and budget == "steps")
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_suffix(".part")
         partial.write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -150,12 +153,12 @@ def run_steps(
     return seconds
 
 
-def measure(task: tasks.Task, device: str) -> Measured:
+def measure(task: tasks.Task, device: str, seed: int) -> Measured:
     """Warm up with Muon's exponent, probe along the momentum, and take the advice."""
-    torch.manual_seed(TUNING_SEED)
+    torch.manual_seed(seed)
     model = task.make_model().to(device).train()
     optimizer = SpectralNewton(parameter_groups(model), 0.02, 1.0, DAMPING, scale_free=True, adamw_lr=3e-3)
-    run_steps(task, model, optimizer, max(1, task.steps() // 3), TUNING_SEED, device)
+    run_steps(task, model, optimizer, max(1, task.steps() // 3), seed, device)
     samples = (task.train[0][-task.probe_samples :], task.train[1][-task.probe_samples :])
     report = spectrascope.probe(
         model, samples, tasks.loss_of, top_k=task.top_k, device=device, gradient="momentum", momentum=optimizer,
@@ -176,11 +179,11 @@ def measure(task: tasks.Task, device: str) -> Measured:
     return Measured([e for e in advice.parameters if e.name not in head], alpha_h, head, training)
 
 
-def measured_once(task: tasks.Task, folder: Path, device: str) -> Measured:
+def measured_once(task: tasks.Task, folder: Path, device: str, seed: int) -> Measured:
     """As :func:`measure`, kept in a file."""
     file = folder / task.name / "measured.json"
     if not file.exists():
-        found = measure(task, device)
+        found = measure(task, device, seed)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(asdict(found), indent=1), encoding="utf-8")
     kept = json.loads(file.read_text(encoding="utf-8"))
@@ -193,7 +196,7 @@ def tune(setting: Setting, contender: Contender, steps: int) -> float:
 
     def score(rate: float) -> float:
         if rate not in scores:
-            found = setting.run(contender, rate, TUNING_SEED, steps, "steps")["score"]
+            found = setting.run(contender, rate, setting.tuning_seed, steps, "steps")["score"]
             sign = 1 if setting.task.higher_is_better else -1
             scores[rate] = -math.inf if found is None else sign * found
         return scores[rate]
@@ -212,6 +215,7 @@ def tune(setting: Setting, contender: Contender, steps: int) -> float:
 def compare(setting: Setting, seeds: int, only: list[str]) -> None:
     """Tune everyone on one seed; train on the others with equal steps, then with equal time."""
     muon_seconds = 0.0
+    fresh = range(setting.tuning_seed + 1, setting.tuning_seed + 1 + seeds)
     for contender in CONTENDERS:
         if only and contender.name not in only:
             continue
@@ -221,18 +225,26 @@ def compare(setting: Setting, seeds: int, only: list[str]) -> None:
         whole = setting.task.steps()
         steps = round(whole / (1 + ADAPTIVE_BUDGET)) if contender.adaptive else whole
         rate = tune(setting, contender, steps)
-        runs = [setting.run(contender, rate, TUNING_SEED + 1 + i, steps, "steps") for i in range(seeds)]
+        runs = [setting.run(contender, rate, seed, steps, "steps") for seed in fresh]
         seconds = min((run["seconds"] for run in runs if run["seconds"]), default=0.0)  # the least disturbed
         if contender.name == REFERENCE:  # it comes first; without it there is no equal time
             muon_seconds = seconds
-        for i in range(seeds if seconds and muon_seconds and contender.name != REFERENCE else 0):
-            setting.run(contender, rate, TUNING_SEED + 1 + i, max(2, round(steps * muon_seconds / seconds)), "time")
+        timed = "time" in setting.budgets and seconds and muon_seconds and contender.name != REFERENCE
+        for seed in fresh if timed else ():
+            setting.run(contender, rate, seed, max(2, round(steps * muon_seconds / seconds)), "time")
         print(f"  {contender.name}: lr {rate:g}", flush=True)
 
 
 def own_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", nargs="*", default=[], help="contenders by name")
     parser.add_argument("--runs", type=Path, default=Path("optimizer-runs"), help="folder of one file per run")
+    parser.add_argument(
+        "--tuning-seed",
+        type=int,
+        default=0,
+        help="of warm-up and rates, one for a folder of runs",
+    )
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="equal in what")
 
 
 def main() -> None:
@@ -240,12 +252,13 @@ def main() -> None:
     task = tasks.make_task(options.task, options.data, options.full, options.epochs)
     size = f"{len(task.train[1]):,} training samples, batch {task.batch}, {task.steps()} steps"
     print(f"{task.name}: {size}, {options.seeds} seeds; {task.score_name}")
-    measured = measured_once(task, options.runs, options.device)
+    measured = measured_once(task, options.runs, options.device, options.tuning_seed)
     for e in measured.exponents:
         print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
     print(f"  for a whole training: β {'undetermined' if measured.training is None else f'{measured.training:.2f}'}")
-    compare(Setting(task, measured, options.runs, options.device), options.seeds, options.only)
-    summary = summarise(options.runs / task.name, REFERENCE, task.higher_is_better)
+    setting = Setting(task, measured, options.runs, options.device, options.tuning_seed, tuple(options.budgets))
+    compare(setting, options.seeds, options.only)
+    summary = summarise(options.runs / task.name, REFERENCE, task.higher_is_better, options.tuning_seed)
     print("\n".join(summary.lines()))
     if options.summary is not None:
         text = json.dumps({"task": task.name, "size": size, "score": task.score_name, **asdict(summary)}, indent=1)

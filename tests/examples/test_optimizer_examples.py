@@ -27,6 +27,7 @@ MEASURED = contenders.Measured((), {"0.weight": 0.5, "3.weight": 2.0}, ["3.*"], 
 def _compare(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     names = ["Muon", "SN, held-out β", "SN, adaptive"]
     arguments = ["digits", "--epochs", "0.15", "--seeds", "2", "--runs", str(folder), "--only", *names]
+    arguments += ["--tuning-seed", "4"]
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments, "--summary", str(folder / "summary.json")])
     train.main()
     found: dict = json.loads((folder / "summary.json").read_text())
@@ -40,10 +41,11 @@ def test_the_comparison_runs_and_goes_on_where_it_was_broken_off(
     rows = {(row["contender"], row["budget"]): row for row in found["rows"]}
     others = {(name, budget) for name in ("SN, held-out β", "SN, adaptive") for budget in ("steps", "time")}
     assert rows.keys() == {("Muon", "steps"), *others}
-    assert all(row["seeds"] == [1, 2] and len(row["scores"]) == 2 for row in rows.values())
+    assert all(row["seeds"] == [5, 6] and len(row["scores"]) == 2 for row in rows.values())
     assert rows["Muon", "steps"]["difference"] is None
     assert all(row["interval"] is not None for key, row in rows.items() if key[0] != "Muon")
     assert all((row["realised"] is not None) == (key[1] == "steps") for key, row in rows.items())  # who is watched
+    assert [step for step, _, _ in rows["Muon", "steps"]["along"]] == [0, 1, 2]  # each of three steps is watched
     for name, scores in found["tuning"].items():
         tried = [float(rate) for rate in scores]
         assert len(tried) >= 5
@@ -51,7 +53,7 @@ def test_the_comparison_runs_and_goes_on_where_it_was_broken_off(
     out = capsys.readouterr().out
     assert out.count("damping") >= 4
     assert "fc2.weight" not in out  # the head is AdamW's
-    lost = next((tmp_path / "digits").glob("Muon * seed 2 steps.json"))
+    lost = next((tmp_path / "digits").glob("Muon * seed 6 steps.json"))
     lost.unlink()
     trained = []
     again = train.train
@@ -73,6 +75,32 @@ def test_differences_are_paired_by_seed() -> None:
     assert row.interval == pytest.approx((2.5 / 3 - 0.7172, 2.5 / 3 + 0.7172), abs=1e-3)  # 4.303 · 0.2887 / √3
     lower = summary._row("SN", "steps", by_seed, {1: 2.0, 2: 4.5, 3: 6.0}, -1)
     assert lower.difference == pytest.approx(-2.5 / 3)
+
+
+def test_what_steps_promise_and_keep_is_told_by_step() -> None:
+    def run(*found: tuple[int, float]) -> dict:
+        watched = [
+            {"step": step, "slope": x, "curvature": x, "realised": 0.3 * x, "best_length": 1.0, "at_best_length": x}
+            for step, x in found
+        ]
+        return {"score": 1.0, "seconds": 1.0, "rate": 0.1, "watched": watched}
+
+    row = summary._row("SN", "steps", {1: run((2, 1.0), (5, 4.0)), 2: run((2, 3.0), (5, 6.0))}, {}, 1)
+    assert row.along == ((2, 1.0, pytest.approx(0.6)), (5, 2.5, 1.5))
+
+
+def test_equal_time_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+
+    def run(setting: object, contender: contenders.Contender, rate: float, seed: int, steps: int, budget: str) -> dict:
+        found.append((contender.name, seed, budget))
+        return {"score": -abs(math.log(rate / 0.04)), "seconds": 1.0}
+
+    monkeypatch.setattr(train.Setting, "run", run)
+    setting = train.Setting(tasks.digits(False), MEASURED, tmp_path, "cpu", 7, ("steps",))
+    train.compare(setting, 2, ["Muon", "SN, β = 1"])
+    assert {budget for _, _, budget in found} == {"steps"}
+    assert {seed for _, seed, _ in found} == {7, 8, 9}
 
 
 def test_a_watched_step_is_the_step_and_its_quadratic_model() -> None:
