@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -62,8 +63,8 @@ def loss_of(output: Tensor, targets: Tensor) -> Tensor:
 def ask(about: str | None, seeds: int, more: Callable[[argparse.ArgumentParser], object]) -> argparse.Namespace:
     """The options of a script on one of the tasks, ``more`` of its own among them; ``seeds`` is how many by default."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=["digits", "cifar", "text"])
-    parser.add_argument("--data", type=Path, help="folder of images (cifar) or text file (text)")
+    parser.add_argument("task", choices=["digits", "cifar", "text", "cifar10", "cifar100"])
+    parser.add_argument("--data", type=Path, help="folder of images (cifar), text file (text), folder of CIFAR's files")
     parser.add_argument("--full", action="store_true", help="the size for a GPU")
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--epochs", type=float, help="instead of the size's own number")
@@ -80,7 +81,8 @@ def ask(about: str | None, seeds: int, more: Callable[[argparse.ArgumentParser],
 
 def make_task(name: str, data: Path | None, full: bool, epochs: float | None) -> Task:
     """The task of that name, with another budget where one is given."""
-    from_files = {"cifar": cifar, "text": text}
+    from_files = {"cifar": cifar, "text": text, "cifar10": partial(official_cifar, 10)}
+    from_files["cifar100"] = partial(official_cifar, 100)
     task = from_files[name](data, full) if name in from_files and data is not None else digits(full)
     return task if epochs is None else replace(task, epochs=epochs)
 
@@ -97,7 +99,7 @@ def digits(full: bool) -> Task:
 
 
 def cifar(folder: Path, full: bool) -> Task:
-    """ResNet-20 on the images of a folder, one sub-folder per class, or on the downloaded CIFAR-10 with ``--full``."""
+    """ResNet-20 on the images of a folder, one sub-folder per class."""
     loaded = load_model("cifar-resnet20@none", seed=0)
     source = load_dataset(f"folder:{folder}", loaded, num_samples=10**9, seed=0).source
     x, y = source.fetch(0, source.n)
@@ -108,6 +110,23 @@ def cifar(folder: Path, full: bool) -> Task:
         (x[held_out:], y[held_out:]), (x[:held_out], y[:held_out]),
         epochs=30 if full else 1.5, batch=128 if full else 32, score_name="test accuracy, %",
         higher_is_better=True, flip=True, adaptive=(128, 64, 20, 2),
+    )  # fmt: skip
+
+
+def official_cifar(classes: int, root: Path, full: bool) -> Task:
+    """ResNet-18 on the whole of CIFAR-10 or CIFAR-100, its official files unpacked in ``root``: for a GPU."""
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    def part(train: bool) -> tuple[Tensor, Tensor]:
+        found = (CIFAR10 if classes == 10 else CIFAR100)(str(root), train=train)
+        pixels = (torch.from_numpy(found.data).permute(0, 3, 1, 2).float() / 255 - 0.47) / 0.25
+        return pixels.contiguous(memory_format=torch.channels_last), torch.tensor(found.targets)
+
+    return Task(
+        f"cifar{classes}",
+        lambda: load_model("resnet18-cifar@none", num_classes=classes, seed=torch.initial_seed()).model,
+        part(True), part(False), epochs=30 if full else 1.5, batch=128, score_name="test accuracy, %",
+        higher_is_better=True, flip=True, probe_samples=2048 if full else 512,
     )  # fmt: skip
 
 

@@ -19,6 +19,9 @@ from spectrascope.numerics import compare_rank_models
 from spectrascope.numerics.fits import fit_alpha_g, fit_alpha_h, fit_beta
 from spectrascope.records.values import Missing, PowerFit
 
+TABLES = ("tiny_imagenet_alpha_map", "imagenet1k_pretrained")
+"""Files of 54 and 15 layers' exponents."""
+
 
 @dataclass(frozen=True)
 class Check:
@@ -71,6 +74,15 @@ def triangle_layers(arrays: Arrays) -> Iterator[tuple[str, dict[str, Any]]]:
             yield experiment["experiment"], layer
 
 
+def released_triangles(arrays: Arrays) -> list[tuple[str, dict[str, Any]]]:
+    """The exponents of all 93 layers as released, each with the name of its experiment; none without the files."""
+    try:
+        rest = [(name, layer) for name in TABLES for layer in arrays[name]["results"]]
+        return [*triangle_layers(arrays), *rest]
+    except LookupError:
+        return []
+
+
 def _exponents(layer: dict[str, Any]) -> tuple[float, float, float]:
     beta, alpha_g = fit_beta(layer["sigma"], layer["h_exact"]), fit_alpha_g(layer["sigma"])
     alpha_h = fit_alpha_h(layer["h_exact"])
@@ -117,6 +129,14 @@ def _participation(arrays: Arrays, experiment: int, name: str, key: str) -> Mayb
 def _epoch(arrays: Arrays, epoch: int, model: str) -> Maybe:
     found = next((e for e in arrays["vgg16_trajectory"]["trajectory"] if e["epoch"] == epoch), None)
     return Missing(f"epoch {epoch} was not released") if found is None else _count(found["wins_by_bic"].get(model, 0))
+
+
+def effective_rank_tells_in(arrays: Arrays) -> Maybe:
+    """Share of layers that are exponential where a factor's effective rank is below 10, else log-normal."""
+    found = arrays["kronecker_spectral"]["layers"]
+    ranks = [min(layer["eff_rank_delta"], layer["eff_rank_A"]) for layer in found]
+    told = ["exponential" if rank < 10 else "lognormal" for rank in ranks]
+    return share_of(sum(x["sigma_bic_best"] == model for x, model in zip(found, told, strict=True)), len(found))
 
 
 def _imagenet(arrays: Arrays, *, strict: bool) -> list[dict[str, Any]]:

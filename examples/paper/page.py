@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from examples.paper.arrays import Check
+from examples.paper.rows import TriangleRow
 from examples.paper.rules import Maybe, Row, Verdict
 from examples.paper.rules import __doc__ as RULES
 from spectrascope.records.values import Missing
@@ -39,17 +40,27 @@ def _check_cells(check: Check) -> tuple[str, ...]:
 CHECK_HEADS = ("where", "claim", "paper", "recomputed from its arrays", "", "reading")
 
 
+TRIANGLE_HEADS = ("network", "weight", "β", "α_G", "β·α_G", "α_H", "error")
+
+
+def _triangle_cells(row: TriangleRow) -> tuple[str, ...]:
+    exponents = (row.beta, row.alpha_g, row.beta * row.alpha_g, row.alpha_h)
+    return (row.network, row.weight, *(f"{value:.2f}" for value in exponents), f"{row.error:.1%}")
+
+
 def summary_line(rows: Sequence[Row]) -> str:
     """How many claims came out how."""
     counts = Counter(row.verdict for row in rows)
     return f"Of {len(rows)} claims: " + ", ".join(f"{counts[v]} {v.value}" for v in Verdict) + "."
 
 
-def markdown(rows: Sequence[Row], checks: Sequence[Check], setting: str) -> str:
-    """Both tables."""
+def markdown(rows: Sequence[Row], checks: Sequence[Check], triangle: Sequence[TriangleRow], setting: str) -> str:
+    """All tables."""
     lines = ["# The paper, measured", "", setting, "", summary_line(rows), "", *_table(HEADS, map(cells, rows))]
     lines += ["", "## Its figures, from its released arrays", ""]
     lines += _table(CHECK_HEADS, map(_check_cells, checks))
+    if triangle:
+        lines += ["", "## The triangle, weight by weight", "", *_table(TRIANGLE_HEADS, map(_triangle_cells, triangle))]
     return "\n".join([*lines, "", "## Rules", "", *(RULES or "").strip().splitlines(), ""])
 
 
@@ -58,7 +69,11 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return lines + [f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows]
 
 
-def page(rows: Sequence[Row], checks: Sequence[Check], setting: str) -> str:
+def _rows(rows: Iterable[Sequence[str]]) -> str:
+    return "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+
+
+def page(rows: Sequence[Row], checks: Sequence[Check], triangle: Sequence[TriangleRow], setting: str) -> str:
     """One HTML file, readable on a phone and in the dark."""
     colours = {verdict.value: colour for verdict, colour in _COLOURS.items()}
     body = "".join(
@@ -66,10 +81,10 @@ def page(rows: Sequence[Row], checks: Sequence[Check], setting: str) -> str:
         + f'<td class="verdict" style="--tone:{colours[found[-1]]}">{html.escape(found[-1])}</td></tr>'
         for found in map(cells, rows)
     )  # fmt: skip
-    tested = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in _check_cells(check)) + "</tr>" for check in checks
+    tested, sides = _rows(map(_check_cells, checks)), _rows(map(_triangle_cells, triangle))
+    heads, check_heads, side_heads = (
+        "".join(f"<th>{html.escape(h)}</th>" for h in found) for found in (HEADS, CHECK_HEADS, TRIANGLE_HEADS)
     )
-    heads, check_heads = ("".join(f"<th>{html.escape(h)}</th>" for h in found) for found in (HEADS, CHECK_HEADS))
     rules = "".join(f"<p>{html.escape(part)}</p>" for part in (RULES or "").strip().split("\n\n"))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -87,6 +102,8 @@ th, td {{ text-align: left; vertical-align: top; padding: .35rem .6rem; border-b
 <div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>
 <h2>Its figures, from its released arrays</h2>
 <div class="scroll"><table><thead><tr>{check_heads}</tr></thead><tbody>{tested}</tbody></table></div>
+<h2>The triangle, weight by weight</h2><details><summary>{len(triangle)} weights</summary>
+<div class="scroll"><table><thead><tr>{side_heads}</tr></thead><tbody>{sides}</tbody></table></div></details>
 <h2>Rules, stated beforehand</h2>{rules}
 </body></html>
 """
