@@ -229,7 +229,7 @@ class Workload:
     ``channels_last`` the memory order in which images are handed to the model. ``differentiates``: the model takes
     gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it. ``scores`` names
     the output that the loss compares, where the model returns several. ``lifts``: its own casts to less than ``dtype``
-    are left out.
+    are left out. ``owned``: nobody else holds the model, so what it does to its own values need not be undone.
     """
 
     model: nn.Module
@@ -242,6 +242,7 @@ class Workload:
     differentiates: bool = False
     scores: str | None = None
     lifts: bool = False
+    owned: bool = False
 
     @property
     def wide(self) -> torch.dtype:
@@ -308,6 +309,7 @@ class Run:
         on_progress: called as stages advance.
         momentum: an optimizer's momentum by parameter name, where its directions are to be measured.
         scores: the name, or number, of the output that the loss compares, where the model returns several.
+        owned: the model was made for this measurement, and nobody else holds it.
     """
 
     model: nn.Module
@@ -322,6 +324,7 @@ class Run:
     on_progress: OnProgress = silent
     momentum: Mapping[str, Tensor] | None = None
     scores: str | None = None
+    owned: bool = False
 
 
 def source_from_batches(batches: object, num_samples: int | None = None) -> SampleSource:

@@ -116,7 +116,7 @@ def _of_name(
     if batches is not None and not is_named(batches):
         _refuse(how, "samples in memory")
         run = _of_memory(network.model, batches, loss_fn or _usual(network), chosen)
-        return replace(run, model_info=network.info, notes=network.notes)
+        return replace(run, model_info=network.info, notes=network.notes, owned=network.owned)
     chosen["num_samples"] = chosen["num_samples"] or ProbeOptions().num_samples
     by_name = loss_fn if isinstance(loss_fn, str) else LossName.AUTO
     if how.get("label_smoothing") and not (loss_fn is None or isinstance(loss_fn, str)):
@@ -236,7 +236,7 @@ def run_of_loaded(
         about = describe_source(source)
         run = Run(network.model, source, own.loss_fn, options, network.info, about, notes=network.notes)
         scores = own.scores if scores is None else scores
-    run = replace(run, scores=scores)
+    run = replace(run, scores=scores, owned=network.owned)
     if options.num_samples == ALL_SAMPLES:
         run = replace(run, options=replace(options, num_samples=run.source.n))
     return run

@@ -186,10 +186,11 @@ def inspect(
     source: SampleSource | Missing = Missing("no samples were passed")
     notes: tuple[str, ...] = ()
     if isinstance(model, nn.Module):
-        network, info = unwrapped(model), describe_model(unwrapped(model))
+        network, info, owned = unwrapped(model), describe_model(unwrapped(model)), False
     else:
         try:
-            loaded = open_network(model, seed=asked.seed, headers_only=True, how=how)
+            keeps = asked.dtype == "bfloat16"
+            loaded = open_network(model, seed=asked.seed, headers_only=True, keep_bfloat16=keeps, how=how)
         except LoadError as error:
             tensors = None if "arch" in how or not is_named(model) else read_tensors(str(model), headers_only=True)
             if tensors is None:
@@ -197,7 +198,7 @@ def inspect(
             why, command = f"the network is not known: {error}", _call("inspect", repr(str(model)))
             seen = inspect_headers(tensors[0], why, options=asked, model_info=tensors[1], command=command)
             return shown(seen, InspectionResult)
-        network, info, notes = loaded.model, loaded.info, loaded.notes
+        network, info, notes, owned = loaded.model, loaded.info, loaded.notes, loaded.owned
     if batches is not None and not is_named(batches):
         source = fixed_source(batches, None if isinstance(batches, SampleSource) else asked.num_samples)
         asked = replace(asked, num_samples=min(asked.num_samples, source.n))
@@ -221,5 +222,7 @@ def inspect(
         loss_fn = make_loss(loss_fn, task=info.task)
     called = type(model).__name__ if isinstance(model, nn.Module) else repr(info.id)
     which, command = None if scores is None else str(scores), _call("inspect", called)
-    found = inspect_model(network, source, loss_fn, which, options=asked, model_info=info, command=command, notes=notes)
+    found = inspect_model(
+        network, source, loss_fn, which, options=asked, model_info=info, command=command, notes=notes, owned=owned
+    )
     return shown(found, InspectionResult)

@@ -221,7 +221,14 @@ def foretell_cost(
 
     run = make_run("probe", model, source, loss_fn, silent, options)
     found = inspect_model(
-        run.model, run.source, run.loss_fn, run.scores, options=run.options, model_info=run.model_info, timed=False
+        run.model,
+        run.source,
+        run.loss_fn,
+        run.scores,
+        options=run.options,
+        model_info=run.model_info,
+        timed=False,
+        owned=run.owned,
     )
     return found.cost
 

@@ -47,7 +47,7 @@ def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: b
         on_progress("import", 1, 1)
         on_progress("load", 0, 1)
         try:
-            loaded = load_model(target, options.seed, headers_only=True)
+            loaded = load_model(target, options.seed, headers_only=True, dtype=options.dtype)
         except QuantizedError:  # known well enough: none of its weights would be measured
             raise
         except LoadError as error:
@@ -70,6 +70,7 @@ def _look_at(target: o.Request, options: ProbeOptions, *, command: str, quiet: b
                 model_info=loaded.info,
                 command=command,
                 notes=loaded.notes if isinstance(run, Missing) or run.data_info.synthetic else run.notes,
+                owned=loaded.owned,
             )
         on_progress("load", 1, 1)
         return found

@@ -8,14 +8,17 @@ to halve the size and repeat a slice that did not fit in memory.
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
 
 from spectrascope.errors import SpectrascopeError
+from spectrascope.records.values import Missing
 
 __all__ = [
     "Groups",
@@ -23,6 +26,7 @@ __all__ = [
     "OutOfMemoryError",
     "Schedule",
     "Tuning",
+    "available_bytes",
     "candidate_sizes",
     "group_borders",
     "group_numbers",
@@ -50,6 +54,24 @@ def group_borders(n: int, groups: Groups) -> list[int]:
         return [0, *itertools.accumulate(groups)]
     groups = max(1, min(groups, n))
     return [round(g * n / groups) for g in range(groups + 1)]
+
+
+def available_bytes(device: torch.device) -> int | Missing:
+    """Bytes that a program may still take: free on a GPU; on a CPU free, or given back by caches when asked for."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        return Missing(f"{device.type} does not tell its free memory")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return 1024 * int(kib)
+    except (OSError, StopIteration, ValueError, IndexError):
+        pass
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return Missing("this system does not tell its free memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

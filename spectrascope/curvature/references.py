@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from spectrascope.curvature.double_backprop import hessian_products, loss_gradients_found
 from spectrascope.curvature.engine import Target
+from spectrascope.curvature.microbatches import available_bytes
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.effective import copy_of
+from spectrascope.records.values import Missing
 from spectrascope.workload import Workload
 
 __all__ = ["Copies", "Pick", "difference_rows", "gradient_slopes", "product_rows"]
 
+_SMALL = 1 << 30  # bytes of a copy in float64 that a run makes whether or not anything is wrong
 _BYTES = 1 << 28  # of gradients that hang on one graph: a network's weights are taken in blocks
 
 
@@ -85,16 +88,34 @@ class Copies:
     def __init__(self, workload: Workload) -> None:
         self._workload = workload
         self._models: dict[torch.dtype, nn.Module] = {}
+        self._numbers = sum(t.numel() for t in (*workload.model.parameters(), *workload.model.buffers()))
+
+    @staticmethod
+    def bytes_in_float64(numbers: int) -> int:
+        """Bytes of the copy that checks a network of so many numbers in any case: 0 where it would be large."""
+        return 8 * numbers if 8 * numbers <= _SMALL else 0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a copy in float64 costs little beside the measurement."""
+        return self.bytes_in_float64(self._numbers) > 0
+
+    def has_room_for(self, dtype: torch.dtype) -> bool:
+        """Whether memory holds a copy in this precision, where there is none yet."""
+        free = available_bytes(self._workload.device)
+        return dtype in self._models or isinstance(free, Missing) or self._numbers * dtype.itemsize <= free
 
     def of(self, workload: Workload, pick: Pick, dtype: torch.dtype) -> tuple[Workload, Pick]:
         """The workload in another precision, and the same weight of it.
 
         Raises:
-            UnsupportedModelError: the device lacks the precision.
+            UnsupportedModelError: the device lacks the precision, or room for a copy.
         """
         if workload.device.type == "mps" and dtype is torch.float64:
             raise UnsupportedModelError("a comparison in float64 needs a device that has it")
         if dtype not in self._models:
+            if not self.has_room_for(dtype):
+                raise UnsupportedModelError(f"memory does not hold a copy in {str(dtype).removeprefix('torch.')}")
             self._models[dtype] = copy_of(self._workload.model).to(dtype)
         model = self._models[dtype]
         weight = model.get_parameter(pick.name.split("[", maxsplit=1)[0])

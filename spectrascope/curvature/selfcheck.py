@@ -152,8 +152,9 @@ class _Comparisons:
             k = target.directions.k
             places = sorted({0, int(self.rng.integers(k))})
             pick = Pick(replace(target, directions=target.directions.pick(places)), tuple(range(len(places))))
-            # Always of the earliest weight, whose directions cross every operation downstream.
-            self._judge(engine, self.head, pick, third=target is group[0])
+            # Always of the earliest weight, whose directions cross every operation downstream; of a large network only
+            # where the two differ, as differences take a copy in float64.
+            self._judge(engine, self.head, pick, third=target is group[0] and self.copies.is_small)
 
     def every(self, engine: type[CurvatureEngine], group: Sequence[Target]) -> None:
         """Compare one row of M of every weight, on samples drawn anywhere in the batch."""
@@ -220,10 +221,11 @@ class _Comparisons:
             residual = self._residual(pick, gap, truth)
             if residual > self._tolerance and together is not None:
                 gap, truth = self._gap(engine, few, pick)
-            if self._residual(pick, gap, truth) <= self._tolerance:  # a fault if it is one among others alone
+            other = torch.float32 if few.dtype is torch.float64 else torch.float64
+            alone = self._residual(pick, gap, truth) <= self._tolerance  # a fault if it is one among others alone
+            if alone or not self.copies.has_room_for(other):  # then nothing says that it is rounding
                 self._note(pick, residual)
                 return
-            other = torch.float32 if few.dtype is torch.float64 else torch.float64
             again, _ = self._gap(engine, *self.copies.of(few, pick, other))
         except (UnsupportedModelError, RuntimeError) as error:
             self._give_up([pick], error)

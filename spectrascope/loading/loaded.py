@@ -55,3 +55,8 @@ class LoadedModel:
     text: TextInput | None = None
     workload: Workload | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def owned(self) -> bool:
+        """Whether nobody else can hold the network: a user's factory or plug-in may keep what it returns."""
+        return self.info.source in ("built-in", "checkpoint", "torchvision", "timm", "huggingface")

@@ -12,18 +12,21 @@ from torch.nn.parameter import is_lazy
 
 from spectrascope.curvature.choose import ENGINES, EnginePlan
 from spectrascope.curvature.operations import storage_of
+from spectrascope.curvature.references import Copies
+from spectrascope.measure.asked import DTYPES
 from spectrascope.measure.demand import count_direction_sets, curvature_samples, holds_out
 from spectrascope.measure.gradients import blocks_within, gradient_bytes, gradient_memory
 from spectrascope.measure.guess import Call, CallsSeen
 from spectrascope.measure.room import HeldBytes, device_asked_for, need_of
 from spectrascope.network.layers import WeightLayer
-from spectrascope.records.inspection import CostEstimate, InspectedWeight
+from spectrascope.numerics.lifted import is_below, wide
+from spectrascope.records.inspection import CostEstimate, InspectedWeight, MemoryNeed
 from spectrascope.records.report import ProbeOptions
-from spectrascope.records.values import ALL_SAMPLES, EngineName, Missing
+from spectrascope.records.values import ALL_SAMPLES, CheckScope, EngineName, Missing
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
 
-__all__ = ["cost_of_headers", "cost_without_passes", "estimate_cost"]
+__all__ = ["Held", "cost_of_headers", "cost_without_passes", "estimate_cost"]
 
 
 def estimate_cost(
@@ -31,7 +34,7 @@ def estimate_cost(
     layers: Sequence[WeightLayer],
     plan: EnginePlan | Missing,
     options: ProbeOptions,
-    size: int,
+    held: Held,
     flops_of: Mapping[object, Callable[..., int]],
 ) -> tuple[CostEstimate, list[Call]]:
     """Foretell what a measurement costs, and the operations of one sample's forward pass.
@@ -41,17 +44,18 @@ def estimate_cost(
         layers: the weights to measure.
         plan: the engine of each, or why there is none.
         options: as for the measurement.
-        size: bytes of one number.
+        held: the network as it was given.
         flops_of: operations that torch's counter does not know, and how it counts them.
     """
     if isinstance(plan, Missing):
-        return cost_without_passes(workload.model, layers, plan, options, size), []
+        return cost_without_passes(workload.model, layers, plan, options, held), []
     measured = list({id(layer.parameter): layer.parameter for layer in layers}.values())
     engines = [choice.engine for choice in plan.choices]
     blocks = _gradient_blocks(layers, options)
     seen = _pass(workload, measured, flops_of, twice=plan.passes[EngineName.DOUBLE_BACKPROP] > 0)
     tangent = plan.passes[EngineName.TANGENT] > 0
-    parts = _parts(workload.model, layers, engines, blocks, options, size, seen.tangents if tangent else seen.kept)
+    sample = seen.tangents if tangent else seen.kept
+    parts = _parts(workload.model, layers, engines, blocks, options, held, sample)
     share: float | Missing = Missing("how many samples there are is not known before the dataset is read")
     if options.num_samples < ALL_SAMPLES:
         share = curvature_samples(engines, options, options.num_samples) / options.num_samples
@@ -76,7 +80,7 @@ def estimate_cost(
         total_flops=_times(total, seen.flops, options.num_samples),
         fixed_bytes=parts.fixed,
         bytes_per_sample=seen.kept,
-        memory=need_of(parts, options),
+        memory=need_of(parts, options, loaded=held.loaded),
     )
     return cost, seen.calls
 
@@ -88,19 +92,20 @@ def _times(passes: float | Missing, flops: int | Missing, samples: int) -> float
 
 
 def cost_without_passes(
-    network: nn.Module, layers: Sequence[WeightLayer], why: Missing, options: ProbeOptions, size: int
+    network: nn.Module, layers: Sequence[WeightLayer], why: Missing, options: ProbeOptions, held: Held
 ) -> CostEstimate:
     """The memory that is known, where passes cannot be told."""
     engines, blocks = [options.engine] * len(layers), _gradient_blocks(layers, options)
-    return _without_passes(_parts(network, layers, engines, blocks, options, size, why), options, why)
+    parts = _parts(network, layers, engines, blocks, options, held, why)
+    return _without_passes(parts, need_of(parts, options, loaded=held.loaded), why)
 
 
-def _without_passes(parts: HeldBytes, options: ProbeOptions, why: Missing) -> CostEstimate:
-    return CostEstimate(why, why, why, why, why, why, why, why, parts.fixed, why, need_of(parts, options), why)
+def _without_passes(parts: HeldBytes, memory: MemoryNeed, why: Missing) -> CostEstimate:
+    return CostEstimate(why, why, why, why, why, why, why, why, parts.fixed, why, memory, why)
 
 
 def cost_of_headers(
-    elements: Mapping[str, int], rows: Collection[InspectedWeight], why: Missing, options: ProbeOptions, size: int
+    elements: Mapping[str, int], rows: Collection[InspectedWeight], why: Missing, options: ProbeOptions
 ) -> CostEstimate:
     """The memory that weights take of which only names and shapes are known.
 
@@ -109,14 +114,37 @@ def cost_of_headers(
         rows: the weights.
         why: why there is no network.
         options: as for the measurement.
-        size: bytes of one number.
     """
+    size, count = DTYPES[options.dtype].itemsize, sum(elements.values())
     measured = {row.info.name.partition("[")[0] for row in rows if row.measured}
-    gradients = [elements[name] * (24 + size * options.groups) for name in measured]
+    gradients = [elements[name] * (24 + max(4, size) * _groups(options)) for name in measured]
     largest = max(gradients, default=0)
     block = min(sum(gradients), max(gradient_memory(_device_here(options)), largest))
     kept = 8 * _kept_sets(options.engine, options) * sum(row.directions * sum(row.info.shape) for row in rows)
-    return _without_passes(HeldBytes(size * sum(elements.values()), block, largest, kept, why), options, why)
+    parts = HeldBytes(
+        weights=size * count,
+        given=size * count,
+        converted=False,
+        owned=True,
+        gradients=block,
+        largest_gradient=largest,
+        directions=kept,
+        tangents=why,
+        check=_check_bytes(count, options),
+    )
+    return _without_passes(parts, need_of(parts, options), why)
+
+
+def _check_bytes(count: int, options: ProbeOptions) -> int:
+    """Bytes of copies of ``count`` numbers to check by: in float32 of a narrower network, in float64 of a small one."""
+    dtype = DTYPES[options.dtype]
+    in_float32 = count * wide(dtype).itemsize if is_below(dtype, wide(dtype)) else 0
+    return in_float32 + (0 if options.self_check is CheckScope.OFF else Copies.bytes_in_float64(count))
+
+
+def _groups(options: ProbeOptions) -> int:
+    """Sample groups, of which there are no more than samples."""
+    return min(options.groups, options.num_samples)
 
 
 def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
@@ -125,7 +153,7 @@ def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
 
 
 def _gradient_blocks(layers: Sequence[WeightLayer], options: ProbeOptions) -> list[list[WeightLayer]]:
-    return blocks_within(layers, options.groups, gradient_memory(_device_here(options)))
+    return blocks_within(layers, _groups(options), gradient_memory(_device_here(options)))
 
 
 def _device_here(options: ProbeOptions) -> torch.device:
@@ -140,17 +168,45 @@ def _parts(
     engines: Sequence[EngineName],
     blocks: Sequence[Sequence[WeightLayer]],
     options: ProbeOptions,
-    size: int,
+    held: Held,
     tangents: int | Missing,
 ) -> HeldBytes:
     """The weights, the gradients of the largest block of weights and its sample groups, all directions, tangents."""
-    weights = size * sum(t.numel() for t in _tensors(network))
-    own = {id(layer.parameter): gradient_bytes(layer, options.groups) for layer in layers}
+    count = sum(t.numel() for t in _tensors(network))
+    own = {id(layer.parameter): gradient_bytes(layer, _groups(options)) for layer in layers}
     largest = max(sum(own[p] for p in {id(layer.parameter) for layer in block}) for block in blocks)
     kept = 0
     for layer, engine in zip(layers, engines, strict=True):
         kept += 8 * _kept_sets(engine, options) * min(options.top_k, *layer.info.shape) * sum(layer.info.shape)
-    return HeldBytes(weights, largest, max(own.values(), default=0), kept, tangents)
+    return HeldBytes(
+        weights=DTYPES[options.dtype].itemsize * count,
+        given=held.given,
+        converted=held.dtypes != {DTYPES[options.dtype]},
+        owned=held.owned,
+        gradients=largest,
+        largest_gradient=max(own.values(), default=0),
+        directions=kept,
+        tangents=tangents,
+        check=_check_bytes(count, options),
+    )
+
+
+@dataclass(frozen=True)
+class Held:
+    """The network as it was given: its bytes, those in memory already, its weights' formats, who else holds it."""
+
+    given: int
+    loaded: int
+    dtypes: set[torch.dtype]
+    owned: bool
+
+    @classmethod
+    def of(cls, network: nn.Module, *, owned: bool) -> Held:
+        """Look at a network, in memory or on the meta device."""
+        tensors = _tensors(network)
+        sizes = [(t.numel() * t.element_size(), t.is_meta) for t in tensors]  # a sparse one tells no bytes
+        dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()}
+        return cls(sum(n for n, _ in sizes), sum(n for n, is_meta in sizes if not is_meta), dtypes, owned)
 
 
 @dataclass(frozen=True)

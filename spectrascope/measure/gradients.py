@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import bisect
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from spectrascope.curvature.microbatches import MicroBatch, Schedule, is_out_of_memory
+from spectrascope.curvature.microbatches import MicroBatch, Schedule, available_bytes, is_out_of_memory
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.losses import aligned, ignored_by
 from spectrascope.measure.ranks import ALONE, Ranks
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.spectra import sum_dtype
+from spectrascope.records.values import Missing
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
 
@@ -64,12 +64,8 @@ class GradientPass:
 
 def gradient_memory(device: torch.device) -> int:
     """Bytes that gradients may take: half of what is free, on the device or in the host's memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):  # not told on this system
-        return 4 << 30
+    free = available_bytes(device)
+    return 4 << 30 if isinstance(free, Missing) else free // 2
 
 
 def gradient_bytes(layer: WeightLayer, groups: int) -> int:

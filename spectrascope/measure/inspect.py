@@ -16,7 +16,7 @@ from spectrascope.curvature.choose import EnginePlan, plan_engines
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.losses import usual_loss
 from spectrascope.measure.asked import DTYPES
-from spectrascope.measure.cost import cost_of_headers, cost_without_passes, estimate_cost
+from spectrascope.measure.cost import Held, cost_of_headers, cost_without_passes, estimate_cost
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.guess import Call, guess_time
 from spectrascope.measure.room import device_asked_for
@@ -51,6 +51,7 @@ def inspect_model(
     command: str = "",
     notes: Sequence[str] = (),
     timed: bool = True,
+    owned: bool = False,
 ) -> Inspection:
     """List every parameter and run the network once on shapes alone.
 
@@ -65,6 +66,7 @@ def inspect_model(
         command: the command line, for the record.
         notes: what the reader must know.
         timed: time a few operations on the device asked for, for a guess at seconds.
+        owned: nobody else would hold the network that is measured.
 
     Raises:
         OptionError: an option is out of range, or a glob matches no weight.
@@ -79,19 +81,19 @@ def inspect_model(
     layers = [row for row in rows if isinstance(row, WeightLayer)]
     vectors = find_vectors(network)
     _require_grad(network, layers)
-    size = dtype.itemsize
+    held = Held.of(model, owned=owned)
     inputs: str | Missing
     plan: EnginePlan | Missing
     if isinstance(source, Missing):
         inputs = plan = source
-        cost = cost_without_passes(network, layers, source, options, size)
+        cost = cost_without_passes(network, layers, source, options, held)
     else:
         workload = Workload(
             network, source, loss_fn or usual_loss(network, source.fetch_targets(0, 1)), _META, dtype, scores=scores
         )
         with _ShapesOnly(), random_state_kept(), settings_kept():
             plan = _plan(workload, layers, options)
-            cost, calls = estimate_cost(workload, layers, plan, options, size, _GROUPED_FLOPS)
+            cost, calls = estimate_cost(workload, layers, plan, options, held, _GROUPED_FLOPS)
         if timed:
             cost = replace(cost, time=_time_of(cost, calls, workload, options))
         inputs = "×".join(str(n) for n in shape_of(source.fetch(0, 1)[0]))
@@ -273,7 +275,6 @@ def inspect_headers(
         rows += _header_rows(name, tensor, options, missing)
     if not rows:
         raise OptionError("the file holds no floating-point tensor that could be a weight")
-    size = DTYPES[options.dtype].itemsize
     elements = {name.partition("[")[0]: tensor.numel() for name, tensor in tensors.items()}
     n_measured = sum(row.measured for row in rows)
     return Inspection(
@@ -286,7 +287,7 @@ def inspect_headers(
         weights=tuple(rows),
         n_measured=n_measured,
         n_skipped=len(rows) - n_measured,
-        cost=cost_of_headers(elements, rows, missing, options, size),
+        cost=cost_of_headers(elements, rows, missing, options),
         notes=("kinds and roles are read off names and shapes, without the network",),
     )
 

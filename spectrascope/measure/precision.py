@@ -9,8 +9,7 @@ from dataclasses import replace
 import numpy as np
 from torch import nn
 
-from spectrascope.curvature.microbatches import is_out_of_memory
-from spectrascope.measure.room import available_bytes
+from spectrascope.curvature.microbatches import available_bytes, is_out_of_memory
 from spectrascope.measure.stages import FoundTargets
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.guards import held_still
@@ -59,7 +58,7 @@ def in_float32(
         raise NoRoomError("memory does not hold the network in float32") from error
     moved = [replace(at, parameter=wide.get_parameter(at.name.partition("[")[0])) for at in layers]
     copied = replace(workload, model=wide, dtype=workload.wide).without_casts()
-    with held_still(wide, [at.parameter for at in moved], workload.device, copied.loss_fn):
+    with held_still(wide, [at.parameter for at in moved], workload.device, copied.loss_fn, owned=True):
         yield copied, moved
 
 

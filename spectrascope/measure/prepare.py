@@ -83,7 +83,7 @@ def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
     if not layers:
         raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
     weights = [layer.parameter for layer in layers]
-    with held_still(workload.model, weights, workload.device, workload.loss_fn) as switched:
+    with held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned) as switched:
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
             workload = _in_asked_precision(_with_matching_labels(workload), switched)
@@ -171,9 +171,9 @@ def prepare_workload(run: Run) -> Workload:
         OptionError: an option is out of range, the device does not exist, or the dtype does not exist on it.
         DataError: there are no samples.
     """
-    model, options = unwrapped(run.model), run.options
-    require_whole_weights(model)
-    first = next(model.parameters(), None)
+    given, options = unwrapped(run.model), run.options
+    require_whole_weights(given)
+    first = next(given.parameters(), None)
     device = device_named(options.device, first)
     require_sensible(options)
     dtype = DTYPES[options.dtype]
@@ -186,12 +186,15 @@ def prepare_workload(run: Run) -> Workload:
         raise OptionError(
             f"--curvature-samples {most}: expected at least one for each of the {options.groups} sample groups"
         )
-    loss_fn = run.loss_fn or usual_loss(model, run.source.fetch_targets(0, 1))
-    if parametrized_weights(model):
-        model = with_effective_weights(model)
-    workload = Workload(in_format(model, device, dtype), run.source, loss_fn, device, dtype, scores=run.scores)
+    loss_fn = run.loss_fn or usual_loss(given, run.source.fetch_targets(0, 1))
+    plain = with_effective_weights(given) if parametrized_weights(given) else given
+    model = in_format(plain, device, dtype)
+    workload = Workload(
+        model, run.source, loss_fn, device, dtype, scores=run.scores, owned=run.owned or model is not given
+    )
     if is_below(dtype, torch.float32) and not _runs(workload):
-        workload = replace(workload, model=in_format(model, device, dtype, all_buffers=True))
+        model = in_format(plain, device, dtype, all_buffers=True)
+        workload = replace(workload, model=model, owned=run.owned or model is not given)
     return workload
 
 
@@ -200,7 +203,10 @@ def _runs(workload: Workload) -> bool:
     if not any(True for _ in apart_from_weights(workload.model)):
         return True
     try:
-        with held_still(workload.model, [], workload.device, workload.loss_fn), torch.no_grad():
+        with (
+            held_still(workload.model, [], workload.device, workload.loss_fn, owned=workload.owned),
+            torch.no_grad(),
+        ):
             workload.forward(workload.fetch(0, 1)[0])
     except RuntimeError:
         return False

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from spectrascope.curvature.microbatches import available_bytes
 from spectrascope.errors import OptionError
 from spectrascope.measure.asked import device_named
 from spectrascope.records.inspection import MemoryNeed, Remedy
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import Missing
 
-__all__ = ["HeldBytes", "available_bytes", "device_asked_for", "need_of"]
+__all__ = ["HeldBytes", "device_asked_for", "need_of"]
 
 
 _NARROWER = {"float64": "float32", "float32": "bfloat16"}
@@ -23,21 +25,50 @@ _NARROWER = {"float64": "float32", "float32": "bfloat16"}
 
 @dataclass(frozen=True)
 class HeldBytes:
-    """Bytes of what is held.
+    """Bytes of what a measurement holds.
 
-    All weights; the gradients of the largest block of them, and of the largest of all; directions; one sample's pass.
+    ``weights`` of the network in the format it is measured in, ``given`` as it was handed over or read, ``converted``
+    where the formats differ; ``owned``: nobody else holds that. ``gradients`` of the largest block of weights,
+    ``largest_gradient`` of the largest weight. ``tangents``: one sample's pass. ``check``: copies of the network
+    in more digits, to check by.
     """
 
     weights: int
+    given: int
+    converted: bool
+    owned: bool
     gradients: int
     largest_gradient: int
     directions: int
     tangents: int | Missing
+    check: int = 0
 
     @property
     def fixed(self) -> int:
-        """What is held throughout."""
+        """What is held throughout, gradients counted in."""
         return self.weights + self.gradients + self.directions
+
+    @property
+    def sample(self) -> int:
+        """What one sample's pass takes, as far as that is known."""
+        return 0 if isinstance(self.tangents, Missing) else self.tangents
+
+    @property
+    def copy(self) -> int:
+        """The network as given, where another format is measured; or the values of another's, to be put back."""
+        if self.converted:
+            return self.given
+        return 0 if self.owned else self.weights
+
+    def most(self, process: int) -> int:
+        """The most that is held at a time, in the host's memory with a process of so many bytes."""
+        held = self.weights + self.copy + self.directions + max(self.gradients, self.check + self.sample)
+        read = 2 * self.given if self.owned else 0  # a file's content, and the network that it is put into
+        return process + max(held, read)
+
+    def on_device(self) -> int:
+        """The most that is held at a time on a device of its own, to which a copy of the network is moved."""
+        return self.weights + self.directions + max(self.gradients, self.check + self.sample)
 
 
 def device_asked_for(options: ProbeOptions) -> torch.device | Missing:
@@ -48,61 +79,85 @@ def device_asked_for(options: ProbeOptions) -> torch.device | Missing:
         return Missing(str(error))
 
 
-def available_bytes(device: torch.device) -> int | Missing:
-    """Bytes that a program may still take: free on a GPU; on a CPU free, or given back by caches when asked for."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type != "cpu":
-        return Missing(f"{device.type} does not tell its free memory")
+def resident_bytes() -> int | Missing:
+    """Bytes that this process has in memory."""
     try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        kib = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
-        return 1024 * int(kib)
-    except (OSError, StopIteration, ValueError, IndexError):
-        pass
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
-        return Missing("this system does not tell its free memory")
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError, AttributeError):
+        return Missing("this system does not tell what a process takes")
 
 
-def need_of(parts: HeldBytes, options: ProbeOptions) -> MemoryNeed:
+def need_of(parts: HeldBytes, options: ProbeOptions, *, loaded: int = 0) -> MemoryNeed:
     """Compare what is needed with what there is.
 
     Args:
         parts: what is needed.
         options: as for the measurement.
+        loaded: bytes of weights that this process holds already.
     """
     device = device_asked_for(options)
     available = device if isinstance(device, Missing) else available_bytes(device)
-    total = parts.fixed + (0 if isinstance(parts.tangents, Missing) else parts.tangents)
+    shared = isinstance(device, Missing) or device.type == "cpu"
+    process = 0
+    if shared and not isinstance(taken := resident_bytes(), Missing):
+        process = max(0, taken - loaded)
+        if not isinstance(available, Missing):
+            available += taken  # given back by a dry run that ends, or taken by the measurement already
+
+    def most(parts: HeldBytes) -> int:
+        return parts.most(process) if shared else parts.on_device()
+
+    if parts.check and not isinstance(available, Missing) and most(parts) > available:
+        parts = replace(parts, check=0)  # a check for which there is no room is left out
+    total = most(parts)
     fits: bool | Missing = available if isinstance(available, Missing) else total <= available
     return MemoryNeed(
         weight_bytes=parts.weights,
+        copy_bytes=parts.copy if shared else 0,
         gradient_bytes=parts.gradients,
         direction_bytes=parts.directions,
         tangent_bytes=parts.tangents,
+        check_bytes=parts.check,
+        process_bytes=process,
         total_bytes=total,
         available_bytes=available,
         device=options.device if isinstance(device, Missing) else str(device),
         fits=fits,
-        helps=() if fits is True or isinstance(available, Missing) else _helps(parts, options, total),
+        helps=() if fits is True or isinstance(available, Missing) else _helps(parts, options, most),
     )
 
 
-def _helps(parts: HeldBytes, options: ProbeOptions, total: int) -> tuple[Remedy, ...]:
+def _helps(parts: HeldBytes, options: ProbeOptions, most: Callable[[HeldBytes], int]) -> tuple[Remedy, ...]:
     """Options that need at least a twentieth less, the strongest first, and all of them together last."""
-    sample = 0 if isinstance(parts.tangents, Missing) else parts.tangents
-    saved = {
-        "--layers with one weight at a time": parts.gradients - parts.largest_gradient + parts.directions,
-        f"--top-k {max(1, options.top_k // 4)}": parts.directions - parts.directions // 4,
-        "inputs of half the size (--block-size, --image-size)": sample // 2,
+    ways: dict[str, Callable[[HeldBytes], HeldBytes]] = {
+        "--layers with one weight at a time": lambda p: replace(p, gradients=p.largest_gradient, directions=0),
+        f"--top-k {max(1, options.top_k // 4)}": lambda p: replace(p, directions=p.directions // 4),
+        "inputs of half the size (--block-size, --image-size)": lambda p: replace(
+            p, tangents=p.tangents if isinstance(p.tangents, Missing) else p.tangents // 2
+        ),
     }
     if options.dtype in _NARROWER:
-        saved[f"--dtype {_NARROWER[options.dtype]}"] = (parts.weights + sample) // 2
-    worth = sorted((name for name in saved if 20 * saved[name] >= total), key=lambda name: -saved[name])
-    found = [Remedy(name, total - saved[name], "bytes") for name in worth]
+        ways[f"--dtype {_NARROWER[options.dtype]}"] = _narrowed
+    total = most(parts)
+    left = {name: most(way(parts)) for name, way in ways.items()}
+    worth = sorted((name for name in left if 20 * (total - left[name]) >= total), key=lambda name: left[name])
+    found = [Remedy(name, left[name], "bytes") for name in worth]
     if len(worth) > 1:
-        least = parts.weights // (2 if any(name.startswith("--dtype") for name in worth) else 1)
-        found.append(Remedy("all of these", max(least, total - sum(saved[name] for name in worth)), "bytes"))
+        all_of_them = parts
+        for name in worth:
+            all_of_them = ways[name](all_of_them)
+        found.append(Remedy("all of these", most(all_of_them), "bytes"))
     return tuple(found)
+
+
+def _narrowed(parts: HeldBytes) -> HeldBytes:
+    """In numbers of half the size; a network that is made for the measurement is read in them."""
+    tangents = parts.tangents if isinstance(parts.tangents, Missing) else parts.tangents // 2
+    return replace(
+        parts,
+        weights=parts.weights // 2,
+        given=parts.given // 2 if parts.owned and not parts.converted else parts.given,
+        converted=parts.converted or not parts.owned,
+        tangents=tangents,
+    )

@@ -109,7 +109,8 @@ def _validate(run: Run, checked: SampleSource, report: Report, advice: Advice) -
     layers = [layer for layer in candidates if isinstance(layer, WeightLayer) and layer.name in rows]
     advised = {layer.info.name: layer for layer in advice.layers}
     steps: list[ValidatedStep] = []
-    with held_still(workload.model, [layer.parameter for layer in layers], workload.device, workload.loss_fn):
+    weights = [layer.parameter for layer in layers]
+    with held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned):
         workload = with_fastest_format(workload)
         gradients = measure_gradients(workload, layers).gradients
         loss = _Loss(replace(workload, source=checked))

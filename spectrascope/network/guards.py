@@ -27,7 +27,12 @@ __all__ = [
 
 @contextlib.contextmanager
 def held_still(
-    model: nn.Module, weights: Sequence[nn.Parameter], device: torch.device, loss_fn: object = None
+    model: nn.Module,
+    weights: Sequence[nn.Parameter],
+    device: torch.device,
+    loss_fn: object = None,
+    *,
+    owned: bool = False,
 ) -> Iterator[set[str]]:
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
@@ -35,6 +40,7 @@ def held_still(
     state, torch's own settings (:func:`settings_kept`), the attention fast path, the key-value cache of Hugging Face
     language models, gradient checkpointing, the padding row of embedding tables, the fused kernels of recurrent layers.
     Hooks on gradients, by which training masks or clips them, have no effect: what is measured is the loss.
+    Of a network that is ``owned``, which nobody holds but the measurement, values are not copied to be put back.
 
     Yields:
         What the network switches on itself and is held off, in words, as it comes up.
@@ -46,7 +52,7 @@ def held_still(
     with contextlib.ExitStack() as stack:
         stack.enter_context(random_state_kept())
         stack.enter_context(settings_kept())
-        stack.enter_context(state_kept(model, loss_fn))
+        stack.enter_context(state_kept(model, loss_fn, but_values_of=model if owned else None))
         stack.enter_context(torch.autocast(device.type, enabled=False))
         switched = stack.enter_context(_without_autocast_inside())
         stack.enter_context(full_float32())

@@ -10,7 +10,7 @@ import random
 import signal
 import threading
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CellType, FunctionType, MethodType
 from typing import Any, TypeAlias
 
@@ -98,7 +98,7 @@ def _with(function: Callable[..., Any], *arguments: Any) -> tuple[Any, ...]:
 
 
 @contextlib.contextmanager
-def state_kept(*objects: object) -> Iterator[None]:
+def state_kept(*objects: object, but_values_of: nn.Module | None = None) -> Iterator[None]:
     """Put back at the end all that networks and losses hold, also after an exception or Ctrl-C.
 
     Kept are attributes, containers and random generators at any depth, of modules and of the user's own objects beside
@@ -108,10 +108,11 @@ def state_kept(*objects: object) -> Iterator[None]:
 
     Args:
         objects: modules; or functions, whose own module, closure and arguments are looked into.
+        but_values_of: a network that nobody else holds: the values of its parameters and buffers need no copy.
 
     Cost: one copy of every tensor held.
     """
-    keeper = _Keeper()
+    keeper = _Keeper(() if but_values_of is None else (*but_values_of.parameters(), *but_values_of.buffers()))
     for each in objects:
         keeper.keep(each)
     try:
@@ -176,7 +177,8 @@ def _uninterrupted() -> Iterator[None]:
 class _Keeper:
     """Remembers values as they are met, each object once."""
 
-    def __init__(self) -> None:
+    def __init__(self, forgotten: Iterable[Tensor] = ()) -> None:
+        self._forgotten = {id(tensor) for tensor in forgotten}
         self._undo: list[Callable[[], object]] = []
         self._seen: dict[int, object] = {}
         self._packages: set[str] = set()
@@ -252,7 +254,7 @@ class _Keeper:
     def _keep_tensor(self, tensor: Tensor) -> None:
         flag, grad = tensor.requires_grad, tensor.grad if tensor.is_leaf else None
         hooks = [(name, getattr(tensor, name, None)) for name in GRADIENT_HOOKS]
-        empty = tensor.is_meta or is_lazy(tensor)
+        empty = tensor.is_meta or is_lazy(tensor) or id(tensor) in self._forgotten
         data, values = tensor.data, None if empty else tensor.detach().clone()
         # A backward pass of the training that is still to come compares it.
         version = None if tensor.is_inference() else _unsafe_preserve_version_counter(tensor)

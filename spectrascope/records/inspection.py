@@ -59,14 +59,21 @@ class TimeGuess:
 class MemoryNeed:
     """Bytes that a run needs at the least, one sample at a time, beside those that the device has.
 
-    ``gradient_bytes`` are of the largest block of weights, by sample group; ``tangent_bytes`` what a sample's graph and
-    the tangents of one weight take. ``helps`` says, where it would not fit, what would need less.
+    ``total_bytes`` is the most at a time: gradients are gone when a sample's pass and the copies to check by come, and
+    a file's content when the network holds it. ``copy_bytes``: the network as given beside the one measured, or the
+    values of a caller's own, to be put back. ``gradient_bytes`` are of the largest block of weights, by sample group;
+    ``tangent_bytes`` what a sample's graph and the tangents of one weight take; ``check_bytes`` copies of the network
+    to check by, in float32 of a narrower one, in float64 of a small one; ``process_bytes`` the program itself,
+    libraries counted in. ``helps`` says, where it would not fit, what would need less.
     """
 
     weight_bytes: int
+    copy_bytes: int
     gradient_bytes: int
     direction_bytes: int
     tangent_bytes: int | Missing
+    check_bytes: int
+    process_bytes: int
     total_bytes: int
     available_bytes: int | Missing
     device: str

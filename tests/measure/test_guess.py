@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from spectrascope.curvature import references
 from spectrascope.curvature.tangent.plan import make_plan, record_loss
 from spectrascope.measure import guess, room
 from spectrascope.measure.inspect import inspect_model
 from spectrascope.records.inspection import CostEstimate, TimeGuess
 from spectrascope.records.report import ModelInfo, ProbeOptions
 from spectrascope.records.signal import Estimate
-from spectrascope.records.values import ALL_SAMPLES, EngineName, Missing
+from spectrascope.records.values import ALL_SAMPLES, CheckScope, EngineName, Missing
 from spectrascope.reports.render import Format, render
 from spectrascope.workload import TensorSource
 from tests.support.cases import CASES, make_workload
@@ -31,6 +32,13 @@ def cost_of(model: nn.Module, inputs: torch.Tensor, *, timed: bool = True, **opt
 
 def conv_net() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10))
+
+
+@pytest.fixture(autouse=True)
+def no_program(monkeypatch) -> None:
+    """What the tests themselves have in memory is nobody's business here."""
+    monkeypatch.setattr(room, "resident_bytes", lambda: 0)
+    monkeypatch.setattr(references, "_SMALL", 0)  # nor the copies that check a small network
 
 
 @pytest.fixture
@@ -169,7 +177,8 @@ def test_what_does_not_fit_and_what_would(monkeypatch):
         monkeypatch.setattr(room, "available_bytes", lambda device, free=free: free)
         need = cost_of(net, torch.zeros(3, 256), timed=False).memory
         assert need.weight_bytes == kept
-        assert need.total_bytes == kept + need.gradient_bytes + need.direction_bytes + need.tangent_bytes
+        assert need.copy_bytes == kept  # the values of the caller's own network, to be put back
+        assert need.total_bytes == 2 * kept + need.direction_bytes + max(need.gradient_bytes, need.tangent_bytes)
         assert need.fits is (free == 1 << 40)
         assert bool(need.helps) is not need.fits
     by_option = {remedy.option: remedy.left for remedy in need.helps}
@@ -186,6 +195,66 @@ def test_a_narrower_format_needs_less(monkeypatch, dtype, narrower):
     (told,) = (remedy.left for remedy in wide.helps if remedy.option == f"--dtype {narrower}")
     kept = wide.gradient_bytes - narrow.gradient_bytes  # a float64 network's are kept in float64 by sample group
     assert told == pytest.approx(narrow.total_bytes + kept, rel=0.01)
+
+
+NUMBERS = 16 * 256 * 256
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "owned", "copy"),
+    [
+        (torch.float32, "float32", True, 0),
+        (torch.float32, "float32", False, 4 * NUMBERS),  # its values, to be put back
+        (torch.float32, "float64", False, 4 * NUMBERS),  # the network as given, beside a copy in float64
+        (torch.float32, "float64", True, 4 * NUMBERS),
+        (torch.float32, "bfloat16", True, 4 * NUMBERS),
+        (torch.bfloat16, "bfloat16", True, 0),
+    ],
+)
+def test_a_second_copy_is_counted_where_there_is_one(monkeypatch, given, dtype, owned, copy):
+    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 0)
+    net = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(16))).to(given)
+    source = TensorSource(torch.zeros(3, 256), torch.zeros(3, dtype=torch.long))
+    options = ProbeOptions(**{**OPTIONS, "dtype": dtype, "num_samples": 2})
+    need = inspect_model(net, source, options=options, model_info=INFO, owned=owned).cost.memory
+    check = 4 * NUMBERS if dtype == "bfloat16" else 0
+    assert (need.copy_bytes, need.check_bytes) == (copy, check)
+    held = need.weight_bytes + copy + need.direction_bytes + max(need.gradient_bytes, check + need.tangent_bytes)
+    read = 2 * given.itemsize * NUMBERS if owned else 0
+    assert need.total_bytes == max(held, read)
+    if not check:
+        return
+    monkeypatch.setattr(room, "available_bytes", lambda device: held - 1)
+    tight = inspect_model(net, source, options=options, model_info=INFO, owned=owned).cost.memory
+    assert tight.check_bytes == 0  # left out where there is no room for it
+    assert tight.fits is True
+
+
+def test_a_small_network_is_checked_by_a_copy_in_float64(monkeypatch):
+    monkeypatch.setattr(references, "_SMALL", 8 * 650)
+    net = nn.Linear(64, 10)
+    assert cost_of(net, torch.zeros(3, 64), self_check=CheckScope.SAMPLED).memory.check_bytes == 8 * 650
+    assert cost_of(net, torch.zeros(3, 64), self_check=CheckScope.OFF).memory.check_bytes == 0
+    assert cost_of(net, torch.zeros(3, 64), dtype="bfloat16").memory.check_bytes == 4 * 650 + 8 * 650
+    assert cost_of(nn.Linear(65, 10), torch.zeros(3, 65)).memory.check_bytes == 0
+
+
+def test_reading_a_file_takes_its_content_twice(monkeypatch):
+    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 0)
+    with torch.device("meta"):
+        net = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(40)))
+    source = TensorSource(torch.zeros(3, 512), torch.zeros(3, dtype=torch.long))
+    options = ProbeOptions(**OPTIONS, layers=("0.*",))
+    need = inspect_model(net, source, options=options, model_info=INFO, owned=True).cost.memory
+    assert need.total_bytes == 2 * need.weight_bytes
+    taken = inspect_model(net, source, options=options, model_info=INFO).cost.memory
+    assert taken.total_bytes > 2 * need.weight_bytes
+
+
+def test_fewer_samples_than_groups_are_as_many_groups():
+    net = nn.Linear(64, 64, bias=False)
+    assert cost_of(net, torch.zeros(3, 64), num_samples=2).memory.gradient_bytes == 64 * 64 * (24 + 4 * 2)
+    assert cost_of(net, torch.zeros(3, 64)).memory.gradient_bytes == 64 * 64 * (24 + 4 * 16)
 
 
 def test_it_is_said_in_words_and_with_units(monkeypatch):

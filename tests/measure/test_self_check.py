@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import spectrascope
-from spectrascope.curvature import double_backprop, gauss_newton
+from spectrascope.curvature import double_backprop, gauss_newton, references
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.errors import DataError, OptionError, SelfCheckError, UnsupportedModelError
 from spectrascope.records.values import Missing
@@ -96,6 +97,25 @@ def test_what_tangents_get_wrong_is_measured_by_double_backprop(monkeypatch):
     _same_h(found, right)
     assert found.layers[0].measurement.engine.value == "double-backprop"
     assert found.layers[0].measurement.engine_reason.startswith("tangent failed the self-check: the weight differs")
+
+
+@pytest.mark.parametrize(("bytes_of_a_copy", "copies"), [(1 << 30, 1), (0, 0)], ids=["small", "large"])
+def test_a_large_network_is_not_copied_in_float64_unless_something_differs(monkeypatch, bytes_of_a_copy, copies):
+    made = []
+    monkeypatch.setattr(references, "_SMALL", bytes_of_a_copy)
+    monkeypatch.setattr(references, "copy_of", lambda model: made.append(1) or copy.deepcopy(model))
+    report = spectrascope.probe(_mlp(nn.Tanh()), (X, Y))
+    assert len(made) == copies
+    assert report.provenance.self_check.n_weights == len(report.layers)
+
+
+def test_without_room_for_a_copy_a_difference_is_a_fault(monkeypatch):
+    monkeypatch.setattr(references, "available_bytes", lambda device: 100)
+    report = spectrascope.probe(_mlp(nn.Tanh()), (X, Y))
+    assert report.provenance.self_check.n_weights == len(report.layers)
+    _wrong_tangents(monkeypatch)
+    report = spectrascope.probe(_mlp(nn.Tanh()), (X, Y), engine="tangent")
+    assert "differs from the reference by" in report["0.weight"].measurement.engine_reason
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

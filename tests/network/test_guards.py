@@ -8,14 +8,18 @@ import torch.nn.functional as F
 from torch import nn
 
 import spectrascope
+from spectrascope.api.inputs import make_run
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
+from spectrascope.measure.prepare import prepare_workload
 from spectrascope.network.guards import (
     held_still,
     require_deterministic,
     require_finite_weights,
 )
 from spectrascope.network.mean_loss import require_mean_loss
+from spectrascope.workload import silent
 from tests.support.cases import Net, batch_norm, labels, make_workload, vec
+from tests.support.counting import elements_made
 
 
 def _odd_model() -> nn.Module:
@@ -152,6 +156,44 @@ def test_inside_only_the_wanted_weights_require_gradients():
     with held_still(net, [net.a.weight], torch.device("cpu")):
         assert [n for n, p in net.named_parameters() if p.requires_grad] == ["a.weight"]
         assert not any(m.training for m in net.modules())
+
+
+def test_a_network_that_nobody_else_holds_is_not_copied_and_all_but_its_values_is_put_back():
+    net = _odd_model()
+    before = _state(net)
+    with elements_made() as kept, held_still(net, [net.a.weight], torch.device("cpu")):
+        pass
+    assert sum(kept) >= sum(t.numel() for t in (*net.parameters(), *net.buffers()))
+    assert _state(net) == before
+    with elements_made() as made, held_still(net, [net.a.weight], torch.device("cpu"), owned=True):
+        net(torch.randn(2, 3, 5, 5))
+    assert sum(made) < sum(kept) - sum(t.numel() for t in net.parameters())
+    after = _state(net)
+    assert [name for name in before if before[name] != after[name]] == ["buffers"]
+    assert net.count == 1  # what the network does to its own values is its own business
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype", "owned"),
+    [
+        ("digits-cnn@early", "float32", True),
+        ("digits-cnn@early", "float64", True),
+        ("memory", "float32", False),
+        ("memory", "float64", True),  # a copy
+        ("factory", "float32", False),  # which may keep what it returns
+        ("factory", "float64", True),
+        ("compiled inside", "float32", False),  # modules are copied, parameters are not
+    ],
+)
+def test_who_else_holds_a_network(tmp_path, model, dtype, owned):
+    net, batch = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), (torch.rand(20, 1, 8, 8), torch.arange(20) % 10)
+    (tmp_path / "own.py").write_text("from torch import nn\ndef net(): return nn.Sequential(nn.Linear(64, 10))\n")
+    if model == "compiled inside":
+        net[1].compile()
+    named = {"memory": net, "compiled inside": net, "factory": f"{tmp_path / 'own.py'}:net"}
+    x = batch[0].flatten(1) if model == "factory" else batch[0]
+    run = make_run("probe", named.get(model, model), (x, batch[1]), None, silent, {"dtype": dtype})
+    assert prepare_workload(run).owned is owned
 
 
 def test_a_moved_model_is_a_copy():

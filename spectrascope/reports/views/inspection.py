@@ -73,10 +73,18 @@ def _describe_time(time: TimeGuess | Missing) -> list[tuple[str, str]]:
 
 
 def _describe_memory(need: MemoryNeed) -> list[tuple[str, str]]:
-    parts = [(need.weight_bytes, "weights"), (need.gradient_bytes, "gradients"), (need.direction_bytes, "directions")]
-    if not isinstance(need.tangent_bytes, Missing):
-        parts.append((need.tangent_bytes, "a sample's pass"))
-    text = f"about {format_bytes(need.total_bytes)} ({', '.join(f'{what} {format_bytes(n)}' for n, what in parts)})"
+    tangents = 0 if isinstance(need.tangent_bytes, Missing) else need.tangent_bytes
+    parts = {
+        "weights": need.weight_bytes,
+        "a copy of them": need.copy_bytes,
+        "gradients": need.gradient_bytes,
+        "directions": need.direction_bytes,
+        "a sample's pass": tangents,
+        "copies to check by": need.check_bytes,
+        "the program": need.process_bytes,
+    }
+    listed = ", ".join(f"{what} {format_bytes(n)}" for what, n in parts.items() if n)
+    text = f"about {format_bytes(need.total_bytes)} at a time ({listed})"
     if isinstance(need.available_bytes, Missing):
         return [("memory", text)]
     free = f"{format_bytes(need.available_bytes)} free on {need.device}"

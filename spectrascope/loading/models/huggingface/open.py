@@ -99,11 +99,10 @@ def load_huggingface(
         weights = find_weight_files(folder, named, headers_only=headers_only)
     headers = weights.headers()
     require_possible_depth(raw, len(headers.state_dict) or len(weights.names), str(folder))
-    network, left_out = _fit(weights, headers, chosen)
-    sha256, dtype = headers.sha256, torch.float32
+    dtype = torch.bfloat16 if keep_bfloat16 and _is_all_bfloat16(headers) else torch.float32
+    network, left_out = _fit(weights, headers, chosen, dtype)
+    sha256 = headers.sha256
     if not headers_only:
-        if keep_bfloat16 and _is_all_bfloat16(headers):
-            dtype = torch.bfloat16
         tensors, sha256 = weights.weights(dtype)
         network = _fill(weights.path, tensors, chosen, dtype)
     _finish_parameters(network, dtype)
@@ -163,17 +162,19 @@ def _class_names(config: Any) -> tuple[str, ...] | None:
 class _Stored:
     """A stored tensor of which only the header is known: what the loader makes of it stays on the meta device."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.shape, self._dtype = shape, dtype
 
     def __getitem__(self, key: Any) -> _Stored:
         return self
 
     def to(self, *args: Any, **kwargs: Any) -> Tensor:
-        return torch.empty(self.shape, dtype=torch.float32, device="meta")
+        return torch.empty(self.shape, dtype=self._dtype, device="meta")
 
 
-def _fit(weights: WeightFiles, headers: Checkpoint, chosen: HFClass) -> tuple[nn.Module, tuple[str, ...]]:
+def _fit(
+    weights: WeightFiles, headers: Checkpoint, chosen: HFClass, dtype: torch.dtype
+) -> tuple[nn.Module, tuple[str, ...]]:
     """Put headers into a network without storage, by the rules tensors are loaded by; refuse where they do not fit.
 
     Returns:
@@ -183,8 +184,9 @@ def _fit(weights: WeightFiles, headers: Checkpoint, chosen: HFClass) -> tuple[nn
     if weights.names:
         shapes = _usual_shapes(chosen, weights)
     masks = [key for key, shape in shapes.items() if is_mask(key, shape)]
-    stored = {key: _Stored(shape) for key, shape in shapes.items()}
-    network, report = _from_pretrained(weights.path, without_storage(chosen.cls), chosen, stored, mismatched=True)
+    stored = {key: _Stored(shape, dtype) for key, shape in shapes.items()}
+    cls = without_storage(chosen.cls)
+    network, report = _from_pretrained(weights.path, cls, chosen, stored, mismatched=True, dtype=dtype)
     _tie(network)
     unexpected = sorted(key for key in report["unexpected_keys"] if key not in masks and not _is_any_of(key, masks))
     left_out = tuple(key for key in unexpected if _OTHER_HEADS.search(key))
@@ -253,7 +255,7 @@ def _fill(path: Path, tensors: dict[str, Tensor], chosen: HFClass, dtype: torch.
 
 
 def _from_pretrained(
-    path: Path, cls: Any, chosen: HFClass, state_dict: Any, *, mismatched: bool, dtype: torch.dtype = torch.float32
+    path: Path, cls: Any, chosen: HFClass, state_dict: Any, *, mismatched: bool, dtype: torch.dtype
 ) -> tuple[Any, Any]:
     """Transformers' own loading, which renames, splits and merges stored tensors as each class needs."""
     try:
