@@ -111,7 +111,7 @@ def suits_kronecker(beta_chi: PowerFit | Missing, chi: Vector, ratio: float | Mi
     """
     name = "suits a Kronecker preconditioner"
     if isinstance(beta_chi, Missing):
-        return Mechanism(name, Determination.UNDETERMINED, f"no slope of chi: {beta_chi.reason}")
+        return Mechanism(name, Determination.UNDETERMINED, f"no slope of χ: {beta_chi.reason}")
     positive = chi[chi > 0]
     spread = float(positive.max() / positive.min())
     flat = _within(beta_chi)
@@ -121,7 +121,7 @@ def suits_kronecker(beta_chi: PowerFit | Missing, chi: Vector, ratio: float | Mi
         verdict = Determination.YES
     else:
         verdict = Determination.UNDETERMINED
-    evidence = f"{_say('chi', beta_chi)}, chi {positive.min():.2g} to {positive.max():.2g}"
+    evidence = f"{_say('χ', beta_chi)}, χ {positive.min():.2g} to {positive.max():.2g}"
     if not isinstance(ratio, Missing):
         evidence += f", concentration ratio {ratio:.2g}"
     return Mechanism(name, verdict, evidence)

@@ -20,7 +20,8 @@ _RADIUS, _SMALL_RADIUS, _MANY_POINTS = 3.4, 2.2, 80
 _LEGEND_LINE = 18.0
 _GUIDE = 42  # room for the name of a guide
 _SLANTED_WIDTH = 19  # between slanted names
-_CHAR, _SLANTED_CHAR = 6.2, 5.3  # room for a letter of the legend, and of a slanted name
+_CHAR, _SLANTED_CHAR, _SLANTED_DEPTH = 6.2, 5.3, 4.3  # room for a letter of the legend, of a slanted name, below it
+_LEAST_HEIGHT = 150  # of the axes, where a legend and slanted names take the room
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +51,18 @@ def chart_svg(chart: Chart, identity: str, *, width: int = 340, height: int = 28
         chart: what to show.
         identity: unique in the page; names the clip path and the title.
         width: of the drawing, in its own units, in which letters are 12 high: as wide as a phone shows it.
-        height: of the drawing, legend included.
+        height: of the drawing, legend included; more where that leaves too little for the axes.
 
     Returns:
         An ``<svg>`` element with a title and a description for readers who cannot see it.
     """
     rows = _legend_rows(chart, width - 20)
     longest = max((len(text) for _, text in chart.x.ticks), default=0) if chart.x.slanted else 0
-    bottom = 42 + round(_SLANTED_CHAR * longest) if longest else 44
+    bottom = 40 + round(_SLANTED_DEPTH * longest) if longest else 44
     right = width - 14 - (_GUIDE if chart.guides else 0)
-    left = _left(chart.x, right)
-    frame = _Frame(left, 14 + _LEGEND_LINE * len(rows), right, height - bottom, chart.x, chart.y)
+    left, top = _left(chart.x, right), 14 + round(_LEGEND_LINE * len(rows))
+    height = max(height, top + _LEAST_HEIGHT + bottom)
+    frame = _Frame(left, top, right, height - bottom, chart.x, chart.y)
     identity = escape(identity, quote=True)
     inside = "".join(_draw(part, frame) for part in chart.parts)
     title, summary = escape(printable(chart.title)), escape(printable(chart.summary or chart.title))

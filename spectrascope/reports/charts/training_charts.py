@@ -10,7 +10,7 @@ from spectrascope.reports.charts.axes import OPTIMIZERS, linear_axis, log_axis, 
 from spectrascope.reports.charts.chart import Band, Bars, Chart, Ink, Line, Part, Picture, Points, PointShape
 from spectrascope.reports.charts.inks import KIND_INKS, MODEL_INKS
 from spectrascope.reports.fields import RANK_MODEL_NAMES, UNDETERMINED, Field, followed, named
-from spectrascope.reports.figures import format_count
+from spectrascope.reports.figures import format_count, format_percent
 
 __all__ = ["drawn_fields", "layer_chart", "quality_charts", "share_chart", "track_chart", "trajectory_pictures"]
 
@@ -73,7 +73,8 @@ def track_chart(trajectory: Trajectory, number: str) -> Chart:
         summary = f"No checkpoint has a median {name}."
     y = log_axis(name, everything) if field.logarithmic else linear_axis(name, everything)
     n_all = len(steps) * len(trajectory.layers)
-    note = f"{UNDETERMINED} or not measured: {n_missing} of {n_all}" if key == "step_exponent" and n_missing else ""
+    unknown = n_missing if key == "step_exponent" else 0
+    note = f"{UNDETERMINED.capitalize()} or not measured: {unknown} of {n_all}." if unknown else ""
     guides = tuple((place, text) for place, text in OPTIMIZERS if y.holds(place)) if key == "step_exponent" else ()
     x = steps_axis(trajectory.step_name, steps)
     return Chart(f"{name} over training", x, y, tuple(parts), summary, note, guides=guides)
@@ -83,9 +84,9 @@ def quality_charts(trajectory: Trajectory) -> list[Chart]:
     """The loss on the batch over training, and the accuracy where there is one."""
     steps = [point.step for point in trajectory.points]
     found = []
-    for name, values, ink in (
-        ("loss", tuple(point.loss for point in trajectory.points), Ink.ORANGE),
-        ("accuracy", tuple(point.accuracy for point in trajectory.points), Ink.BLUE),
+    for name, values, ink, write in (
+        ("loss", tuple(point.loss for point in trajectory.points), Ink.ORANGE, "{:.3g}".format),
+        ("accuracy", tuple(point.accuracy for point in trajectory.points), Ink.BLUE, format_percent),
     ):
         pairs = _known(steps, values)
         if not pairs:
@@ -99,7 +100,7 @@ def quality_charts(trajectory: Trajectory) -> list[Chart]:
                 x=steps_axis(trajectory.step_name, steps),
                 y=log_axis(name, ys) if spans_decades else linear_axis(name, ys, include=[0.0]),
                 parts=(Line(xs, ys, ink), Points(xs, ys, ink, names=names)),
-                summary=f"The {name} goes from {ys[0]:.3g} to {ys[-1]:.3g} on the samples measured.",
+                summary=f"The {name} goes from {write(ys[0])} to {write(ys[-1])} on the samples measured.",
             )
         )
     return found

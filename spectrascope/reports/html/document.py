@@ -24,7 +24,7 @@ def document_html(document: Document, charts: Sequence[Chart] = (), files: Files
     return fill_page(
         "document.html.j2",
         files,
-        title=document.title.removeprefix("spectrascope: ").removeprefix("spectrascope "),
+        title=_heading(document.title),
         subtitle=facts.get("model", next(iter(facts.values()), "")),
         words=[text for text, tone in first if tone is Tone.PLAIN or len(first) == 1],
         warnings=[
@@ -38,6 +38,11 @@ def document_html(document: Document, charts: Sequence[Chart] = (), files: Files
         meaning=[text for text, tone in said if tone in (Tone.PLAIN, Tone.QUIET)],
         facts=document.facts,
     )
+
+
+def _heading(title: str) -> str:
+    text = title.removeprefix("spectrascope: ").removeprefix("spectrascope ")
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def _table(index: int, sheet: Sheet) -> PageTable:

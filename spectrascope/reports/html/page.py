@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -31,6 +32,8 @@ from spectrascope.reports.views.facts import describe_everything
 from spectrascope.reports.views.report import build_summary_sheet
 from spectrascope.reports.views.words import explain, say_in_words, warn
 from spectrascope.text import printable
+
+_BREAK = re.compile(r"(?<=_)|(?<=\.)(?=[^\W\d])")
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -183,11 +186,11 @@ def environment() -> Environment:
 
 
 def _breakable(name: str) -> Markup:
-    """Let a long name break after its dots and underscores."""
+    """Let a long name break after its dots and underscores; a number has none that a letter follows."""
     from markupsafe import Markup, escape
 
     text = str(escape(printable(name)))
-    return Markup(text.replace(".", ".<wbr>").replace("_", "_<wbr>"))
+    return Markup(_BREAK.sub("<wbr>", text))
 
 
 def _show(value: Any) -> Any:

@@ -17,6 +17,7 @@ from spectrascope.reports.views.signal import say_layer_signal
 
 __all__ = ["Choice", "LayerFacts", "PageCell", "PageColumn", "PageRow", "PageTable", "build_layer_table", "layer_facts"]
 
+_LONG = 13  # letters in a third of a phone's width
 _FIRST = 8
 """Directions whose errors are shown."""
 
@@ -70,6 +71,11 @@ class PageTable:
     rows: tuple[PageRow, ...]
     choices: tuple[Choice, ...] = ()
     small: bool = False
+
+    @property
+    def long(self) -> set[int]:
+        """Columns whose words need twice the room on a phone."""
+        return {i for i in range(len(self.columns)) if any(len(row.cells[i].text) > _LONG for row in self.rows)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,8 +205,6 @@ def _closing(advice: Advice) -> tuple[Line, ...]:
     lines: list[Line] = []
     if isinstance(advice.validation, Validation):
         lines += [(line, Tone.PLAIN) for line in _describe_validation(advice.validation)]
-    if not isinstance(beta := advice.training_beta, Missing):
-        lines.append((f"For a whole training: β {beta:.2f} for all weights, {_ABOUT_TRAINING}", Tone.PLAIN))
     return (*lines, point_to_explain("step exponent", "damping", "resolved"), _bottom_line(advice))
 
 
@@ -214,10 +212,11 @@ def _bottom_line(advice: Advice) -> Line:
     own = sum(layer.source is BetaSource.LAYER for layer in advice.layers)
     pooled = sum(layer.treatment is Treatment.SPECTRAL for layer in advice.layers) - own
     left = sum(layer.treatment is Treatment.UNDETERMINED for layer in advice.layers)
-    text = (
-        f"Of {format_count(own + pooled + left, 'weight')}, {own} get an exponent of their own, {pooled} one pooled "
-        f"over their group, {left} are undetermined."
-    )
+    parts = ((own, "an exponent of their own"), (pooled, "one pooled over their group"), (left, "none: undetermined"))
+    shares = ", ".join(f"{n} get {what}" for n, what in parts if n) or "none has an exponent"
+    text = f"Of {format_count(own + pooled + left, 'weight')}, {shares}."
+    if not isinstance(beta := advice.training_beta, Missing):
+        text += f" For a whole training: β {beta:.2f} for all weights, {_ABOUT_TRAINING}"
     return (text, Tone.WARNING if left else Tone.PLAIN)
 
 

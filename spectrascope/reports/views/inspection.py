@@ -28,13 +28,21 @@ def build_inspection(inspection: Inspection) -> Document:
             *(("note", note) for note in inspection.notes),
         ),
         sheets=(_build_sheet(shown, len(inspection.weights) - len(shown)),),
-        closing=(
-            (
-                f"{inspection.n_measured} rows would be measured, {inspection.n_skipped} skipped. Costs are estimates.",
-                Tone.PLAIN,
-            ),
-        ),
+        closing=(_bottom_line(inspection, len(inspection.weights) - len(shown)),),
     )
+
+
+def _bottom_line(inspection: Inspection, n_vectors: int) -> tuple[str, Tone]:
+    time, need = inspection.cost.time, inspection.cost.memory
+    lasting = "" if isinstance(time, Missing) else f" in about {format_span(time.total_seconds)}"
+    vectors = "all" if n_vectors == inspection.n_skipped else n_vectors
+    skipped = f"{inspection.n_skipped} skipped" + (f", {vectors} of them vectors" if n_vectors else "")
+    fits = ", which does not fit" if need.fits is False else ""
+    text = (
+        f"{format_count(inspection.n_measured, 'weight')} would be measured{lasting} and about "
+        f"{format_bytes(need.total_bytes)} of memory{fits}; {skipped}. Costs are estimates."
+    )
+    return text, Tone.WARNING if fits else Tone.PLAIN
 
 
 def _is_vector(row: InspectedWeight) -> bool:

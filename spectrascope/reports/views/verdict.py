@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from spectrascope.records.comparison import Change, Comparison, Difference, Value
 from spectrascope.records.values import Missing
 from spectrascope.records.verdict import Finding, Mark, Outcome, Verdict
+from spectrascope.reports.fields import RANK_MODEL_NAMES
 from spectrascope.reports.figures import format_count, format_percent
 from spectrascope.reports.order import ChangeOrder, sort_changes
 from spectrascope.reports.views.document import DASH, Column, Document, Footnotes, Row, Sheet, Tone
@@ -22,6 +23,7 @@ _TONES = {
 _WORDS = {Outcome.PASS: "PASSED", Outcome.FAIL: "FAILED", Outcome.INCONCLUSIVE: "INCONCLUSIVE"}
 _CLOSING = {Outcome.PASS: Tone.PLAIN, Outcome.FAIL: Tone.ALARM, Outcome.INCONCLUSIVE: Tone.WARNING}
 _WHOLE = "(whole report)"
+_MODELS = {model.value: name for model, name in RANK_MODEL_NAMES.items()}
 _RARE = 3.0
 _SPOKEN = {
     "summary.beta_median": "published β",
@@ -77,13 +79,13 @@ def format_value(value: Value) -> str:
     """Write a reported number or word for a cell of a table.
 
     >>> format_value(1.98765), format_value(True), format_value("lognormal"), format_value(12345678.0)
-    ('1.988', 'yes', 'lognormal', '1.235e+07')
+    ('1.988', 'yes', 'log-normal', '1.235e+07')
     """
     if isinstance(value, Missing):
         return DASH
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else _MODELS.get(str(value), str(value))
 
 
 def _conclude(verdict: Verdict) -> tuple[tuple[str, Tone], ...]:
