@@ -21,8 +21,8 @@ import argparse
 import json
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,8 @@ class Setting:
     device: str
     tuning_seed: int = 0
     budgets: tuple[str, ...] = BUDGETS
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates that were tuned before, by contender."""
 
     def run(self, contender: Contender, rate: float, seed: int, steps: int, budget: str) -> dict[str, Any]:
         """Train once, or read what came out when that was done before."""
@@ -224,7 +226,7 @@ def compare(setting: Setting, seeds: int, only: list[str]) -> None:
             continue
         whole = setting.task.steps()
         steps = round(whole / (1 + ADAPTIVE_BUDGET)) if contender.adaptive else whole
-        rate = tune(setting, contender, steps)
+        rate = setting.rates.get(contender.name) or tune(setting, contender, steps)
         runs = [setting.run(contender, rate, seed, steps, "steps") for seed in fresh]
         seconds = min((run["seconds"] for run in runs if run["seconds"]), default=0.0)  # the least disturbed
         if contender.name == REFERENCE:  # it comes first; without it there is no equal time
@@ -244,6 +246,7 @@ def own_options(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="of warm-up and rates, one for a folder of runs",
     )
+    parser.add_argument("--rates", type=Path, help="a --summary of before, whose learning rates are taken")
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=BUDGETS, help="equal in what")
 
 
@@ -256,7 +259,10 @@ def main() -> None:
     for e in measured.exponents:
         print(f"  {e.name:<32} β {e.beta:5.2f}  damping {e.relative_damping:.2g}")
     print(f"  for a whole training: β {'undetermined' if measured.training is None else f'{measured.training:.2f}'}")
-    setting = Setting(task, measured, options.runs, options.device, options.tuning_seed, tuple(options.budgets))
+    before = json.loads(options.rates.read_text(encoding="utf-8"))["rows"] if options.rates else []
+    rates = {row["contender"]: row["rate"] for row in before}
+    given = (options.tuning_seed, tuple(options.budgets), rates)
+    setting = Setting(task, measured, options.runs, options.device, *given)
     compare(setting, options.seeds, options.only)
     summary = summarise(options.runs / task.name, REFERENCE, task.higher_is_better, options.tuning_seed)
     print("\n".join(summary.lines()))

@@ -45,7 +45,8 @@ def main() -> None:
     whole = "whole CIFAR-10, CIFAR-100 and Tiny-ImageNet" if given.full else "the embedded digits and pages"
     data = whole if given.shared is None else f"the data in {given.shared.name}"
     seeds = f"{given.seeds} seeds of optimizers" if given.seeds else "no optimizers"
-    setting = f"Measured on {data}, {samples} samples a network, training steps × {given.scale:g}, {seeds}."
+    setting = f"Measured on {data}, up to {samples} samples a network, training steps × {given.scale:g}, {seeds}."
+    setting += " Beside a figure: its 95 % interval, and of how many weights or seeds it is."
     triangle = triangle_rows(lab, arrays)
     given.out.mkdir(parents=True, exist_ok=True)
     write_text_atomically(given.out / "paper.html", page(rows, checks(arrays), triangle, setting))

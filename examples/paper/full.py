@@ -20,6 +20,8 @@ LAYOUT = {
 }
 """Folders under ``--data``, and the archives that unpack to them."""
 
+GPT = {"width": 384, "depth": 6, "heads": 6}
+
 
 def require_data(root: Path) -> None:
     """Say in one line what is not there, and where it comes from.
@@ -71,7 +73,6 @@ def full_recipes(scale: float, root: Path) -> dict[str, Recipe]:
         return Recipe(name, build, train, n, batch=128, rate=1e-3, seed=seed, flip=True, measured=test)
 
     ten, hundred = (partial(_cifar_of, classes) for classes in (10, 100))
-    gpt = {"width": 384, "depth": 6, "heads": 6}
     found = [
         of("resnet18", built_in("resnet18-cifar"), ten, steps(11_700)),  # 30 epochs
         of("vgg", built_in("vgg11-bn-cifar"), ten, steps(11_700)),
@@ -81,11 +82,11 @@ def full_recipes(scale: float, root: Path) -> dict[str, Recipe]:
         of("vit-100", built_in("vit-tiny"), hundred, steps(11_700)),
         of("mlp", mlp(512, 512, 512), ten, steps(3_900)),
         *(of(f"mlp-{w}-seed-{seed}", mlp(w), ten, steps(1_950), seed) for w in WIDTHS for seed in SEEDS),
-        Recipe("gpt", transformer(**gpt), text, steps(8_000), rate=1e-3),
-        Recipe("gpt-untrained", transformer(**gpt), text, 0),
-        Recipe("gpt-no-norm", transformer(norm=False, **gpt), text, steps(8_000), rate=3e-4),
-        Recipe("gpt-no-residual", transformer(residual=False, **gpt), text, steps(8_000), rate=3e-4),
-        Recipe("gpt-classes", transformer(**gpt), scrambled, steps(8_000), rate=1e-3),
+        Recipe("gpt", transformer(**GPT), text, steps(8_000), rate=1e-3),
+        Recipe("gpt-untrained", transformer(**GPT), text, 0),
+        Recipe("gpt-no-norm", transformer(norm=False, **GPT), text, steps(8_000), rate=3e-4),
+        Recipe("gpt-no-residual", transformer(residual=False, **GPT), text, steps(8_000), rate=3e-4),
+        Recipe("gpt-classes", transformer(**GPT), scrambled, steps(8_000), rate=1e-3),
     ]
     return {recipe.name: recipe for recipe in found}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from itertools import pairwise
@@ -299,6 +299,15 @@ def recipes(scale: float) -> dict[str, Recipe]:
             for width in WIDTHS
             for seed in SEEDS
         ),
+        *(replace(recipe, at_most=512) for recipe in transformers(n)),
+        *blocks(),
+    ]
+    return {recipe.name: recipe for recipe in found}
+
+
+def transformers(n: int) -> list[Recipe]:
+    """Small ones of text and of pairs of digits; curvature of smooth networks takes longer than of others."""
+    return [
         Recipe("gpt", transformer(), text, n),
         Recipe("gpt-untrained", transformer(), text, 0),
         Recipe("gpt-no-norm", transformer(norm=False), text, n, rate=1e-3),
@@ -306,9 +315,7 @@ def recipes(scale: float) -> dict[str, Recipe]:
         Recipe("gpt-classes", transformer(), scrambled, n),
         Recipe("vit-10", transformer(), pairs(10), n),
         Recipe("vit-100", transformer(), pairs(100), n),
-        *blocks(),
     ]
-    return {recipe.name: recipe for recipe in found}
 
 
 def blocks() -> tuple[Recipe, Recipe]:

@@ -29,7 +29,9 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def _say(figure: Maybe) -> str:
-    return f"– ({figure.reason})" if isinstance(figure, Missing) else str(figure)
+    if isinstance(figure, Missing):
+        return f"– ({figure.reason})"
+    return f"{figure}; {figure.n}" if figure.n > 1 else str(figure)
 
 
 def _check_cells(check: Check) -> tuple[str, ...]:

@@ -101,6 +101,9 @@ def test_equal_time_can_be_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     train.compare(setting, 2, ["Muon", "SN, β = 1"])
     assert {budget for _, _, budget in found} == {"steps"}
     assert {seed for _, seed, _ in found} == {7, 8, 9}
+    found.clear()
+    train.compare(replace(setting, rates={"Muon": 0.02}), 2, ["Muon"])
+    assert [seed for _, seed, _ in found] == [8, 9]  # nothing is tuned
 
 
 def test_a_watched_step_is_the_step_and_its_quadratic_model() -> None:
