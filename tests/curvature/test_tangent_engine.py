@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import spectrascope
 from spectrascope.curvature.choose import make_engine
+from spectrascope.curvature.tangent import attention
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.curvature.tangent.plan import make_plan, record_loss
 from spectrascope.records.values import EngineName, Missing
@@ -65,6 +67,32 @@ def test_cutting_changes_nothing(name, cut):
         assert float((a.matrix - b.matrix).abs().max()) <= 1e-11 * scale
         assert float((a.group_h - b.group_h).abs().max()) <= 1e-11 * scale
         assert a.group_sigma == pytest.approx(b.group_sigma, abs=1e-11)
+
+
+_HIDING = {
+    "gpt2": True, "gpt2-padded": True, "llama": True, "sdpa": False, "sdpa-causal": True, "sdpa-masked": False,
+    "cross-attention": False, "bert-masked": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", _HIDING)
+def test_what_no_query_sees_is_not_computed(name, monkeypatch):
+    """Queries in blocks of two, each beside the keys up to its own place alone: the same numbers for less."""
+    workload, targets, whole, _ = measured(name)
+
+    def run() -> tuple[list, int]:
+        with FlopCounterMode(display=False) as counter:
+            found = Tangents(micro_batch=workload.source.n).measure(workload, targets, groups=1)
+        return found, counter.get_total_flops()
+
+    with no_narrowing(), hold(workload, [t.layer for t in targets]):
+        _, together = run()
+        monkeypatch.setitem(attention._ROWS, "cpu", 2)
+        found, apart = run()
+    for a, b in zip(found, whole, strict=True):
+        assert float((a.matrix - b.matrix).abs().max()) <= 1e-11 * float(b.matrix.abs().max())
+    assert (apart < together) is _HIDING[name]
+    assert apart <= together
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "vit", "swin", "convnext", "mobilenet-v3"])

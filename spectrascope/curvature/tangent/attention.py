@@ -8,7 +8,7 @@ S' = c (q' k^T + q k'^T), C = S' − rowsum(P S'), P' = P C, out' = P' v + P v',
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,9 +24,17 @@ from spectrascope.numerics.lifted import wide
 __all__ = ["ATTENTION_RULES"]
 
 
+_ROWS = {"cpu": 32}
+_ROWS_DEVICE = 512
+"""Queries taken at a time where none sees a later key: what they do not see is then not computed."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Primal:
-    """A few heads: q (N, T, d), k, v, and what follows from them. ``scores`` P and ``pull`` gS are (N, T, T)."""
+    """Some queries of a few heads, q (N, R, d), the keys and values k, v (N, T, d) that they see, and what follows.
+
+    ``scores`` P and ``pull`` gS are (N, R, T).
+    """
 
     q: Tensor
     k: Tensor
@@ -43,6 +51,7 @@ class _Attention:
     v: Tensor
     mask: Tensor | None  # added to the scores; broadcasts to (B, H, T, T)
     causal: bool
+    backward: bool  # no query sees a later key, be it by ``causal`` or by the mask
     scale: float
     positions: tuple[int, ...]
     adjoint: Tensor | None
@@ -54,44 +63,52 @@ class _Attention:
         repeat = heads // self.k.shape[1]
         flat = {p: _heads(t if p == 0 else _repeated(t, repeat, 2)).flatten(1, 2) for p, t in found.items()}
         n = batch * heads
-        step = block_size(self.q, directions * rows * self.k.shape[2], 4)
-        outs: list[Tensor | None] = []
-        forms: list[Tensor] = []
-        for start in range(0, n, step):
-            part = slice(start, min(start + step, n))
-            primal = self._primal(part, repeat, within is not None)
-            out, form = self._push(primal, {p: t[:, part] for p, t in flat.items()}, outputs, within)
-            outs.append(out)
-            if form is not None:
-                forms.append(form)
-        bent = within.sums(torch.cat(forms)) if within is not None and forms else None
-        if not outputs:
-            return (), bent
-        found_outs = [o for o in outs if o is not None]
-        whole = found_outs[0] if len(found_outs) == 1 else torch.cat(found_outs, 1)
-        return (whole.unflatten(1, (batch, heads)),), bent
+        whole = self.v.new_empty(directions, n, rows, self.v.shape[3]) if outputs else None
+        forms: Tensor | None = None
+        for some, seen in self._row_blocks():
+            step = block_size(self.q, directions * (some.stop - some.start) * seen.stop, 4)
+            for start in range(0, n, step):
+                part = slice(start, min(start + step, n))
+                primal = self._primal(part, some, seen, repeat, within is not None)
+                z_part = {p: t[:, part, some if p == 0 else seen] for p, t in flat.items()}
+                out, form = self._push(primal, z_part, outputs, within)
+                if whole is not None:
+                    whole[:, part, some] = out
+                if form is not None:
+                    forms = form.new_zeros(n, *form.shape[1:]) if forms is None else forms
+                    forms[part] += form
+        bent = within.sums(forms) if within is not None and forms is not None else None
+        return (() if whole is None else (whole.unflatten(1, (batch, heads)),)), bent
+
+    def _row_blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Queries taken together, and the keys that they see."""
+        rows, columns = self.q.shape[2], self.k.shape[2]
+        step = _ROWS.get(self.q.device.type, _ROWS_DEVICE) if self.backward else rows
+        for start in range(0, rows, max(step, 1)):
+            stop = min(start + step, rows)
+            yield slice(start, stop), slice(0, min(stop, columns) if self.backward else columns)
 
     def splits(self, samples: int) -> bool:
         return self.q.shape[0] % samples == 0
 
-    def _primal(self, part: slice, repeat: int, bend: bool) -> _Primal:
-        q = self.q.flatten(0, 1)[part]
-        k = _repeated(self.k, repeat, 1).flatten(0, 1)[part]
-        v = _repeated(self.v, repeat, 1).flatten(0, 1)[part]
+    def _primal(self, part: slice, rows: slice, seen: slice, repeat: int, bend: bool) -> _Primal:
+        q = self.q.flatten(0, 1)[part, rows]
+        k = _repeated(self.k, repeat, 1).flatten(0, 1)[part, seen]
+        v = _repeated(self.v, repeat, 1).flatten(0, 1)[part, seen]
         scores = _product(q, k.transpose(1, 2)) * self.scale
         if self.mask is not None:
             batch, heads = self.q.shape[:2]
-            mask = self.mask.expand(batch, heads, *scores.shape[1:])
+            mask = self.mask.expand(batch, heads, self.q.shape[2], self.k.shape[2])[:, :, rows, seen]
             index = torch.arange(part.start, part.stop, device=q.device)
             scores = scores + mask[index // heads, index % heads]
         if self.causal:
             # Where the lengths differ, torch aligns the triangle with the first query and the first key.
-            keep = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril()
+            keep = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril(rows.start)
             scores = scores.masked_fill(~keep, -math.inf)
         scores = scores.softmax(-1).nan_to_num(0.0)  # a query that may look nowhere
         if self.adjoint is None or not bend:
             return _Primal(q, k, v, scores, None, None)
-        adjoint = self.adjoint.flatten(0, 1)[part]
+        adjoint = self.adjoint.flatten(0, 1)[part, rows]
         pull = _product(adjoint, v.transpose(1, 2))
         pull = scores * (pull - (scores * pull).sum(-1, keepdim=True))
         return _Primal(q, k, v, scores, adjoint, pull)
@@ -179,11 +196,19 @@ def _make(node: Node, adjoints: Sequence[Tensor | None]) -> _Attention:
             mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -math.inf)
         mask = mask.reshape(*(1,) * (4 - mask.dim()), *mask.shape)
     scale = named.get("scale")
+    causal = bool(named.get("is_causal", False))
     return _Attention(
-        q, k, v, mask, bool(named.get("is_causal", False)),
+        q, k, v, mask, causal, causal or (mask is not None and _hides_later_keys(mask)),
         1 / math.sqrt(q.shape[-1]) if scale is None else float(scale),
         tuple(node.inputs), adjoints[0],
     )  # fmt: skip
+
+
+def _hides_later_keys(mask: Tensor) -> bool:
+    """Whether no query sees a key after its own place, whatever else a mask (…, T, T) does."""
+    rows, columns = mask.shape[-2:]
+    later = torch.ones(rows, columns, dtype=torch.bool, device=mask.device).triu(1)
+    return rows > 1 and bool(mask[..., later].isneginf().all())
 
 
 def _named(node: Node) -> dict[str, Any]:
