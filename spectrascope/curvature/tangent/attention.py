@@ -72,7 +72,7 @@ class _Attention:
                 primal = self._primal(part, some, seen, repeat, within is not None)
                 z_part = {p: t[:, part, some if p == 0 else seen] for p, t in flat.items()}
                 out, form = self._push(primal, z_part, outputs, within)
-                if whole is not None:
+                if whole is not None and out is not None:
                     whole[:, part, some] = out
                 if form is not None:
                     forms = form.new_zeros(n, *form.shape[1:]) if forms is None else forms
