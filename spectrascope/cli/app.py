@@ -57,20 +57,20 @@ def _start(
 
 
 for _command, _short_help in (
-    (probe, "Measure a network."),
+    (probe, "Measure how the loss curves along each weight's gradient, and what is signal."),
     (triangle, "The α triangle α_H ≈ β·α_G alone, of a network or a saved report."),
     (suggest_beta, "Which exponent fits each weight: gradient descent, Muon, Newton."),
     (inspect, "What probe would measure, and at what cost; measures nothing."),
     (explain, "What a word of the tables means, and what a report says of it."),
     (show, "Render a saved report again; measures nothing."),
-    (gate, "Hold a network or a saved report to a baseline."),
+    (gate, "Fail where curvature has changed against a baseline."),
     (compare, "What changed between two saved reports."),
     (card, "A section for a Hub model card, from a saved report."),
-    (plot, "Draw saved reports as PNG, SVG or PDF."),
-    (trajectory, "Checkpoints of one run, in a row."),
-    (rerun, "Go on with a kept run."),
-    (merge, "Put the parts of a kept run together."),
-    (bench, "Time this engine against plain double backprop."),
+    (plot, "Draw saved reports as pictures: PNG, SVG or PDF."),
+    (trajectory, "What changes over the checkpoints of a training."),
+    (rerun, "Go on with a run kept by --run, or measure it again."),
+    (merge, "Put together what the shards of a kept run measured."),
+    (bench, "Time spectrascope against double backprop and other tools."),
     (weights, "Power-law tails of the weights' spectra; needs no data."),
     (decompose, "Why β is what it is: factors, their alignment, and the rest."),
 ):

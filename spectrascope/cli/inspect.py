@@ -13,7 +13,7 @@ from spectrascope.cli.garbage import no_collections
 from spectrascope.cli.load import load_model, make_run, read_tensors, refuse_absent
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
-from spectrascope.cli.rerun import Kept
+from spectrascope.cli.rerun import KeptWhole
 from spectrascope.errors import DataError, LoadError, QuantizedError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import ALL_SAMPLES, Missing
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    context: typer.Context, target: o.Request, options: o.MeasurementOptions, kept: Kept, result: o.Result
+    context: typer.Context, target: o.Request, options: o.MeasurementOptions, kept: KeptWhole, result: o.Result
 ) -> None:
     """Say what probe would measure, with which engine and at what cost, without measuring.
 

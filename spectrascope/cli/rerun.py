@@ -58,6 +58,18 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptWhole(Kept):
+    """Where a command without parts keeps what it found."""
+
+    run: Annotated[
+        Path | None,
+        measurement_option(
+            "--run", metavar="RUN", help="Keep the command and what it found in this folder, for rerun to repeat."
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
 class Parts(Kept):
     """Where a run is kept as it goes, and which part of it to do."""
 

@@ -13,7 +13,7 @@ from spectrascope.cli import options as o
 from spectrascope.cli.load import load_model, read_tensors, refuse_absent
 from spectrascope.cli.measure import spell_command
 from spectrascope.cli.output import emit
-from spectrascope.cli.rerun import Kept
+from spectrascope.cli.rerun import KeptWhole
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.records.weights import ConvView, WeightOptions, WeightsReport
 from spectrascope.reports.read import read_report
@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 class TailOptions:
     """Which weights, seen how: fields of :class:`WeightOptions`."""
 
-    top_k: o.TopK = 20
-    min_rank: o.MinRank = 1
+    top_k: Annotated[
+        int, o.measurement_option(min=1, metavar="K", help="Leading singular values that s_weight is fitted to.")
+    ] = 20
+    min_rank: Annotated[
+        int, o.measurement_option(min=1, metavar="K", help="The first of them that enters the fit.")
+    ] = 1
     layers: o.Layers = None
     exclude: o.Exclude = None
     split_fused: o.SplitFused = True
@@ -42,7 +46,7 @@ def weights(
     *,
     seed: Annotated[int, o.input_option(min=0, metavar="N", help="Draws random weights, as of NAME@none.")] = 0,
     options: TailOptions,
-    kept: Kept,
+    kept: KeptWhole,
     result: o.Result,
     report: Annotated[
         Path | None,
