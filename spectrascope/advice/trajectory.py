@@ -101,13 +101,14 @@ def build_trajectory(checkpoints: Sequence[MeasuredCheckpoint]) -> Trajectory:
         raise SpectrascopeError(
             f"a trajectory needs at least one report: {reasons[0] if reasons else 'no checkpoint given'}"
         )
+    apart = unrelated(reports)
     return Trajectory(
         model=reports[-1].provenance.model.architecture,
         step_name=step_name,
         points=tuple(_point(step, item) for step, item in ordered),
         layers=_tracks([item for _, item in ordered], reports),
         provenance=reports[-1].provenance,
-        notes=_differences(reports),
+        notes=(*([f"Not checkpoints of one training: {apart}"] if apart else ()), *_differences(reports)),
     )
 
 
@@ -201,7 +202,7 @@ def _differences(reports: Sequence[Report]) -> tuple[str, ...]:
         ("windows", lambda r: (r.options.min_rank, r.options.top_k)),
     )
     return tuple(
-        f"the checkpoints were measured with {len(found)} different {what}: changes may come from that"
+        f"The checkpoints were measured with {len(found)} different {what}: changes may come from that"
         for what, ask in questions
         if len(found := {ask(report) for report in reports}) > 1
     )

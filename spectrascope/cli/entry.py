@@ -21,6 +21,15 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 # What the file system may say of any path that was named, wherever it is touched first.
 _NO_BUGS = (errno.ENAMETOOLONG, errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP)
+_PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+    "Input should be a valid number, unable to parse string as a number": "not a number",
+    "Input should be greater than or equal to": "must be at least",
+    "Input should be less than or equal to": "must be at most",
+    "Input should be": "must be",
+}
+"""Of what typer and its libraries say of a value: what a user would."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cannot allocate memory")
 
 
@@ -77,7 +86,10 @@ def _report_unexpected(error: Exception) -> int:
     describe = getattr(error, "format_message", None)
     if describe is not None:
         command = getattr(getattr(error, "ctx", None), "command_path", "spectrascope")
-        message = str(describe()).replace("Value error, ", "").rstrip(".")
+        message = str(describe())
+        for said, plain in _PLAIN.items():
+            message = message.replace(said, plain)
+        message = message.rstrip(".")
         return _fail(f"{message} (see `{command} --help`)", USAGE_ERROR)
     if isinstance(error, OSError) and error.errno in _NO_BUGS:
         return _fail(f"{error.filename or 'a file'}: {error.strerror}", USAGE_ERROR, error)

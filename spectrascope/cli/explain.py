@@ -15,6 +15,7 @@ from spectrascope.records.report import Report
 from spectrascope.reports.explain import Page, contents, find_pages, pages
 from spectrascope.reports.markdown import markdown_view
 
+_MOST_NAMED = 3
 _MOST_WEIGHTS = 5
 
 
@@ -67,7 +68,29 @@ def _explain(term: str, path: Path | None) -> str:
     weights = _weights(term, report)
     if weights is not None:
         return weights
-    return "\n\n".join(f"{_page(page)}\n\n## In {path.name}\n\n{_in_report(page, report)}" for page in find_pages(term))
+    try:
+        said = [(page, text) for page in find_pages(term) if (text := _in_report(page, report))]
+    except OptionError:
+        _refuse_part(term, report)
+        raise
+    if not said:
+        _refuse_part(term, report)
+        raise OptionError(f"{term!r} is no number of a weight, so the report says nothing of it")
+    return "\n\n".join(f"{_page(page)}\n\n## In {path.name}\n\n{text}" for page, text in said)
+
+
+def _refuse_part(term: str, report: Report) -> None:
+    """Refuse what is part of several weights' names and nothing else.
+
+    Raises:
+        OptionError: it is.
+    """
+    named = [row.info.name for row in report.layers if term in row.info.name]
+    if len(named) > 1:
+        some = ", ".join(named[:_MOST_NAMED]) + (", …" if len(named) > _MOST_NAMED else "")
+        raise OptionError(
+            f"{term!r} is part of {len(named)} names ({some}): name one weight, or all of them as '*{term}*'"
+        )
 
 
 def _weights(term: str, report: Report) -> str | None:
@@ -81,6 +104,7 @@ def _weights(term: str, report: Report) -> str | None:
     try:
         find_pages(term)
     except OptionError as error:
+        _refuse_part(term, report)
         near = ", ".join(nearest_weights(report, term)) or "none is near"
         raise OptionError(f"{term!r} names no weight of the report (nearest: {near}), and {error}") from None
     return None
@@ -91,6 +115,10 @@ def _page(page: Page) -> str:
 
 
 def _in_report(page: Page, report: Report) -> str:
+    """What the report says of a page's number; nothing where it is none of a weight's."""
     from spectrascope.advice.explanation import explain_number
+    from spectrascope.reports.fields import FIELDS
 
-    return explain_number(report, page.name)
+    numbers = {name for field in FIELDS for name in (field.name, field.flat)}
+    name = next((name for name in page.names if name in numbers), None)
+    return "" if name is None else explain_number(report, name)

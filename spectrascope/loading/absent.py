@@ -58,6 +58,10 @@ def refuse_absent_model(spec: str, group: str = "spectrascope.models") -> None:
         return
     refuse_python_source(spec)
     file = spec.partition("::")[0]
+    if file.endswith(".json") and not file.endswith(".index.json") and os.path.isfile(file):
+        raise LoadError(
+            f"{printable(file)} holds JSON, no weights; saved reports are read by show, suggest-beta, triangle, gate"
+        )
     name = re.split("[:@]", spec, maxsplit=1)[0]
     if _exists(file) or _is_installed(group, name):
         return

@@ -127,6 +127,28 @@ def test_three_is_an_unreadable_report(tmp_path: Path, capsys) -> None:
         assert line.endswith("no.json: no such file\n")
 
 
+def test_a_report_is_no_network(saved: Path, capsys) -> None:
+    for command in ("probe", "inspect", "weights", "decompose", "bench"):
+        code, line = _fail(capsys, command, str(saved))
+        assert code == 3
+        assert "holds JSON, no weights; saved reports are read by show, " in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--seed", "x", "'--seed': not a whole number"),
+        ("--label-smoothing", "x", "'--label-smoothing': not a number"),
+        ("--label-smoothing", "2", "'--label-smoothing': must be at most 1"),
+        ("--folds", "1", "'--folds': must be at least 2"),
+    ],
+)
+def test_numbers_out_of_range_are_told_plainly(option: str, value: str, said: str, capsys) -> None:
+    code, line = _fail(capsys, "probe", option, value)
+    assert code == 2
+    assert f"Invalid value for {said} (see" in line
+
+
 def test_an_unknown_model_ends_with_three(run_command) -> None:
     done = run_command("probe", "/no/such/model.pt", "--quiet")
     assert (done.returncode, done.stdout) == (3, "")

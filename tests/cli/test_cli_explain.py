@@ -66,6 +66,7 @@ def test_a_weight_in_words(measured: Path, capsys: pytest.CaptureFixture[str]) -
         (["betta"], 2, "no page 'betta'; nearest: beta"),
         (["conv99.weight", "REPORT"], 2, "names no weight of the report"),
         (["--estimate", "REPORT"], 2, "is no number of a weight"),
+        (["conv", "REPORT"], 2, "'conv' is part of "),
         (["beta", "missing.json"], 3, "missing.json"),
     ],
 )

@@ -1,6 +1,7 @@
 """``plot`` and pages for a browser: files, refusals, no torch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -189,6 +190,8 @@ def test_networks_that_have_nothing_in_common_are_not_drawn_over_training(saved:
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith("spectrascope: not drawn over training: ")
     assert said[0].endswith("share 0 of 6 weights")
+    assert main(["trajectory", str(saved), str(other)]) == 0
+    assert re.search(r"\nNot checkpoints of one training: .* share 0 of 6 weights\.\n", capsys.readouterr().out)
     unrelated = [read_report(path) for path in (saved, other)]
     assert report_pictures_over_training(unrelated) == []
     assert report_pictures_over_training(unrelated[:1] * 2)

@@ -87,7 +87,7 @@ def test_output_goes_to_a_file(saved: Path, tmp_path: Path, capsys) -> None:
         (["--emit", "yaml", "--json"], "--emit is a form of its own"),
         (["--emit", "yaml", "--format", "csv"], "--emit is a form of its own"),
         (["--emit", "toml"], "'toml' is not one of 'torch', 'yaml'"),
-        (["--train-batch", "0"], "should be greater than or equal to 1"),
+        (["--train-batch", "0"], "must be at least 1"),
         (["--top-k", "50"], "more directions than the 20 that were measured"),
     ],
 )

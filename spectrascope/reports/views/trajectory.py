@@ -41,11 +41,11 @@ def build_trajectory_document(trajectory: Trajectory, number: str = "step_expone
             *describe_model(trajectory.provenance.model),
             *describe_data(trajectory.provenance.data),
             ("training", f"{format_count(len(trajectory.points), 'checkpoint')}, {span}; {n_layers}"),
-            *(("note", note) for note in trajectory.notes),
         ),
         sheets=(build_checkpoint_sheet(trajectory), build_track_sheet(trajectory, number)),
         opening=(
             *((line, Tone.PLAIN) for line in say_trajectory(trajectory)),
+            *((f"{note}.", Tone.WARNING) for note in trajectory.notes),
             *((f"{point.label} has no numbers: {point.reason}.", Tone.ALARM) for point in _failed(trajectory)),
         ),
         closing=(point_to_explain("step exponent", "beta", "resolved"),),
