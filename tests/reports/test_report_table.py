@@ -274,6 +274,11 @@ def test_a_report_in_four_lines(report: Report) -> None:
     )
 
 
+def test_a_narrow_format_is_not_called_exact(report: Report) -> None:
+    narrow = replace(report, provenance=replace(report.provenance, dtype="bfloat16"))
+    assert say_in_words(narrow)[-1].startswith("Trust: 4 of 6 weights measured, all in bfloat16, self-check 2e-06")
+
+
 @pytest.mark.parametrize("width", [80, 100, 120])
 def test_what_can_be_known_stays_in_a_narrow_table(report: Report, width: int) -> None:
     text = draw(render(report, Format.TABLE, width=width), width)

@@ -83,8 +83,10 @@ def _say_trust(report: Report, layers: list[LayerReport]) -> str:
     parts = [f"{summary.n_ok} of {format_count(n, 'weight')} measured"]
     if layers:
         exact = sum(row.measurement.exact for row in layers)
-        how = {len(layers): "all exactly", 0: "all by estimates"}
-        parts.append(how.get(exact, f"{exact} of them exactly"))
+        in_full = run.dtype in ("float32", "float64")
+        exactly = "exactly" if in_full else f"in {run.dtype}"  # of which the report gives the error
+        how = {len(layers): f"all {exactly}", 0: "all by estimates"}
+        parts.append(how.get(exact, f"{exact} of them {exactly}"))
         check = run.self_check
         parts.append("not self-checked" if isinstance(check, Missing) else f"self-check {check.residual:.0e}")
     if summary.n_failed:
