@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -126,6 +126,15 @@ class CurvatureSums:
         group = group_numbers(self.borders, start, start + len(h)).to(h.device)
         self.group_h.index_add_(0, group, h)
         self.group_sigma.index_add_(0, group, slopes)
+
+    def state(self) -> dict[str, Tensor]:
+        """The sums so far, to go on from with :meth:`restore`."""
+        return {name: getattr(self, name) for name in ("matrix", "group_h", "group_sigma")}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from sums that were kept."""
+        for name, value in state.items():
+            getattr(self, name).copy_(value)
 
     def group_of(self, start: int) -> int:
         """The group a sample belongs to."""

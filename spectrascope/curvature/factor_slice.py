@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from spectrascope.curvature.factor_sums import GramSum, ParameterSums, TargetSum
 from spectrascope.curvature.loss_root import LossColumns
 from spectrascope.curvature.microbatches import (
     Groups,
+    MicroBatch,
     OutOfMemoryError,
     Schedule,
     candidate_sizes,
@@ -25,11 +27,31 @@ from spectrascope.curvature.patches import gram_of_patches, kernel_first, patche
 from spectrascope.records.decomposition import DecomposeOptions, Factors, Sharing
 from spectrascope.workload import Workload
 
-__all__ = ["FactorSlice", "Key", "OpenUse", "finish_factors", "run_restarting"]
+__all__ = ["FactorSlice", "Keeper", "Key", "OpenUse", "Summing", "finish_factors", "run_restarting"]
 
 Key = tuple[int, "int | None"]
 Split = Callable[[Tensor], Tensor]
-Work = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Summing:
+    """Sums over samples: what adds some of them, what was summed so far as plain values, and how to go on from that."""
+
+    work: Callable[[int, int], None]
+    state: Callable[[], dict[str, Any]]
+    restore: Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Keeper:
+    """Where sums are kept as they grow, so that another process can go on with them."""
+
+    read: Callable[[], Mapping[str, Any] | None]
+    write: Callable[[Mapping[str, Any]], None]
+
+
+_WRITING = 20
+"""Seconds of summing for each second of writing sums down."""
 
 
 class _TooLargeError(Exception):
@@ -64,6 +86,18 @@ class FactorSlice:
             shared = ParameterSums(a)
             for i in members:
                 self.targets[i] = TargetSums(targets[i], shared, self.borders, workload.device)
+
+    def state(self) -> dict[str, Any]:
+        """What was summed so far, to go on from with :meth:`restore`."""
+        shared = [self.targets[members[0]].parameter.state() for members in self.numbers.values()]
+        return {"shared": shared, "targets": [target.state() for target in self.targets]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was kept of the same targets."""
+        for members, kept in zip(self.numbers.values(), state["shared"], strict=True):
+            self.targets[members[0]].parameter.restore(kept)
+        for target, kept in zip(self.targets, state["targets"], strict=True):
+            target.restore(kept)
 
     def begin(self, start: int) -> None:
         """Say where a micro-batch starts: in which half of the samples. None may straddle the middle."""
@@ -172,35 +206,62 @@ def finish_factors(sums: FactorSlice, shape: LossColumns | None, n: int) -> list
     return [s.finish(n, shape.terms, shape.draws, len(shape.columns), shape.exact, sums.options) for s in sums.targets]
 
 
+class _Writer:
+    """Writes sums down, at the end and as often as takes a small share of the time."""
+
+    def __init__(self, keeper: Keeper | None, n: int, size: int | None) -> None:
+        self._keeper, self._n, self._size, self._next = keeper, n, size, 0.0
+
+    def offer(self, done: int, summing: Summing) -> None:
+        began = time.perf_counter()
+        if self._keeper is None or (done < self._n and began < self._next):
+            return
+        self._keeper.write({"done": done, "size": self._size, "sums": summing.state()})
+        ended = time.perf_counter()
+        self._next = ended + _WRITING * (ended - began)
+
+
 def run_restarting(
     workload: Workload,
     n: int,
-    micro_batch: int | None,
+    micro_batch: MicroBatch,
     groups: Groups,
-    begin: Callable[[], Work],
+    begin: Callable[[], Summing],
     progress: Progress | None,
+    keeper: Keeper | None = None,
 ) -> None:
-    """Run a schedule whose slices lie in one half of the groups; where one does not fit, start again with smaller."""
+    """Run a schedule whose slices lie in one half of the groups; where one does not fit, start again with smaller.
+
+    With a ``keeper`` what was summed is written down now and then, and gone on from: in the same slices, so that the
+    sums are the same to the last digit.
+    """
     borders = group_borders(n, groups)
     middle = borders[(len(borders) - 1) // 2]
-    size = micro_batch
+    candidates = candidate_sizes(workload.device, 256)
+    kept = keeper.read() if keeper is not None else None
+    size = micro_batch if kept is None or kept["size"] is None else kept["size"]
     while True:
-        work = begin()
+        summing = begin()
+        if kept is not None:
+            summing.restore(kept["sums"])
+        first, kept = 0 if kept is None else kept["done"], None
+        writer = _Writer(keeper, n, size if isinstance(size, int) else None)
         largest = [0]
 
         def guarded(
-            start: int, stop: int, work: Callable[[int, int], None] = work, largest: list[int] = largest
+            start: int, stop: int, summing: Summing = summing, largest: list[int] = largest, writer: _Writer = writer
         ) -> None:
             largest[0] = stop - start
             try:
-                work(start, stop)
+                summing.work(start, stop)
             except Exception as error:
                 if is_out_of_memory(error):
                     raise _TooLargeError from error
                 raise
+            writer.offer(stop, summing)
 
         try:
-            Schedule(n, size, [middle], candidate_sizes(workload.device, 256), workload.device).run(guarded, progress)
+            Schedule(n, size, [middle], candidates, workload.device, first).run(guarded, progress)
         except _TooLargeError as error:
             size = largest[0] // 2
             if size < 1:

@@ -7,8 +7,9 @@ position and C_delta is block-diagonal.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -60,6 +61,13 @@ class GramSum:
         extra = torch.randn(size, basis.shape[1] + _OVERSAMPLING, generator=generator, dtype=torch.float64)
         self.test = torch.linalg.qr(torch.cat([basis.cpu().double(), extra], 1)).Q.to(device, dtype)
         self.total = torch.zeros(1, size, self.test.shape[1], dtype=dtype, device=device)
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any]) -> GramSum:
+        """The sum whose ``vars`` were kept."""
+        found = cls.__new__(cls)
+        vars(found).update(state)
+        return found
 
     def add(self, rows: Tensor, scale: Tensor | None = None, *, half: int = 0) -> None:
         """Add rows (R, groups, size) of samples of one half, each entry times ``scale`` (groups · size,)."""
@@ -143,6 +151,14 @@ class ParameterSums:
     blocks: int = 0  # uses × groups
     found: dict[int, tuple[float, ...] | Missing] = field(default_factory=dict)
 
+    def state(self) -> dict[str, Any]:
+        """What was summed so far, to go on from with :meth:`restore`."""
+        return {"a": dict(vars(self.a)), "positions": self.positions, "blocks": self.blocks}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was kept."""
+        self.a, self.positions, self.blocks = GramSum.restored(state["a"]), state["positions"], state["blocks"]
+
     def cross_validate(self, n: int, shares: tuple[float, float], k: int) -> tuple[float, ...] | Missing:
         """The k leading eigenvalues of C_A, once for all targets."""
         if k not in self.found:
@@ -173,6 +189,16 @@ class TargetSums:
         k = self.target.directions.k
         self.rays = torch.zeros(len(self.borders) - 1, 2, k, dtype=dtype, device=self.device)
         self.products = torch.zeros(3, k, dtype=dtype, device=self.device)
+
+    def state(self) -> dict[str, Any]:
+        """What was summed so far, to go on from with :meth:`restore`."""
+        delta = None if self.delta is None else dict(vars(self.delta))
+        return {"delta": delta, **{name: getattr(self, name) for name in ("rays", "gn", "products", "by_position")}}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from what was kept."""
+        delta = state["delta"]
+        vars(self).update(state, delta=None if delta is None else GramSum.restored(delta))
 
     def add_rows(self, start: int, squares: Tensor, energy: Tensor, left: Tensor, right: Tensor) -> None:
         """Add one use.

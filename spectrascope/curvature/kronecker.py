@@ -7,7 +7,7 @@ first derivatives, so every architecture and every fused attention kernel will d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from spectrascope.curvature.columns import Columns
 from spectrascope.curvature.engine import Curvature, CurvatureSums, Progress, Target, UnsupportedOperationError
-from spectrascope.curvature.factor_slice import FactorSlice, OpenUse, Work, finish_factors, run_restarting
+from spectrascope.curvature.factor_slice import FactorSlice, Keeper, OpenUse, Summing, finish_factors, run_restarting
 from spectrascope.curvature.gauss_newton import ColumnSweep, columns_together
 from spectrascope.curvature.loss_root import (
     LossColumns,
@@ -24,7 +24,7 @@ from spectrascope.curvature.loss_root import (
     make_columns,
     softmax_slopes,
 )
-from spectrascope.curvature.microbatches import Groups
+from spectrascope.curvature.microbatches import Groups, MicroBatch
 from spectrascope.curvature.recorder import Tape, WeightUse
 from spectrascope.curvature.sweep import sweep_back
 from spectrascope.curvature.uses import CapturedUse, Layout, capture_uses, find_layouts
@@ -37,6 +37,19 @@ __all__ = ["FactorSweep", "measure_with_curvature", "measure_without_curvature"]
 
 
 # -- in the sweep of Gauss–Newton ---------------------------------------------------------------------------------
+
+
+def _state(sums: FactorSlice, shape: LossColumns, generator: torch.Generator) -> dict[str, Any]:
+    """What was summed, and what the columns of any micro-batch say of all."""
+    told = [len(shape.columns), shape.terms, shape.draws, shape.exact]
+    return {"sums": sums.state(), "shape": told, "generator": generator.get_state()}
+
+
+def _restore(kept: Mapping[str, Any], sums: FactorSlice, generator: torch.Generator) -> LossColumns:
+    sums.restore(kept["sums"])
+    generator.set_state(kept["generator"].cpu())
+    columns, *told = kept["shape"]
+    return LossColumns(torch.empty(columns, 0), *told)
 
 
 class FactorSweep(ColumnSweep):
@@ -52,6 +65,15 @@ class FactorSweep(ColumnSweep):
         self.generator = torch.Generator().manual_seed(0)
         self.shape: LossColumns | None = None
         self._open: dict[int, OpenUse] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What was summed so far, to go on from with :meth:`restore`."""
+        assert self.shape is not None  # at least one micro-batch was run
+        return _state(self.sums, self.shape, self.generator)
+
+    def restore(self, kept: Mapping[str, Any]) -> None:
+        """Go on from what was kept of the same targets."""
+        self.shape = _restore(kept, self.sums, self.generator)
 
     def _project_input(self, use: WeightUse) -> Tensor:
         parameter = self.parameters[use.weight]
@@ -135,8 +157,9 @@ def measure_with_curvature(
     options: DecomposeOptions,
     *,
     groups: Groups = 16,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> tuple[list[Curvature], list[Factors]]:
     """Measure curvature and factors of weights whose tail is piecewise linear, in one sweep.
 
@@ -147,6 +170,7 @@ def measure_with_curvature(
         groups: sample groups of the jackknife.
         micro_batch: samples per pass; ``None`` tunes it.
         progress: called with (samples done, samples in all).
+        keeper: where the sums are kept as they grow.
 
     Raises:
         UnsupportedOperationError: the network did something while measuring that it did not do when analysed.
@@ -158,19 +182,27 @@ def measure_with_curvature(
     n = workload.source.n
     state: list[tuple[FactorSweep, list[CurvatureSums]]] = []
 
-    def begin() -> Work:
+    def begin() -> Summing:
         sweep = FactorSweep(workload, targets, options, groups)
         sums = [CurvatureSums(t.directions.k, n, groups, workload.device) for t in targets]
         state[:] = [(sweep, sums)]
+
+        def summed() -> dict[str, Any]:
+            return {**sweep.state(), "curvature": [s.state() for s in sums]}
+
+        def restore(kept: Mapping[str, Any]) -> None:
+            sweep.restore(kept)
+            for s, one in zip(sums, kept["curvature"], strict=True):
+                s.restore(one)
 
         def work(start: int, stop: int) -> None:
             for target, (slope, h, matrix) in zip(sums, sweep.run(start, stop), strict=True):
                 target.add_samples(start, slope, h, matrix)
 
-        return work
+        return Summing(work, summed, restore)
 
     with torch.no_grad():
-        run_restarting(workload, n, micro_batch, groups, begin, progress)
+        run_restarting(workload, n, micro_batch, groups, begin, progress, keeper)
     sweep, sums = state[0]
     curvatures = [s.finish(EngineName.GAUSS_NEWTON, exact=True) for s in sums]
     return curvatures, finish_factors(sweep.sums, sweep.shape, n)
@@ -185,9 +217,10 @@ def measure_without_curvature(
     options: DecomposeOptions,
     *,
     groups: Groups = 16,
-    micro_batch: int | None = None,
+    micro_batch: MicroBatch = None,
     seed: int = 0,
     progress: Progress | None = None,
+    keeper: Keeper | None = None,
 ) -> list[Factors | Missing]:
     """Measure factors of any weights applied by linear layers or convolutions; their curvature is measured elsewhere.
 
@@ -199,6 +232,7 @@ def measure_without_curvature(
         micro_batch: samples per pass; ``None`` tunes it.
         seed: of random columns.
         progress: called with (samples done, samples in all).
+        keeper: where the sums are kept as they grow.
 
     Returns:
         Factors per target, or why a weight has none (a look-up table, a transposed convolution, a weight transformed
@@ -215,11 +249,17 @@ def measure_without_curvature(
     by_use = {key: found for found in layouts if not isinstance(found, Missing) for key in [found.key]}
     state: list[tuple[FactorSlice, list[LossColumns]]] = []
 
-    def begin() -> Work:
+    def begin() -> Summing:
         sums = FactorSlice(workload, usable, options, groups)
         shapes: list[LossColumns] = []
         generator = torch.Generator().manual_seed(seed)
         state[:] = [(sums, shapes)]
+
+        def summed() -> dict[str, Any]:
+            return _state(sums, shapes[0], generator)
+
+        def restore(kept: Mapping[str, Any]) -> None:
+            shapes[:] = [_restore(kept, sums, generator)]
 
         def work(start: int, stop: int) -> None:
             sums.begin(start)
@@ -252,9 +292,9 @@ def measure_without_curvature(
                 k = target.target.directions.k
                 target.gn.append(s[i] if i in s else scores.new_zeros(stop - start, k))
 
-        return work
+        return Summing(work, summed, restore)
 
-    run_restarting(workload, n, micro_batch, groups, begin, progress)
+    run_restarting(workload, n, micro_batch, groups, begin, progress, keeper)
     sums, shapes = state[0]
     found = iter(finish_factors(sums, shapes[0], n))
     return [layout if isinstance(layout, Missing) else next(found) for layout in layouts]

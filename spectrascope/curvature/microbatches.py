@@ -165,6 +165,7 @@ class Schedule:
         candidates: sizes tried, in order, when ``size`` is no number, instead of :func:`candidate_sizes`; trying stops
             when one is clearly slower.
         device: where the work is done; waited for before the clock is read.
+        start: the first sample, where the work on those before it was kept.
     """
 
     n: int
@@ -172,6 +173,7 @@ class Schedule:
     borders: Sequence[int] = ()
     candidates: Sequence[int] = ()
     device: torch.device = _CPU
+    start: int = 0
     chosen: int = field(default=0, init=False)
 
     def run(self, work: Callable[[int, int], None], progress: Callable[[float, int], None] | None = None) -> None:
@@ -186,7 +188,7 @@ class Schedule:
         limit = self.n
         trial = self._trial()
         self.chosen = trial.chosen
-        start = 0
+        start = self.start
         while start < self.n:
             trying = trial.left[0] if trial.left else 0
             stop = self._stop(start, min(trying or self.chosen, limit))

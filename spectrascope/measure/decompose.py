@@ -9,6 +9,7 @@ from dataclasses import replace
 from spectrascope.curvature.choose import EngineChoice
 from spectrascope.curvature.engine import Target, UnsupportedOperationError
 from spectrascope.curvature.kronecker import measure_with_curvature, measure_without_curvature
+from spectrascope.curvature.microbatches import MicroBatch
 from spectrascope.errors import OptionError, UnsupportedModelError
 from spectrascope.measure.asked import require_wide
 from spectrascope.measure.curvatures import join_curvatures, measure_curvature
@@ -31,7 +32,7 @@ def run_decompose(run: Run, decompose: DecomposeOptions, division: Division = WH
     Args:
         run: as for a probe.
         decompose: which Fisher matrix, and what sharing a weight between positions means.
-        division: where parts are kept: directions and curvature, not the factors, which are summed over all samples.
+        division: where parts are kept: directions, curvature, and the sums that factors are made of.
 
     Returns:
         A report whose measured layers hold a :class:`spectrascope.records.decomposition.Decomposition`, or why not.
@@ -94,9 +95,14 @@ def _measure_with_factors(
         chosen = [choice_of[target.layer.name] for target in rest.targets]
         second = measure_curvature(rest, chosen, run, published=True, division=divisions[1])
         with run.clock.stage("factors"):
-            second.factors = _pass(rest, second.targets, run, decompose)
+            second.factors = _pass(rest, second.targets, run, decompose, divisions[1])
         parts.append(second)
     return join_measured(layers, parts)
+
+
+def _micro_batch(run: Run, division: Division) -> MicroBatch:
+    """As asked for, else by the clock; where parts are kept, not by the clock, as several sittings must agree."""
+    return forced_micro_batch(run.options) if division.folder is None else division.micro_batch(run.options)
 
 
 def _for_curvature(found: FoundTargets) -> Workload:
@@ -120,8 +126,9 @@ def _sweep(
                 published,
                 decompose,
                 groups=found.deal.curvature_sizes,
-                micro_batch=forced_micro_batch(run.options),
+                micro_batch=_micro_batch(run, division),
                 progress=lambda done, total: run.on_progress("curvature", done, total),
+                keeper=division.keeper(found.workload.device),
             )
         except (UnsupportedOperationError, UnsupportedModelError):
             return None
@@ -143,7 +150,7 @@ def _sweep(
 
 
 def _pass(
-    found: FoundTargets, targets: Sequence[Target], run: Run, decompose: DecomposeOptions
+    found: FoundTargets, targets: Sequence[Target], run: Run, decompose: DecomposeOptions, division: Division
 ) -> dict[str, Factors | Missing]:
     """Measure factors by backward passes of their own, on the samples and in the groups of the curvature."""
     factors: Sequence[Factors | Missing]
@@ -153,9 +160,10 @@ def _pass(
             targets,
             decompose,
             groups=found.deal.curvature_sizes,
-            micro_batch=forced_micro_batch(run.options),
+            micro_batch=_micro_batch(run, division),
             seed=run.options.seed,
             progress=lambda done, total: run.on_progress("factors", done, total),
+            keeper=division.keeper(found.workload.device),
         )
     except UnsupportedModelError as error:
         factors = [Missing(str(error)) for _ in targets]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectrascope.curvature.factor_slice import Keeper
 from spectrascope.curvature.microbatches import MicroBatch, Tuning
 from spectrascope.losses import loss_label
 from spectrascope.measure.ranks import ALONE, Ranks
@@ -79,6 +80,11 @@ class Division:
     def micro_batch(self, options: ProbeOptions) -> MicroBatch:
         """Samples per micro-batch: as asked for, else by the clock unless several sittings must agree."""
         return Tuning(timed=self.folder is None) if options.micro_batch == "auto" else int(options.micro_batch)
+
+    def keeper(self, device: torch.device) -> Keeper | None:
+        """Where sums over all samples are kept as they grow; ``None`` without a folder."""
+        folder = self.folder
+        return None if folder is None else Keeper(lambda: folder.read_sums(device), folder.write_sums)
 
     def kept(self, pieces: Sequence[Piece]) -> dict[int, PieceCurvature]:
         """Parts that are in the folder, by sample group."""

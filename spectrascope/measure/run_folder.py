@@ -3,6 +3,7 @@
     RUN/  run.json                            what is measured: what makes two parts belong together
           directions.safetensors              sigma, U, V of every weight; written when the gradient is complete
           parts/curvature-g03.safetensors     sample group 3: slopes, h and M of every weight
+          factors.pt                          of a decomposition: sums over the samples so far, written again and again
 
 Every file is written whole or not at all, and holds numbers and text alone: nothing in a folder is ever run.
 """
@@ -223,6 +224,43 @@ class RunFolder:
             return KeptTargets(gradient, targets, told["failed"], told["noise"], resamples)
         except (KeyError, TypeError, AttributeError) as error:
             raise _damaged(self._targets, error) from None
+
+    # -- sums of factors --------------------------------------------------------------------------------------------
+
+    @property
+    def _sums(self) -> Path:
+        return self.path / f"factors{self._suffix}.pt"
+
+    def read_sums(self, device: torch.device) -> Mapping[str, Any] | None:
+        """What :meth:`write_sums` kept last; ``None`` where nothing was.
+
+        Raises:
+            LoadError: the file is damaged.
+        """
+        if not self._sums.exists():
+            return None
+        try:
+            found: dict[str, Any] = torch.load(self._sums, map_location=device, weights_only=True)
+        except Exception as error:  # zipfile's, pickle's and torch's own
+            raise _damaged(self._sums, error) from None
+        return found
+
+    def write_sums(self, sums: Mapping[str, Any]) -> None:
+        """Keep plain values and tensors, in the place of those before; they are streamed, as they may be large.
+
+        Raises:
+            OptionError: they cannot be written.
+        """
+        part = self.path / f".{self._sums.name}-{os.getpid()}"
+        try:
+            with part.open("wb") as stream:
+                torch.save(dict(sums), stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, self._sums)
+        except (OSError, RuntimeError) as error:  # torch's writer has errors of its own for a full disk
+            part.unlink(missing_ok=True)
+            raise OptionError(f"--run {self.path}: cannot write {self._sums.name}: {first_line(error)}") from error
 
     # -- parts ------------------------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,17 +11,29 @@ from typing import Any
 import pytest
 import torch
 
+from spectrascope.curvature import factor_slice, factor_sums
 from spectrascope.curvature.tangent.engine import Tangents
 from spectrascope.errors import LoadError, OptionError
 from spectrascope.measure import curvatures, stages
+from spectrascope.measure.decompose import run_decompose
 from spectrascope.measure.division import Division
 from spectrascope.measure.ranks import ALONE
 from spectrascope.measure.run import run_probe, run_share
 from spectrascope.measure.run_folder import RunFolder
+from spectrascope.records.decomposition import DecomposeOptions, FisherType
 from spectrascope.records.signal import Estimate, GradientSource
 from spectrascope.records.values import EngineName
 from spectrascope.workload import Run
-from tests.support.ranks import kill_at_random, kill_when, make_run, numbers_of, on_ranks, probe_job
+from tests.support.ranks import (
+    N,
+    decompose_job,
+    kill_at_random,
+    kill_when,
+    make_run,
+    numbers_of,
+    on_ranks,
+    probe_job,
+)  # fmt: skip
 
 KINDS = ["class factors", "smooth"]
 
@@ -51,6 +64,61 @@ def test_killed_and_gone_on_with(kind: str, tmp_path: Path) -> None:
     (outcome, _) = on_ranks(2, job, tmp_path)
     assert outcome.report is not None
     assert numbers_of(outcome.report) == truth
+
+
+DECOMPOSED = {
+    "in one sweep": ("class factors", DecomposeOptions()),
+    "drawn labels in one sweep": ("class factors", DecomposeOptions(fisher=FisherType.MC, draws=2)),
+    "a sweep, and passes of their own": ("smooth", DecomposeOptions(fisher=FisherType.MC, draws=2)),
+    "sketched": ("class factors", DecomposeOptions()),
+}
+
+
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_sums_of_factors_are_gone_on_with(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off after some samples, in either half of them: no sample is summed twice, and the report is the same."""
+    kind, asked = DECOMPOSED[name]
+    if name == "sketched":
+        monkeypatch.setattr(factor_sums, "HELD_UP_TO", 5)
+    truth = numbers_of(run_decompose(make_run(kind), asked, kept_in(tmp_path / "whole")))
+    assert truth == numbers_of(run_decompose(make_run(kind), asked))
+    original, done = RunFolder.write_sums, list[int]()
+
+    def write_sums(self: RunFolder, sums: Mapping[str, Any]) -> None:
+        original(self, sums)
+        done.append(sums["done"])
+        if len(done) in (3, 16, 27):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(factor_slice, "_WRITING", 0)
+    monkeypatch.setattr(RunFolder, "write_sums", write_sums)
+    files = 2 if kind == "smooth" else 1
+    for _ in range(files + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run_decompose(make_run(kind), asked, kept_in(tmp_path / "run"))
+    assert numbers_of(run_decompose(make_run(kind), asked, kept_in(tmp_path / "run"))) == truth
+    assert done == [*range(2, N + 1, 2)] * files
+    file = tmp_path / "run" / "factors.pt"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(LoadError, match=r"factors\.pt: damaged .*remove it and run again"):
+        run_decompose(make_run(kind), asked, kept_in(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("name", ["in one sweep", "a sweep, and passes of their own"])
+def test_a_decomposition_killed_and_gone_on_with(name: str, tmp_path: Path) -> None:
+    """By kill -9: when the first sums lie there, in the midst of writing, and with some of the held-out parts."""
+    kind, asked = DECOMPOSED[name]
+    truth = numbers_of(run_decompose(make_run(kind), asked))
+    folder = tmp_path / "run"
+    job = partial(decompose_job, run=partial(make_run, kind), asked=asked, folder=str(folder))
+    moments = (
+        lambda: any(folder.glob("factors*.pt")),
+        lambda: any(folder.glob(".factors*.pt-*")),
+        lambda: len(list(folder.glob("parts/*"))) > 3,
+    )
+    killed = [kill_when(job, moment) for moment in moments]
+    assert any(killed)
+    assert numbers_of(run_decompose(make_run(kind), asked, kept_in(folder))) == truth
 
 
 @pytest.mark.slow

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from spectrascope.measure.decompose import run_decompose
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.ranks import Ranks, join_ranks
 from spectrascope.measure.run import run_probe
 from spectrascope.measure.run_folder import RunFolder
+from spectrascope.records.decomposition import DecomposeOptions
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions, Report
 from spectrascope.records.values import Missing
 from spectrascope.reports.json import report_to_json
@@ -96,6 +98,10 @@ def probe_job(ranks: Ranks, *, run: partial[Run], folder: str = "", fails: int |
         measured = replace(measured, on_progress=complain)
     kept = RunFolder(Path(folder)) if folder else None
     return run_probe(measured, Division(ranks, kept))
+
+
+def decompose_job(ranks: Ranks, *, run: partial[Run], asked: DecomposeOptions, folder: str) -> Report:
+    return run_decompose(run(), asked, Division(ranks, RunFolder(Path(folder))))
 
 
 def _rank(index: int, count: int, store: str, job: Any, answers: Any) -> None:
