@@ -3,7 +3,7 @@
     python examples/optimizers/train.py digits
     python examples/optimizers/train.py cifar --data FOLDER     # one sub-folder of images per class
     python examples/optimizers/train.py text --data FILE        # a mini GPT-2 on characters
-    python examples/optimizers/train.py cifar --data FOLDER --full --device cuda   # 30 epochs
+    python examples/optimizers/train.py cifar10 --data ROOT --full --device cuda   # ResNet-18, 30 epochs, cifar100 too
 
 Everyone gets the same budget, the same batches and one cosine schedule. Learning rates a factor of two apart are tried
 on a seed of their own, five to begin with and more wherever the best lies at the end of the grid; the best trains on
