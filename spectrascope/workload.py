@@ -393,8 +393,13 @@ def _split(item: Any) -> tuple[dict[str, Tensor], Tensor]:
         raise DataError(f"batches: expected 'labels' beside the inputs of a dict, got the keys {', '.join(item)}")
     raise DataError(
         "batches: each item must be a pair of tensors (inputs, targets) or a dict of tensors with 'labels', got "
-        f"{type(item).__name__}"
+        f"{type(item).__name__}" + ("; torch.from_numpy makes tensors" if _holds_arrays(item) else "")
     )
+
+
+def _holds_arrays(item: Any) -> bool:
+    parts = item if isinstance(item, (tuple, list)) else [item]
+    return any(type(part).__module__ == "numpy" for part in parts)
 
 
 def _join(name: str, parts: list[Any]) -> Tensor:

@@ -22,8 +22,8 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
     """Look at samples spread over the batch, and at all class labels.
 
     Returns:
-        What the reader of the report must know: inputs, outputs or labels that are all the same, and outputs that are
-        no log-probabilities for a loss that takes them for such.
+        What the reader of the report must know: inputs, outputs or labels that are all the same, a sigmoid before a
+        softmax, and outputs that are no log-probabilities for a loss that takes them for such.
 
     Raises:
         DataError: the outputs are probabilities, and the loss takes scores.
@@ -56,6 +56,11 @@ def look_for_degenerate(workload: Workload) -> tuple[str, ...]:
         notes.append("all samples looked at have the same inputs: what is measured is one sample's")
     elif same_outputs:
         notes.append("the network's outputs are the same for all samples looked at, whatever the inputs")
+    if sigmoid and weighing is not None and not weighing.logs:
+        notes.append(
+            f"the network's last operation is a sigmoid, and {loss_label(workload.loss_fn)} takes the softmax of what "
+            "it gives: scores within [0, 1] cannot say a class for sure; if it was not trained so, leave it out"
+        )
     if unbounded:
         notes.append(
             f"{loss_label(workload.loss_fn)} takes log-probabilities, and the network's outputs are none (their "

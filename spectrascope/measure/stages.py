@@ -237,7 +237,10 @@ def _target(
             nulls=null_draws(engine, options),
             seed=options.seed,
         )
-        zero = "the gradient is exactly zero: the loss does not see this weight on this batch"
+        zero = (
+            "the gradient is exactly zero on this batch: either nothing reaches this weight (dead units, zeros before "
+            "it), or nothing that follows passes it on"
+        )
     if target.directions.rank == 0:
         raise UnsupportedModelError(zero)
     return target

@@ -82,6 +82,11 @@ def test_what_cannot_be_measured_is_answered_in_a_line(digits_cnn, batch, call, 
     assert "\n" not in str(caught.value)
 
 
+def test_arrays_are_told_how_to_become_tensors(digits_cnn: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
+    with pytest.raises(DataError, match=r"got ndarray; torch\.from_numpy makes tensors"):
+        spectrascope.probe(digits_cnn, tuple(t.numpy() for t in batch))
+
+
 def test_a_string_is_one_glob(digits_cnn: nn.Module, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
     report = spectrascope.probe(digits_cnn, batch, layers="fc*", exclude="fc1.*", **FEW)
     assert [row.info.name for row in report.layers if isinstance(row, LayerReport)] == ["fc2.weight"]

@@ -56,6 +56,12 @@ def test_probabilities_are_not_taken_for_scores(case):
     assert "\n" not in str(refusal.value)
 
 
+def test_a_sigmoid_before_a_softmax_is_noted():
+    report = spectrascope.probe(network(nn.Sigmoid()), (X, Y))
+    assert any("last operation is a sigmoid, and cross-entropy takes the softmax" in n for n in report.provenance.notes)
+    assert not spectrascope.probe(network(nn.Sigmoid(), nn.Linear(4, 4)), (X, Y)).provenance.notes
+
+
 def test_statistics_of_the_batch_are_told_before_anything_is_asked_of_single_samples():
     norm = nn.BatchNorm1d(4, track_running_stats=False)
     with pytest.raises(UnsupportedModelError, match="a sample changes another's output"):
