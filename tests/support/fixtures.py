@@ -67,7 +67,8 @@ def one_thread() -> Iterator[None]:
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """Stand-ins for loading and measuring, which need torch and take time."""
     calls = Calls()
-    loaded = SimpleNamespace(model="model", info=made_up.mixed_report().provenance.model, workload=None, notes=())
+    model_info = made_up.mixed_report().provenance.model
+    loaded = SimpleNamespace(model="model", info=model_info, workload=None, notes=(), owned=True)
     data = SimpleNamespace(source="source", info="data info", notes=("a note",))
 
     for name in ("refuse_absent_model", "refuse_absent_data"):
