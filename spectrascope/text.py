@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from fractions import Fraction
 
-__all__ = ["file_name", "first_line", "listed", "matches", "plural", "printable"]
+__all__ = ["file_name", "first_line", "listed", "matches", "memory_of", "memory_text", "plural", "printable"]
 
 
 def printable(text: str, substitute: str | None = None) -> str:
@@ -78,3 +80,37 @@ def listed(globs: str | Iterable[str], what: str) -> tuple[str, ...]:
     if wrong is not None or globs is None:
         raise TypeError(f"{what}: expected a glob on names, or a list of them, got {wrong!r}")
     return found
+
+
+_UNITS = {"": 1, "b": 1}
+_UNITS |= {f"{letter}b": 1000**i for i, letter in enumerate("kmgt", 1)}
+_UNITS |= {f"{letter}ib": 1024**i for i, letter in enumerate("kmgt", 1)}
+
+
+def memory_of(size: int | str) -> int | str:
+    """Read an amount of memory: bytes, or a number with a unit of 1000 or 1024 bytes; or ``auto``.
+
+    Raises:
+        ValueError: something else.
+
+    >>> memory_of(4096), memory_of("500MB"), memory_of("1.5 GiB"), memory_of("auto")
+    (4096, 500000000, 1610612736, 'auto')
+    """
+    if size == "auto":
+        return "auto"
+    found = re.fullmatch(r"([0-9]{1,18}(\.[0-9]{1,9})?) ?([a-z]*)", str(size).lower())
+    if found and found[3] in _UNITS and (found[3] or not found[2]):
+        n = int(Fraction(found[1]) * _UNITS[found[3]])
+        if n > 0:
+            return n
+    raise ValueError("expected auto or a number of bytes from 1 on, as 8GiB or 500MB")
+
+
+def memory_text(size: int) -> str:
+    """Write at least so many bytes as :func:`memory_of` reads them, in units of 1024.
+
+    >>> memory_text(1_000_000_000), memory_text(1000)
+    ('953.7MiB', '1000')
+    """
+    unit = next((unit for unit in ("TiB", "GiB", "MiB", "KiB") if size >= _UNITS[unit.lower()]), "")
+    return f"{math.ceil(10 * size / _UNITS[unit.lower()]) / 10:g}{unit}"

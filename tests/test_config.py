@@ -24,6 +24,7 @@ layers = ["conv*", "fc*"]
 split-fused = false
 engine = "double-backprop"
 micro-batch = 16
+memory = "500MB"
 
 [tool.spectrascope.gate]
 baseline = "curvature/base.json"
@@ -107,10 +108,10 @@ def test_defaults_reach_the_measurement(project: Path, calls: Calls, capsys) -> 
     options, command = run.options, run.command
     assert (spec, data["num_samples"], data["data_root"]) == (f"folder:{project / 'images'}", 64, project / "data")
     assert (options.top_k, options.layers, options.split_fused) == (9, ("conv*", "fc*"), False)
-    assert (options.engine, options.micro_batch) == (EngineName.DOUBLE_BACKPROP, 16)
+    assert (options.engine, options.micro_batch, options.memory) == (EngineName.DOUBLE_BACKPROP, 16, 500_000_000)
     first = capsys.readouterr().err.splitlines()[0]
     assert first == (
-        "spectrascope: dataset, data-root, num-samples, layers, split-fused, engine, micro-batch from "
+        "spectrascope: dataset, data-root, num-samples, layers, split-fused, engine, micro-batch, memory from "
         f"{project / 'pyproject.toml'}"
     )
     # The record can be run again where there is no such file.
@@ -132,10 +133,12 @@ def test_quiet_and_help_say_nothing(project: Path, calls: Calls, capsys) -> None
     assert "did you mean top-k?" in capsys.readouterr().err
 
 
-def test_a_value_that_an_option_does_not_take(project: Path, calls: Calls, capsys) -> None:
-    (project / "pyproject.toml").write_text('[tool.spectrascope]\nengine = "magic"')
+@pytest.mark.parametrize(("option", "value"), [("engine", '"magic"'), ("memory", '"8G"'), ("memory", "8e9")])
+def test_a_value_that_an_option_does_not_take(project: Path, calls: Calls, capsys, option: str, value: str) -> None:
+    (project / "pyproject.toml").write_text(f"[tool.spectrascope]\n{option} = {value}")
     assert main(["probe", "net.pt"]) == 2
-    assert f"engine from {project / 'pyproject.toml'}\nerror: Invalid value for '--engine'" in capsys.readouterr().err
+    said = f"{option} from {project / 'pyproject.toml'}\nerror: Invalid value for '--{option}'"
+    assert said in capsys.readouterr().err
     assert not calls.seen
 
 
@@ -154,11 +157,16 @@ def test_the_gate_takes_baseline_and_policy(project: Path, saved: Path, calls: C
     assert verdict["policy"]["source"] == str(project / "pyproject.toml")
     assert [rule["text"] for rule in verdict["policy"]["rules"]] == ["beta: +-0.5"]
     assert verdict["policy"]["layers"] == []  # layers to measure are not layers to judge
-    # A network is measured as its baseline was, not as the project would.
+    # A network is measured as its baseline was, not as the project would; how, is the project's.
     assert main(["gate", "net.pt", "--json"]) == 0
-    assert calls.seen["run_probe"][0][0].options.top_k == 20
+    options = calls.seen["run_probe"][0][0].options
+    assert (options.top_k, options.memory) == (20, 500_000_000)
     assert calls.seen["load_dataset"][0][0] == f"folder:{project / 'images'}"
-    assert capsys.readouterr().err.splitlines()[0].startswith("spectrascope: dataset, data-root, micro-batch from ")
+    assert (
+        capsys.readouterr()
+        .err.splitlines()[0]
+        .startswith("spectrascope: dataset, data-root, micro-batch, memory from ")
+    )
 
 
 def test_a_policy_option_wins_over_the_project(project: Path, saved: Path, tmp_path: Path, capsys) -> None:

@@ -76,6 +76,9 @@ def probe(
             ``None`` measures in float64 for a float64 model, else in float32.
         micro_batch: samples per pass, or ``auto``: the fastest by timing, which may differ from run to run and with it
             the last digits of the numbers. A number makes runs repeat to the last digit.
+        memory: the most that the gradients of weights, and after them the tangents of a micro-batch, may take at a
+            time, in bytes or as ``"8GiB"``, ``"500MB"``; less takes more passes. ``auto`` is half of what is free for
+            gradients, and for tangents 1 GiB on a CPU and half of what is free on a device.
         seed: of whatever is drawn at random: the pairs the self-check compares, columns that stand for many.
         groups: sample groups of the jackknife.
         self_check: ``all`` compares every weight's engine with a reference, on two samples drawn anywhere in the batch,

@@ -18,7 +18,7 @@ from spectrascope.measure.asked import require_sensible
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import CheckScope, EngineName
-from spectrascope.text import listed
+from spectrascope.text import listed, memory_of
 
 __all__ = [
     "DEFAULTS",
@@ -64,6 +64,7 @@ class ProbeKeywords(TypedDict, total=False):
     labels: LabelSource | str
     across_weights: bool
     across_matrix: bool
+    memory: int | str
     momentum: Optimizer | Mapping[str, Tensor] | None
     scores: str | int | None
 
@@ -163,15 +164,19 @@ def of_measurement(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
-    """Turn words into members of their fixed lists, and one glob into a list of one.
+    """Turn words into members of their fixed lists, one glob into a list of one, an amount of memory into bytes.
 
     Raises:
-        OptionError: a word that is not in its list, or globs that are no strings.
+        OptionError: a word that is not in its list, globs that are no strings, or no amount of memory.
     """
     try:
         chosen |= {option: listed(chosen[option], option) for option in ("layers", "exclude")}
     except TypeError as error:
         raise OptionError(str(error)) from None
+    try:
+        chosen["memory"] = memory_of(chosen["memory"])
+    except ValueError as error:
+        raise OptionError(f"memory {chosen['memory']!r}: {error}") from None
     if isinstance(chosen["self_check"], bool):
         chosen["self_check"] = CheckScope.ALL if chosen["self_check"] else CheckScope.OFF
     for option, kind in (

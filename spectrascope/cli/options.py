@@ -210,6 +210,12 @@ class MeasurementOptions:
             "last digit.",
         ),
     ] = _DEFAULT.micro_batch
+    memory: Annotated[
+        Any,
+        measurement_option(
+            metavar="auto|8GiB", parser=parsers.parse_memory, help="Most that gradients, then tangents, may take."
+        ),
+    ] = _DEFAULT.memory
     seed: Seed = _DEFAULT.seed
     estimate: Annotated[
         Estimate,
@@ -235,8 +241,7 @@ class MeasurementOptions:
         ),
     ] = _DEFAULT.curvature_samples
     folds: Annotated[
-        int,
-        measurement_option(min=2, metavar="N", help="Parts of the batch that hold out one another."),
+        int, measurement_option(min=2, metavar="N", help="Parts of the batch that hold out one another.")
     ] = _DEFAULT.folds
     gradient: Annotated[
         GradientSource,

@@ -12,6 +12,7 @@ import typer
 from spectrascope.errors import OptionError
 from spectrascope.records.values import ALL_SAMPLES
 from spectrascope.reports.write import check_writable
+from spectrascope.text import memory_of
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
@@ -39,6 +40,14 @@ def parse_output(given: str | Path) -> Path:
 def parse_micro_batch(given: int | str) -> int | str:
     """A number from 1 on, or auto."""
     return _whole(given, ("auto",), least=1)
+
+
+def parse_memory(given: int | str) -> int | str:
+    """Bytes, or auto; as 8GiB, 500MB or a number."""
+    try:
+        return memory_of(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"{str(given)!r}: {error}.") from None
 
 
 def parse_null_draws(given: int | str) -> int | str:

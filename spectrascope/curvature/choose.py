@@ -73,15 +73,18 @@ def engine_named(name: EngineName) -> type[CurvatureEngine]:
     return next(engine for engine in ENGINES if engine.name is name)
 
 
-def make_engine(name: EngineName, micro_batch: MicroBatch = None, seed: int = 0) -> CurvatureEngine:
+def make_engine(
+    name: EngineName, micro_batch: MicroBatch = None, seed: int = 0, memory: int | None = None
+) -> CurvatureEngine:
     """Make the engine of that name.
 
     Args:
         name: which.
         micro_batch: samples per pass; ``None`` tunes it.
         seed: of random vectors, where the engine draws any.
+        memory: bytes of tangents at a time, where the engine takes as many as fit; ``None`` goes by what is free.
     """
-    return engine_named(name).make(micro_batch, seed)
+    return engine_named(name).make(micro_batch, seed, memory)
 
 
 def plan_engines(

@@ -190,8 +190,8 @@ class CurvatureEngine(ABC):
     micro_batch: MicroBatch = None
 
     @classmethod
-    def make(cls, micro_batch: MicroBatch, seed: int) -> CurvatureEngine:
-        """Make the engine; ``seed`` is for one that draws random vectors."""
+    def make(cls, micro_batch: MicroBatch, seed: int, memory: int | None) -> CurvatureEngine:
+        """Make the engine; ``seed`` is for one that draws random vectors, ``memory`` for one that fills what it may."""
         return cls(micro_batch)
 
     @classmethod

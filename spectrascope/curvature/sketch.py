@@ -50,7 +50,7 @@ class GaussNewtonSketch(CurvatureEngine):
     exact: ClassVar = False
 
     @classmethod
-    def make(cls, micro_batch: MicroBatch, seed: int) -> GaussNewtonSketch:
+    def make(cls, micro_batch: MicroBatch, seed: int, memory: int | None) -> GaussNewtonSketch:
         """An engine that draws its cotangents from ``seed``."""
         return cls(micro_batch, seed=seed)
 

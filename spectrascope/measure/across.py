@@ -12,6 +12,7 @@ from torch import Tensor
 from spectrascope.curvature.choose import engine_named, make_engine
 from spectrascope.curvature.engine import JointForm, Target, UnsupportedOperationError
 from spectrascope.errors import OptionError, UnsupportedModelError
+from spectrascope.measure.asked import memory_asked_for
 from spectrascope.measure.division import Division
 from spectrascope.measure.prepare import Ready
 from spectrascope.measure.stages import Measured, deal_batch, forced_micro_batch
@@ -74,14 +75,14 @@ def measure_across(ready: Ready, found: Measured, run: Run, division: Division) 
     deal = deal_batch(ready.workload, ready.choices, options)
     pieces, workload = deal.pieces, ready.workload
     share = ranks.share(len(pieces))
-    micro_batch = forced_micro_batch(options)
+    micro_batch, memory = forced_micro_batch(options), memory_asked_for(options)
 
     def work() -> dict[int, Tensor]:
         done: dict[int, Tensor] = {}
         for number in share:
             part = replace(workload, source=deal.source.pick(pieces[number].places))
             run.on_progress("across weights", len(done), len(share))
-            done[number] = make_engine(engine, micro_batch).measure_joint(part, targets)
+            done[number] = make_engine(engine, micro_batch, memory=memory).measure_joint(part, targets)
         return done
 
     with run.clock.stage("across weights"):

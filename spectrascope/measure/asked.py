@@ -9,8 +9,9 @@ import torch
 from spectrascope.errors import OptionError
 from spectrascope.numerics.lifted import is_below
 from spectrascope.records.report import ProbeOptions
+from spectrascope.text import memory_of
 
-__all__ = ["DTYPES", "device_name", "device_named", "require_sensible", "require_wide"]
+__all__ = ["DTYPES", "device_name", "device_named", "memory_asked_for", "require_sensible", "require_wide"]
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 """Formats a network can be measured in."""
@@ -27,6 +28,7 @@ def require_sensible(options: ProbeOptions) -> None:
             raise OptionError(f"{name} {value}: must be at least 1")
     if options.micro_batch != "auto" and not (str(options.micro_batch).isdecimal() and int(options.micro_batch) > 0):
         raise OptionError(f"--micro-batch {options.micro_batch!r}: expected auto or a positive number")
+    memory_asked_for(options)
     for name, given, words in (
         ("--null-draws", options.null_draws, ("auto",)),
         ("--curvature-samples", options.curvature_samples, ("auto", "all")),
@@ -38,6 +40,19 @@ def require_sensible(options: ProbeOptions) -> None:
         raise OptionError(f"folds {options.folds}: must be at least 2, so that one holds out the other")
     if options.dtype not in DTYPES:
         raise OptionError(f"--dtype {options.dtype!r}: expected {', '.join(DTYPES)}")
+
+
+def memory_asked_for(options: ProbeOptions) -> int | None:
+    """Bytes that gradients, and then tangents, may take at a time; ``None`` where it goes by what is free.
+
+    Raises:
+        OptionError: no amount of memory.
+    """
+    try:
+        size = memory_of(options.memory)
+    except ValueError as error:
+        raise OptionError(f"--memory {options.memory!r}: {error}") from None
+    return None if size == "auto" else int(size)
 
 
 def require_wide(options: ProbeOptions, what: str) -> None:

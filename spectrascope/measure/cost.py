@@ -119,7 +119,7 @@ def cost_of_headers(
     measured = {row.info.name.partition("[")[0] for row in rows if row.measured}
     gradients = [elements[name] * (24 + max(4, size) * _groups(options)) for name in measured]
     largest = max(gradients, default=0)
-    block = min(sum(gradients), max(gradient_memory(_device_here(options)), largest))
+    block = min(sum(gradients), max(gradient_memory(_device_here(options), options), largest))
     kept = 8 * _kept_sets(options.engine, options) * sum(row.directions * sum(row.info.shape) for row in rows)
     parts = HeldBytes(
         weights=size * count,
@@ -153,7 +153,7 @@ def _kept_sets(engine: EngineName, options: ProbeOptions) -> int:
 
 
 def _gradient_blocks(layers: Sequence[WeightLayer], options: ProbeOptions) -> list[list[WeightLayer]]:
-    return blocks_within(layers, _groups(options), gradient_memory(_device_here(options)))
+    return blocks_within(layers, _groups(options), gradient_memory(_device_here(options), options))
 
 
 def _device_here(options: ProbeOptions) -> torch.device:

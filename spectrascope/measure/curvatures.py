@@ -16,6 +16,7 @@ from spectrascope.curvature.choose import ENGINES, EngineChoice, make_engine
 from spectrascope.curvature.engine import Curvature, Progress, Target
 from spectrascope.curvature.microbatches import MicroBatch, Tuning
 from spectrascope.errors import UnsupportedModelError
+from spectrascope.measure.asked import memory_asked_for
 from spectrascope.measure.demand import published
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.precision import NoRoomError, is_narrow, some_in_float32
@@ -224,7 +225,8 @@ class _Curvatures:
             if not indices:
                 continue
             runs = 1 + sum(bool(queues[later.name]) for later in ENGINES[place + 1 :])
-            results = make_engine(engine.name, self.micro_batch, self.seed).measure_each(
+            memory = memory_asked_for(self.options)
+            results = make_engine(engine.name, self.micro_batch, self.seed, memory).measure_each(
                 self.workload,
                 [self.targets[i] for i in indices],
                 groups=self.groups,

@@ -118,6 +118,7 @@ def _measurement(run: Run, workload: Workload) -> dict[str, Any]:
 
     options = asdict(run.options)
     del options["device"]  # cuda:0 of one machine is cuda:1 of another
+    del options["memory"]  # what was killed for taking too much goes on with less
     sha256 = run.model_info.sha256
     return {
         "model": run.model_info.id,

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from spectrascope.curvature.microbatches import MicroBatch, Schedule, available_bytes, is_out_of_memory
 from spectrascope.errors import NonFiniteError, UnsupportedModelError
 from spectrascope.losses import aligned, ignored_by
+from spectrascope.measure.asked import memory_asked_for
 from spectrascope.measure.ranks import ALONE, Ranks
 from spectrascope.network.layers import WeightLayer
 from spectrascope.numerics.spectra import sum_dtype
+from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import Missing
 from spectrascope.text import first_line
 from spectrascope.workload import Workload
@@ -62,8 +64,11 @@ class GradientPass:
         return replace(self, gradients={}, half_difference=None, by_group={})
 
 
-def gradient_memory(device: torch.device) -> int:
-    """Bytes that gradients may take: half of what is free, on the device or in the host's memory."""
+def gradient_memory(device: torch.device, options: ProbeOptions) -> int:
+    """Bytes that gradients may take: as asked for, else half of what is free, on the device or in the host's memory."""
+    asked = memory_asked_for(options)
+    if asked is not None:
+        return asked
     free = available_bytes(device)
     return 4 << 30 if isinstance(free, Missing) else free // 2
 

@@ -15,6 +15,7 @@ from spectrascope.measure.asked import device_named
 from spectrascope.records.inspection import MemoryNeed, Remedy
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.values import Missing
+from spectrascope.text import memory_of, memory_text
 
 __all__ = ["HeldBytes", "device_asked_for", "need_of"]
 
@@ -130,7 +131,9 @@ def need_of(parts: HeldBytes, options: ProbeOptions, *, loaded: int = 0) -> Memo
 
 def _helps(parts: HeldBytes, options: ProbeOptions, most: Callable[[HeldBytes], int]) -> tuple[Remedy, ...]:
     """Options that need at least a twentieth less, the strongest first, and all of them together last."""
+    one_gradient = memory_text(parts.largest_gradient)
     ways: dict[str, Callable[[HeldBytes], HeldBytes]] = {
+        f"--memory {one_gradient}": lambda p: replace(p, gradients=min(p.gradients, int(memory_of(one_gradient)))),
         "--layers with one weight at a time": lambda p: replace(p, gradients=p.largest_gradient, directions=0),
         f"--top-k {max(1, options.top_k // 4)}": lambda p: replace(p, directions=p.directions // 4),
         "inputs of half the size (--block-size, --image-size)": lambda p: replace(

@@ -128,7 +128,7 @@ def find_targets(
     engine_of = {layer.name: choice.engine for layer, choice in zip(layers, choices, strict=True)}
     gradient: GradientPass | None = None
     found = _Found()
-    memory = min(division.ranks.each(lambda: gradient_memory(workload.device)))
+    memory = min(division.ranks.each(lambda: gradient_memory(workload.device, options)))
     blocks = blocks_within(layers, deal.n_groups, memory)
     for number, block in enumerate(blocks):
         with run.clock.stage("gradient"):

@@ -321,6 +321,7 @@ class ProbeOptions:
     labels: LabelSource = field(default=LabelSource.DATA, metadata=ADDED_LATER)
     across_weights: bool = field(default=False, metadata=ADDED_LATER)
     across_matrix: bool = field(default=False, metadata=ADDED_LATER)
+    memory: int | str = field(default="auto", metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

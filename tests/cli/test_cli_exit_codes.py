@@ -47,6 +47,8 @@ def test_zero(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["probe", "--device", "cpu\n"], "is not one of"),
         (["probe", "--micro-batch", "0"], "'0' is neither auto nor a whole number from 1 on"),
         (["probe", "--micro-batch", "many"], "'many' is neither auto nor"),
+        (["probe", "--memory", "0GiB"], "'0GiB': expected auto or a number of bytes from 1 on, as 8GiB or 500MB"),
+        (["inspect", "--memory", "8G"], "'8G': expected auto or a number of bytes"),
         (["probe", "--num-samples", "0"], "Invalid value for '--num-samples'"),
         (["probe", "--num-samples", "ten"], "Invalid value for '--num-samples'"),
         (["probe", "--top-k", "0"], "Invalid value for '--top-k'"),

@@ -18,7 +18,7 @@ ALL = [
     *("--image-size", "32", "--resize", "36", "--mean", "0.5,0.4,0.3", "--std", "0.25"),
     *("--num-samples", "64", "--top-k", "7", "--layers", "conv*"),
     *("--layers", "fc*", "--exclude", "*.bias", "--engine", "double-backprop", "--device", "cuda:1"),
-    *("--dtype", "float64", "--micro-batch", "16", "--seed", "3", "-q"),
+    *("--dtype", "float64", "--micro-batch", "16", "--memory", "1.5GiB", "--seed", "3", "-q"),
 ]
 
 
@@ -107,6 +107,7 @@ def test_every_option_arrives(calls, command: str) -> None:
         device="cuda:1",
         dtype="float64",
         micro_batch=16,
+        memory=3 << 29,
         seed=3,
         groups=8 if own else 16,
         split_fused=False,

@@ -238,6 +238,7 @@ def test_every_option_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "probe", "m.pt", "--mean", "0.4,0.5,0.6", "--std", "0.25", "--layers", "a*", "--layers", "b*", "--exclude", "c",
         "--num-samples", "all", "--no-split-fused", "--dtype", "float64", "--micro-batch", "7", "--balanced",
         "--label-smoothing", "0.1", "--data-root", "here", "--loss", "mse", "--null-draws", "3",
+        "--memory", "2GiB",
     ]  # fmt: skip
     application: Any = typer.main.get_command(app)
 

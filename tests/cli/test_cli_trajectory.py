@@ -71,6 +71,8 @@ def test_other_bytes_or_options_are_measured_again(counted: list[str], checkpoin
     assert counted[2:] == ["epoch_1.pt"]
     assert _run(checkpoints[:2], tmp_path, "--quiet", "--top-k", "12") == 0
     assert counted[3:] == ["epoch_1.pt", "epoch_2.pt"]
+    assert _run(checkpoints[:2], tmp_path, "--quiet", "--top-k", "12", "--memory", "4GiB") == 0  # the same measurement
+    assert counted[5:] == []
     assert _run(checkpoints[:2], tmp_path, "--quiet", "--top-k", "12", "--again") == 0
     assert counted[5:] == ["epoch_1.pt", "epoch_2.pt"]
     (tmp_path / "kept" / "epoch_1.pt.json").write_text("{")  # half a file of another tool

@@ -189,9 +189,9 @@ def test_what_does_not_fit_and_what_would(monkeypatch):
 @pytest.mark.parametrize(("dtype", "narrower"), [("float32", "bfloat16"), ("float64", "float32")])
 def test_a_narrower_format_needs_less(monkeypatch, dtype, narrower):
     monkeypatch.setattr(room, "available_bytes", lambda device: 1000)
-    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 0)  # one weight at a time
     deep = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.GELU())))
-    wide, narrow = (cost_of(deep, torch.zeros(3, 64), timed=False, dtype=name).memory for name in (dtype, narrower))
+    alone = {"timed": False, "memory": 1}  # one weight at a time
+    wide, narrow = (cost_of(deep, torch.zeros(3, 64), dtype=name, **alone).memory for name in (dtype, narrower))
     (told,) = (remedy.left for remedy in wide.helps if remedy.option == f"--dtype {narrower}")
     kept = wide.gradient_bytes - narrow.gradient_bytes  # a float64 network's are kept in float64 by sample group
     assert told == pytest.approx(narrow.total_bytes + kept, rel=0.01)
@@ -212,10 +212,9 @@ NUMBERS = 16 * 256 * 256
     ],
 )
 def test_a_second_copy_is_counted_where_there_is_one(monkeypatch, given, dtype, owned, copy):
-    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 0)
     net = nn.Sequential(*(nn.Linear(256, 256, bias=False) for _ in range(16))).to(given)
     source = TensorSource(torch.zeros(3, 256), torch.zeros(3, dtype=torch.long))
-    options = ProbeOptions(**{**OPTIONS, "dtype": dtype, "num_samples": 2})
+    options = ProbeOptions(**{**OPTIONS, "dtype": dtype, "num_samples": 2, "memory": 1})
     need = inspect_model(net, source, options=options, model_info=INFO, owned=owned).cost.memory
     check = 4 * NUMBERS if dtype == "bfloat16" else 0
     assert (need.copy_bytes, need.check_bytes) == (copy, check)
@@ -239,12 +238,11 @@ def test_a_small_network_is_checked_by_a_copy_in_float64(monkeypatch):
     assert cost_of(nn.Linear(65, 10), torch.zeros(3, 65)).memory.check_bytes == 0
 
 
-def test_reading_a_file_takes_its_content_twice(monkeypatch):
-    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 0)
+def test_reading_a_file_takes_its_content_twice():
     with torch.device("meta"):
         net = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(40)))
     source = TensorSource(torch.zeros(3, 512), torch.zeros(3, dtype=torch.long))
-    options = ProbeOptions(**OPTIONS, layers=("0.*",))
+    options = ProbeOptions(**OPTIONS, layers=("0.*",), memory=1)
     need = inspect_model(net, source, options=options, model_info=INFO, owned=True).cost.memory
     assert need.total_bytes == 2 * need.weight_bytes
     taken = inspect_model(net, source, options=options, model_info=INFO).cost.memory

@@ -170,11 +170,9 @@ def test_fewer_samples_for_curvature_leave_the_slopes_as_they_are() -> None:
         np.testing.assert_allclose(other.measurement.h, expected, atol=1e-9 * np.abs(expected).max())
 
 
-def test_weights_in_blocks_give_what_they_give_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_in_blocks_give_what_they_give_together() -> None:
     model = model_of(relu)
-    together = measure(model)
-    monkeypatch.setattr("spectrascope.measure.stages.gradient_memory", lambda device: 1)
-    alone = measure(model)
+    together, alone = measure(model), measure(model, memory=1)
     for one, other in zip(together.layers, alone.layers, strict=True):
         assert held(one) == held(other)
 

@@ -99,12 +99,10 @@ def test_cost_of_what_is_held_out_by_hand():
     assert "how many samples" in unknown.total_passes.reason
 
 
-def test_gradients_in_blocks_take_a_pass_each(monkeypatch):
+def test_gradients_in_blocks_take_a_pass_each():
     net = nn.Sequential(nn.Linear(64, 64, bias=False), nn.ReLU(), nn.Linear(64, 10, bias=False))
     source = TensorSource(torch.zeros(3, 64), torch.zeros(3, dtype=torch.long))
-    whole = _inspect(net, source).cost
-    monkeypatch.setattr("spectrascope.measure.cost.gradient_memory", lambda device: 4096 * 88)
-    cut = _inspect(net, source).cost
+    whole, cut = _inspect(net, source).cost, _inspect(net, source, memory=4096 * 88).cost
     assert (whole.gradient_passes, cut.gradient_passes) == (3, 6)
     assert whole.fixed_bytes - cut.fixed_bytes == 640 * 88
 

@@ -192,7 +192,7 @@ def test_what_the_self_check_hands_on_is_kept_too(tmp_path: Path, monkeypatch: p
 
 def test_a_folder_of_another_measurement(tmp_path: Path) -> None:
     run_probe(make_run("smooth"), kept_in(tmp_path))
-    other = make_run("smooth", top_k=2)
+    other = make_run("smooth", top_k=2, memory=1)  # an amount of memory is no other measurement
     with pytest.raises(
         OptionError, match=r"holds another measurement \(--top-k: 3 there, 2 here\): name another folder"
     ):

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from spectrascope.measure.decompose import run_decompose
 from spectrascope.measure.division import WHOLE, Division
@@ -69,9 +69,14 @@ def numbers_of(report: Report) -> dict[str, Any]:
 
 
 def count_samples(run: Run) -> tuple[Run, list[int]]:
-    """Have the samples counted that go forward through the network."""
-    seen = [0]
-    run.model.register_forward_pre_hook(lambda _, inputs: seen.__setitem__(0, seen[0] + len(inputs[0])))
+    """Have the samples counted that go forward through the network, or through a copy of it."""
+    seen, kind = [0], type(run.model)
+
+    def forward(self: nn.Module, inputs: Tensor) -> Tensor:
+        seen[0] += len(inputs)
+        return kind.forward(self, inputs)
+
+    run.model.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     return run, seen
 
 

@@ -29,7 +29,7 @@ from spectrascope.curvature.engine import (
     Target,
     UnsupportedOperationError,
 )
-from spectrascope.curvature.microbatches import Groups, Schedule
+from spectrascope.curvature.microbatches import Groups, MicroBatch, Schedule
 from spectrascope.curvature.tangent.joint import measure_joint
 from spectrascope.curvature.tangent.plan import Footprint
 from spectrascope.curvature.tangent.samples import MixedSamplesError
@@ -61,6 +61,11 @@ class Tangents(CurvatureEngine):
     next: ClassVar = EngineName.DOUBLE_BACKPROP
     reference: ClassVar = (EngineName.DOUBLE_BACKPROP, EngineName.FINITE_DIFFERENCE)
     joint: ClassVar = JointForm.HESSIAN
+
+    @classmethod
+    def make(cls, micro_batch: MicroBatch, seed: int, memory: int | None) -> Tangents:
+        """An engine that stays within ``memory``."""
+        return cls(micro_batch, memory=memory)
 
     @classmethod
     def cost(cls, weights: Sequence[Downstream], n_outputs: int) -> float:
