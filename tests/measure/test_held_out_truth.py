@@ -19,7 +19,6 @@ from spectrascope.numerics.directions import top_directions
 from spectrascope.records.report import LayerReport, ProbeOptions
 from spectrascope.records.signal import HeldOut
 from spectrascope.workload import PickedSamples, Run, Workload
-from tests.support import oracles
 
 N, FRESH, K = 768, 512, 12
 LAYERS = ("layer3.0.conv2.weight", "layer3.1.conv2.weight", "layer3.2.conv1.weight", "layer3.2.conv2.weight")
@@ -41,15 +40,15 @@ def test_predictions_hold_on_fresh_images_where_those_of_the_same_samples_do_not
     model = loaded.model.eval()
     layers = [layer for layer in find_layers(model, LAYERS, ()) if isinstance(layer, WeightLayer)]
     inputs, labels = measured.fetch(0, N)
-    targets = []
-    for layer in layers:
-        gradient = sum(
-            oracles.gradient_of(
-                model, layer.name, inputs[i : i + 256], labels[i : i + 256], torch.nn.functional.cross_entropy
-            )
-            for i in range(0, N, 256)
-        )
-        targets.append(Target(layer, top_directions(layer.matrix(gradient) * 256 / N, K)))
+    gradients = [torch.zeros(layer.parameter.shape, dtype=torch.float64) for layer in layers]
+    for i in range(0, N, 64):  # of all weights at once, in slices that a cache holds
+        loss = torch.nn.functional.cross_entropy(model(inputs[i : i + 64]), labels[i : i + 64], reduction="sum") / N
+        parts = torch.autograd.grad(loss, [layer.parameter for layer in layers])
+        gradients = [total + part for total, part in zip(gradients, parts, strict=True)]
+    targets = [
+        Target(layer, top_directions(layer.matrix(gradient), K))
+        for layer, gradient in zip(layers, gradients, strict=True)
+    ]
     workload = Workload(model, fresh, torch.nn.functional.cross_entropy, torch.device("cpu"), torch.float32)
     with held_still(model, [layer.parameter for layer in layers], workload.device):
         truths = GaussNewton().measure(workload, targets, groups=1)

@@ -51,12 +51,21 @@ def prepare(folder: Path) -> None:
             shutil.copy(path, folder / name)
 
 
+def words_of(step: Step) -> list[str]:
+    """What follows the program's name."""
+    return shlex.split(step.command, comments=True)[1:]
+
+
 def run(step: Step, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder as the page has it."""
-    words = shlex.split(step.command, comments=True)[1:]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(WIDTH), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     return subprocess.run(
-        [sys.executable, "-m", "spectrascope", *words], cwd=folder, env=env, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "spectrascope", *words_of(step)],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
