@@ -23,6 +23,7 @@ from spectrascope.api.results import (
     open_report,
     shown,
 )
+from spectrascope.api.spelling import in_python
 from spectrascope.config import FROM_BASELINE, read_policy_table
 from spectrascope.errors import OptionError, SpectrascopeError
 from spectrascope.records.advice import ValidateOn
@@ -45,6 +46,7 @@ Measured: TypeAlias = "Report | Network"
 """A report, the path of a saved one, or whatever :func:`spectrascope.probe` takes as its model."""
 
 
+@in_python
 def gate(
     model: Measured,
     baseline: Report | FilePath,
@@ -107,6 +109,7 @@ def _policy(policy: GatePolicy | Mapping[str, Any] | FilePath | None) -> GatePol
     return policy_from_table(read_policy_table(Path(policy)), str(policy))
 
 
+@in_python
 def compare(
     before: Report | FilePath,
     after: Report | FilePath,
@@ -153,6 +156,7 @@ def compare(
     return shown(found, ComparisonResult)
 
 
+@in_python
 def suggest(
     model: Measured,
     batches: object = None,
@@ -218,6 +222,7 @@ def suggest(
     return shown(advice, AdviceResult)
 
 
+@in_python
 def trajectory(
     checkpoints: str | Sequence[Measured] | Mapping[str, Measured],
     batches: object = None,

@@ -29,6 +29,7 @@ from spectrascope.api.options import (
 )
 from spectrascope.api.progress import Watch, watched
 from spectrascope.api.results import InspectionResult, WeightsResult, open_report, shown
+from spectrascope.api.spelling import in_python
 from spectrascope.errors import DataError, LoadError, OptionError
 from spectrascope.network.effective import unwrapped
 from spectrascope.network.kept import fixed_source
@@ -41,6 +42,7 @@ from spectrascope.workload import LossFunction, SampleSource
 __all__ = ["inspect", "weights"]
 
 
+@in_python
 def weights(
     model: Network,
     *,
@@ -148,6 +150,7 @@ def _of_state_dict(tensors: Mapping[str, Tensor]) -> ModelInfo:
     )
 
 
+@in_python
 @spelled_out
 def inspect(
     model: Network,

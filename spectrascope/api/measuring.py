@@ -15,6 +15,7 @@ from spectrascope.api.inputs import (
 from spectrascope.api.options import RequestKeywords, spelled_out
 from spectrascope.api.progress import Watch, watched
 from spectrascope.api.results import ProbeReport, shown
+from spectrascope.api.spelling import in_python
 from spectrascope.errors import OptionError
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.prepare import prepare
@@ -31,6 +32,7 @@ from spectrascope.workload import FirstSamples, LossFunction, OnProgress, Sample
 __all__ = ["decompose", "foretell_cost", "kept_in", "kept_report", "list_engines", "probe"]
 
 
+@in_python
 @spelled_out
 def probe(
     model: Network,
@@ -63,7 +65,7 @@ def probe(
             a terminal or a notebook and logs the stages (``logging``, logger ``spectrascope``) elsewhere; ``False``
             says nothing.
         options: any of the following.
-        num_samples: use at most this many samples; all when ``None``, of data by name 2048.
+        num_samples: use at most this many samples; ``"all"``, or all when ``None``, but of data by name 2048.
         top_k: directions per weight.
         min_rank: first direction (1-based) of the fitted window.
         layers: a glob on parameter names to measure, or several; all when empty.
@@ -128,6 +130,7 @@ def probe(
         return shown(kept_report(run, run_probe(asked, kept_in(run))), ProbeReport)
 
 
+@in_python
 @spelled_out
 def decompose(
     model: Network,

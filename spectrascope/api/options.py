@@ -10,14 +10,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar, get_type_hints
 
+import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
+from spectrascope.api.spelling import in_python
 from spectrascope.errors import OptionError
 from spectrascope.measure.asked import require_sensible
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
-from spectrascope.records.values import CheckScope, EngineName
+from spectrascope.records.values import ALL_SAMPLES, CheckScope, EngineName
 from spectrascope.text import listed, memory_of
 
 __all__ = [
@@ -43,7 +45,7 @@ Globs: TypeAlias = str | Iterable[str]
 class ProbeKeywords(TypedDict, total=False):
     """What functions that measure take by keyword: the fields of ``ProbeOptions``, in looser types."""
 
-    num_samples: int | None
+    num_samples: int | str | None
     top_k: int
     min_rank: int
     layers: Globs
@@ -103,6 +105,7 @@ DEFAULTS |= {"dtype": None, "momentum": None, "scores": None}
 OPENED: dict[str, Any] = dict.fromkeys(get_type_hints(SourceKeywords))
 OPENED |= {"trust_remote_code": False, "download": False, "balanced": False, "skip_bad": False, "label_smoothing": 0.0}
 """Keywords that say how what is named is opened, with their defaults."""
+_WHOLE = ("num_samples", "top_k", "min_rank", "seed", "groups", "folds")
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
@@ -127,7 +130,9 @@ def opened(function: str, given: Mapping[str, Any]) -> dict[str, Any]:
         OptionError: a value of the wrong kind.
     """
     for unknown in given.keys() - DEFAULTS.keys() - OPENED.keys():
-        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}")
+        close = difflib.get_close_matches(unknown, ["on_progress", "run", *DEFAULTS, *OPENED], n=1)
+        hint = f": did you mean {close[0]}?" if close else ""
+        raise TypeError(f"{function}() got an unexpected keyword argument {unknown!r}{hint}")
     found = {name: given[name] for name in OPENED if name in given and given[name] != OPENED[name]}
     for name in ("mean", "std"):
         if name in found:
@@ -169,6 +174,15 @@ def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
     Raises:
         OptionError: a word that is not in its list, globs that are no strings, or no amount of memory.
     """
+    if chosen["num_samples"] == "all":
+        chosen["num_samples"] = ALL_SAMPLES
+    for option in _WHOLE:
+        value = chosen[option]
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            if option == "num_samples" and value is None:
+                continue
+            raise OptionError(f"{option} {value!r}: expected a whole number")
+        chosen[option] = int(value)
     try:
         chosen |= {option: listed(chosen[option], option) for option in ("layers", "exclude")}
     except TypeError as error:
@@ -194,6 +208,7 @@ def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
     return chosen
 
 
+@in_python
 def require_options(options: Mapping[str, Any]) -> None:
     """Refuse options of :func:`spectrascope.probe` that are misspelt or out of range, before anything is measured.
 

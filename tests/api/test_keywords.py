@@ -98,6 +98,8 @@ def test_no_other_keyword_is_taken() -> None:
     for call in (spectrascope.probe, spectrascope.weights, spectrascope.inspect):
         with pytest.raises(TypeError, match=r"\(\) got an unexpected keyword argument 'topk'"):
             call("digits-cnn", topk=3)
+    with pytest.raises(TypeError, match=r"argument 'topk': did you mean top_k\?"):
+        spectrascope.probe("digits-cnn", topk=3)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -127,3 +129,26 @@ def test_runs_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             again["summary" if "summary" in again else "points" if "points" in again else "layers"]
             == (first[name]["summary" if "summary" in again else "points" if "points" in again else "layers"])
         )
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"top_k": 0}, "^top_k 0: must be at least 1"),
+        ({"top_k": "3"}, "^top_k '3': expected a whole number"),
+        ({"folds": 2.5}, "^folds 2.5: expected a whole number"),
+        ({"num_samples": "some"}, "^num_samples 'some': expected a whole number"),
+        ({"layers": "nomatch"}, "^layers 'nomatch' matches none of the 5 weights"),
+    ],
+)
+def test_errors_name_options_as_python_does(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(OptionError, match=said):
+        spectrascope.probe("digits-cnn", **options)
+
+
+def test_all_samples_are_all() -> None:
+    network = nn.Sequential(nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 3))
+    batch = torch.rand(40, 6), torch.arange(40) % 3
+    for given, found in (("all", 40), (None, 40), (24, 24)):
+        report = spectrascope.probe(network, batch, num_samples=given, top_k=2)
+        assert report.provenance.data.n == found
