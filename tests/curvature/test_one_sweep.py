@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -166,3 +167,56 @@ def test_weights_are_swept_in_chunks_within_memory(launched_as_on_a_device):
     whole = peaks.pop(1 << 40)
     for budget, peak in peaks.items():
         assert 0.2 * budget <= peak <= budget < whole, (budget, peak, whole)
+
+
+_COMPARING = {
+    "mse": F.mse_loss,
+    "mse, entries first": lambda out, y: F.mse_loss(out, y, reduction="none").mean(),
+    "mse of two outputs": lambda out, y: F.mse_loss(out.tanh(), out + y),
+    "huber": lambda out, y: F.huber_loss(out, y, delta=0.7),
+    "smooth l1": lambda out, y: F.smooth_l1_loss(out, y, beta=0.5),
+    "soft margin": lambda out, y: F.soft_margin_loss(out, y.sign()),
+    "bce": lambda out, y: F.binary_cross_entropy_with_logits(out, (y > 0).to(out)),
+    "bce, weighed": lambda out, y: F.binary_cross_entropy_with_logits(
+        out, (y > 0).to(out), pos_weight=torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)
+    ),
+    "bce of probabilities": lambda out, y: F.binary_cross_entropy(out.sigmoid(), (y > 0).to(out)),
+}
+
+
+def _comparing(loss) -> tuple[Workload, list]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 6), nn.GELU(), nn.Linear(6, 3)).double()
+    source = TensorSource(torch.randn(12, 5, dtype=torch.float64), torch.randn(12, 3, dtype=torch.float64))
+    workload = Workload(net, source, loss, torch.device("cpu"), torch.float64)
+    return workload, layers_of(workload)
+
+
+@pytest.mark.parametrize("name", _COMPARING)
+def test_losses_that_compare_entries_keep_samples_apart(name):
+    """Exact group by group, in about as many operations for four groups as for one."""
+    workload, layers = _comparing(_COMPARING[name])
+    with hold(workload, layers):
+        targets = targets_of(workload, layers, 4)
+        truth = DoubleBackprop().measure(workload, targets, groups=4)
+        with operations() as apart:
+            found = Tangents(micro_batch=12).measure(workload, targets, groups=4)
+        with operations() as whole:
+            Tangents(micro_batch=12).measure(workload, targets, groups=1)
+    for a, b in zip(found, truth, strict=True):
+        scale = float(b.matrix.abs().max())
+        assert float((a.matrix - b.matrix).abs().max()) <= 1e-12 * scale
+        assert float((a.group_h - b.group_h).abs().max()) <= 1e-12 * scale
+        assert a.group_sigma == pytest.approx(b.group_sigma, abs=1e-12)
+    looking = 400  # three more recordings, to see where samples lie
+    assert len(apart) <= len(whole) + looking
+
+
+def test_a_loss_bent_once_more_is_exact_too():
+    workload, layers = _comparing(lambda out, y: F.mse_loss(out, y).sqrt())
+    with hold(workload, layers):
+        targets = targets_of(workload, layers, 4)
+        truth = DoubleBackprop().measure(workload, targets, groups=1)
+        found = Tangents(micro_batch=12).measure(workload, targets, groups=1)
+    for a, b in zip(found, truth, strict=True):
+        assert float((a.matrix - b.matrix).abs().max()) <= 1e-12 * float(b.matrix.abs().max())

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.recorder import Node, Recording
+from spectrascope.curvature.tangent.compared import adds_up_samples
 from spectrascope.workload import Inputs
 
 __all__ = ["MixedSamplesError", "SampleOrder", "find_sample_order", "is_sum_over_samples"]
@@ -79,6 +80,8 @@ class SampleOrder:
                     )
                 found[id(node)] = still
             elif id(node) in curved_here and any(place is not _Place.IN_ORDER for place in outputs):
+                if adds_up_samples(node) and all(place is _Place.IN_ORDER for place in inputs):
+                    continue
                 raise MixedSamplesError(f"{node.name.removeprefix('aten.')} has samples out of order")
             if id(node) in curved_here and _Place.MIXED in inputs:
                 raise MixedSamplesError(f"{node.name.removeprefix('aten.')} takes samples out of order")

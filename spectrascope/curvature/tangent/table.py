@@ -5,6 +5,7 @@ from __future__ import annotations
 from spectrascope.curvature.claims import Kind, read_claim
 from spectrascope.curvature.recorder import Node
 from spectrascope.curvature.tangent.attention import ATTENTION_RULES
+from spectrascope.curvature.tangent.compared import COMPARING_RULES
 from spectrascope.curvature.tangent.generic import GENERIC_RULE
 from spectrascope.curvature.tangent.linear import LINEAR_RULES
 from spectrascope.curvature.tangent.normalise import NORMALISING_RULES
@@ -15,7 +16,7 @@ from spectrascope.curvature.tangent.rule import TangentRule
 __all__ = ["find_rule", "is_pointwise", "kind_of"]
 
 _STRAIGHT = (LINEAR_RULES, POINTWISE_RULES)
-_OTHERS = (POINTWISE_RULES, PRODUCT_RULES, NORMALISING_RULES, ATTENTION_RULES)
+_OTHERS = (POINTWISE_RULES, PRODUCT_RULES, NORMALISING_RULES, ATTENTION_RULES, COMPARING_RULES)
 
 
 def kind_of(node: Node) -> Kind:
