@@ -9,7 +9,7 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.output import tell, write
-from spectrascope.cli.parsers import parse_output
+from spectrascope.cli.parsers import parse_output, require_ending
 from spectrascope.errors import OptionError
 from spectrascope.reports.card import insert_section, new_card
 from spectrascope.reports.select import read_selected
@@ -39,6 +39,8 @@ def card(
     """
     if into is not None and output is not None:
         raise OptionError("--into writes the card itself: give it or --output")
+    require_ending(output, "Markdown", ".md")
+    require_ending(into, "Markdown", ".md")
     shown = read_selected(report, layers=tuple(layers or ()), exclude=tuple(exclude or ()))
     if into is None:
         write(lambda _: new_card(shown), output)

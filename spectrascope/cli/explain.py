@@ -10,6 +10,7 @@ import typer
 
 from spectrascope.cli import options as o
 from spectrascope.cli.output import tell, write
+from spectrascope.cli.parsers import require_ending
 from spectrascope.errors import OptionError
 from spectrascope.records.report import Report
 from spectrascope.reports.explain import Page, contents, find_pages, pages
@@ -38,6 +39,7 @@ def explain(
 
     With a report: what that report says of the number, or of one weight, in words. Nothing is measured.
     """
+    require_ending(output, "Markdown", ".md")
     text = contents() if term is None else _help_of(context, term) or _explain(term, report)
     write(lambda width: text if width is None else markdown_view(text), output)
     if output is not None:

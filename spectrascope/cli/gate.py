@@ -12,7 +12,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import measure
 from spectrascope.cli.output import emit, tell
-from spectrascope.cli.parsers import parse_output
+from spectrascope.cli.parsers import parse_output, require_ending
 from spectrascope.cli.rerun import Kept
 from spectrascope.cli.saved import given_options, require_meaningful
 from spectrascope.config import FROM_BASELINE, find_configuration, read_policy_table
@@ -85,6 +85,10 @@ def gate(
     The default policy lets pass what the samples explain. JSON and CSV hold every check.
     """
     # Policy and baseline are read first: a slip in them costs no measurement.
+    for path, what, ending in (
+        (junit, "JUnit XML", ".xml"), (markdown, "Markdown", ".md"), (save_report, "a report", ".json"),
+    ):  # fmt: skip
+        require_ending(path, what, ending)
     given, asked = given_options(context), options.asked
     rules = _look_at(_read_policy(policy, rule or []), asked, given)
     base = _read_baseline(baseline)

@@ -309,6 +309,7 @@ class Result:
         if self.json and self.format not in (None, Format.JSON):
             raise OptionError(f"--json contradicts --format {self.format.value}: give one of them")
         _ = self.form  # refuses a file whose ending says nothing
+        parsers.require_ending(self.html, "a page", ".html", ".htm")
 
     @property
     def form(self) -> Format:

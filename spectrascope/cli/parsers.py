@@ -14,6 +14,10 @@ from spectrascope.records.values import ALL_SAMPLES
 from spectrascope.reports.write import check_writable
 from spectrascope.text import memory_of
 
+_FORMS = {
+    ".json", ".csv", ".md", ".html", ".htm", ".tex", ".xml", ".yaml", ".yml", ".py", ".pdf", ".png", ".svg", ".jpg",
+}  # fmt: skip
+"""Endings that say what is in a file."""
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -35,6 +39,16 @@ def parse_output(given: str | Path) -> Path:
         raise OptionError(f"cannot write {text}: it is written as a folder, name a file in it")
     check_writable(path)
     return path
+
+
+def require_ending(path: Path | None, what: str, *endings: str) -> None:
+    """Refuse a name whose ending says another form than what will be in the file; one that says none will do.
+
+    Raises:
+        OptionError: it does.
+    """
+    if path is not None and (ending := path.suffix.lower()) in _FORMS and ending not in endings:
+        raise OptionError(f"{path}: {what} is written there, expected a name ending in {' or '.join(endings)}")
 
 
 def parse_micro_batch(given: int | str) -> int | str:

@@ -11,6 +11,7 @@ import typer
 from spectrascope.cli import options as o
 from spectrascope.cli.measure import divide, loaded, measure
 from spectrascope.cli.output import emit, tell, write
+from spectrascope.cli.parsers import require_ending
 from spectrascope.cli.pictures import picture_file, write_picture
 from spectrascope.cli.rerun import Kept
 from spectrascope.cli.saved import refit_saved
@@ -57,6 +58,10 @@ class EmittedResult(o.Result):
             o.Result.__post_init__(self)
         elif self.json or self.format is not None or self.html is not None:
             raise OptionError("--emit is a form of its own: it cannot be combined with --format, --json or --html")
+        elif self.emit_groups is Emission.YAML:
+            require_ending(self.output, "YAML", ".yaml", ".yml")
+        else:
+            require_ending(self.output, "Python", ".py")
 
 
 _Validate = Annotated[

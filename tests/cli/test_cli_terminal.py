@@ -255,3 +255,27 @@ def test_terms_that_views_point_to_have_a_page() -> None:
     assert len(terms) > 8
     for term in terms:
         assert find_pages(term)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["show", "SAVED", "--html", "x.json"],
+            "x.json: a page is written there, expected a name ending in .html or .htm",
+        ),
+        (["card", "SAVED", "-o", "x.html"], "x.html: Markdown is written there"),
+        (["explain", "beta", "-o", "x.html"], "x.html: Markdown is written there"),
+        (["suggest-beta", "SAVED", "--emit", "yaml", "-o", "x.json"], "x.json: YAML is written there"),
+        (["suggest-beta", "SAVED", "--emit", "torch", "-o", "x.yaml"], "x.yaml: Python is written there"),
+        (["gate", "SAVED", "--baseline", "SAVED", "--junit", "x.md"], "x.md: JUnit XML is written there"),
+        (["gate", "SAVED", "--baseline", "SAVED", "--markdown", "x.html"], "x.html: Markdown is written there"),
+    ],
+)
+def test_an_ending_of_another_form_is_refused(
+    words: list[str], said: str, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([str(saved) if word == "SAVED" else word for word in words]) == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.glob("x.*"))
