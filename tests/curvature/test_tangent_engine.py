@@ -194,6 +194,22 @@ def test_memory_stays_below_the_budget_where_one_sample_allows():
     assert peaks[0] < 0.6 * peaks[1]
 
 
+def test_memory_asked_for_wins_over_a_micro_batch_asked_for():
+    workload, budget = small_gpt2(1, 8), 32 << 20
+    layers = layers_of(workload)[:2]
+    with hold(workload, layers):
+        targets = targets_of(workload, layers, 40)
+        found, peaks = [], []
+        for memory in (budget, None):
+            with bytes_alive() as alive:
+                found.append(Tangents(8, memory=memory).measure(workload, targets, groups=1))
+            peaks.append(alive.peak)
+    assert peaks[0] <= budget < peaks[1]
+    for few, all_at_once in zip(*found, strict=True):
+        scale = float(all_at_once.matrix.abs().max())
+        assert float((few.matrix - all_at_once.matrix).abs().max()) <= 1e-5 * scale
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
 def test_the_model_is_as_found_after_an_interruption(error, monkeypatch):
     workload = small_gpt2(1)

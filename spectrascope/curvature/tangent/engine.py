@@ -49,7 +49,8 @@ class Tangents(CurvatureEngine):
         micro_batch: samples per recording; ``None`` chooses within ``memory`` and by timing.
         directions: tangents swept together; ``None`` takes all of a weight's, fewer only where one sample
             would not fit otherwise.
-        memory: bytes to stay within; ``None`` is 1 GiB on a CPU and half of what is free on a device.
+        memory: bytes to stay within, whatever the micro-batch; ``None`` is 1 GiB on a CPU and half of what is free on
+            a device, and for one sample where ``micro_batch`` is a number.
         stacked: samples × tangents, of however many weights, swept together; ``None`` goes by the device.
     """
 
@@ -130,8 +131,9 @@ class Tangents(CurvatureEngine):
                 failed.update({i: str(error) for i in range(len(targets)) if i not in failed})
                 return found, inside
             alive = [i for i in range(len(targets)) if i not in failed]
+            together = limits.of_one_weight(stop - start) if self.memory else limits.directions
             for chunk in sweeps.chunks(plan, alive, limits.tangents(stop - start)):
-                for i, result in sweeps.sweep(plan, chunk, limits.directions, sums[0].dtype).items():
+                for i, result in sweeps.sweep(plan, chunk, together, sums[0].dtype).items():
                     if isinstance(result, str):
                         failed[i] = result
                     else:
@@ -197,6 +199,11 @@ class _Limits:
         """How many tangents, of however many weights, are swept together."""
         room = (self.budget / samples - self.need.fixed) // max(self.need.per_direction, 1)
         return int(min(self.stacked // samples, room))
+
+    def of_one_weight(self, samples: int) -> int:
+        """How many tangents of one weight are swept together: fewer where more samples are asked for than have room."""
+        room = max(self.budget / samples - self.need.fixed, self.need.fixed / 2) // max(self.need.per_direction, 1)
+        return max(1, int(min(self.directions, room)))
 
 
 _STACKED = 1 << 15
