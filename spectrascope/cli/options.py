@@ -245,9 +245,7 @@ class MeasurementOptions:
     ] = _DEFAULT.folds
     gradient: Annotated[
         GradientSource,
-        measurement_option(
-            help="Whose singular directions: the batch's, or the momentum of the checkpoint's optimizer."
-        ),
+        measurement_option(help="Whose singular directions: the batch's, or those of the checkpoint's momentum."),
     ] = _DEFAULT.gradient
     self_check: Annotated[
         CheckScope,
