@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from spectrascope.errors import OptionError
 from spectrascope.reports.charts.chart import Picture
 from spectrascope.reports.charts.legends import legend_rows, shared_labels
-from spectrascope.reports.charts.plot_axes import room_below, room_beside
+from spectrascope.reports.charts.plot_axes import NOTE, room_below, room_beside
 from spectrascope.text import printable
 
 __all__ = ["WIDTHS", "FigureLayout", "lay_out", "picture_width", "wrap"]
@@ -101,7 +101,9 @@ def lay_out(picture: Picture, width: float | None) -> FigureLayout:
         beside = max((room_beside(chart.x, chart.y, wide, scale) for chart in picture.charts), default=0.75)
         wide = max(wide - beside, 0.5)
         high = max(shape * wide, 1.0)
-    below = max((room_below(chart.x, scale) for chart in picture.charts), default=0.0)
+    below = max(
+        (room_below(chart.x, scale) + _note_room(chart.note, wide, scale) for chart in picture.charts), default=0
+    )
     labels = shared_labels(picture.charts) if small else [p.label for c in picture.charts for p in c.parts if p.label]
     whole = columns * (beside + wide + right)
     room = whole if small else beside + wide
@@ -117,6 +119,11 @@ def lay_out(picture: Picture, width: float | None) -> FigureLayout:
 
 def _title_room(title: str, scale: float) -> float:
     return 0.07 + 0.18 * scale * (title.count("\n") + 1 if title else 0)
+
+
+def _note_room(note: str, wide: float, scale: float) -> float:
+    """Inches that a note takes below axes so many inches wide."""
+    return scale * (0.04 + NOTE * 1.2 / 72 * (1 + wrap(note, wide, NOTE * scale).count("\n"))) if note else 0.0
 
 
 def _legend_columns(labels: list[str], room: float, scale: float) -> int:

@@ -12,7 +12,7 @@ __all__ = ["mathtext", "svg_spans"]
 
 _GREEK = {"α": "alpha", "β": "beta", "σ": "sigma", "χ": "chi", "ρ": "rho", "Λ": "Lambda", "Φ": "Phi"}
 _SUBSCRIPT = re.compile(r"(?<![^\W_])(PR|[αβσρhs])_([A-Za-zΛΦχ])(?![A-Za-z])")
-_QUANTITY = re.compile(r"(?<![\w$\\'’.])([hkstbαβσχρ])(?![\w'’.])")
+_QUANTITY = re.compile(r"(?<![\w$\\'’.\[])([hkstbαβσχρ])(?![\w'’.])")
 
 
 def mathtext(text: str) -> str:

@@ -19,19 +19,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_axes", "room_below", "room_beside"]
+__all__ = ["NOTE", "draw_axes", "room_below", "room_beside", "write_note"]
+
+NOTE = 7.0
+"""Points of a note below the axes."""
 
 _T = TypeVar("_T")
 
 _MARK, _GAP = 3.5, 7.0  # points: length of a tick mark, and from the axis to a tick's text
 _LABEL = 0.17  # inches from the label's middle to the end of its room
 _BETWEEN = 0.15  # inches from one slanted name to the next
-_WIDE, _SLANTED = 0.068, 0.047  # inches, width of a character of a tick's text, and height of a slanted one
+_WIDE = 0.068  # inches, width of a character of a tick's text
+_SLANTED, _DEPTH = 0.047, 0.042  # inches that a character of a slanted name needs to the left, and downwards
 
 
 def room_below(axis: Axis, scale: float = 1.0) -> float:
     """Inches below a horizontal axis: slanted names need as much as the longest of them; ``scale`` is of the text."""
-    return scale * (0.5 + _SLANTED * (_longest(axis) if axis.slanted else 0))
+    return scale * (0.44 + _DEPTH * _longest(axis) if axis.slanted else 0.5)
 
 
 def room_beside(x: Axis, y: Axis, wide: float, scale: float = 1.0) -> float:
@@ -101,6 +105,15 @@ def _draw_ticks(axes: Axes, axis: Axis, paper: Paper, *, upright: bool, scale: f
     for value, text in axis.ticks:
         # On the figure: on the axes each would be given a clip path that it does not want.
         axes.figure.text(*turned(value, 0.0), text, transform=beside, color=paper.quiet, **aligned)
+
+
+def write_note(axes: Axes, text: str, below: float, scale: float, colour: str) -> None:
+    """Write what a chart says beside its data, at the right, so many inches below its axes."""
+    from matplotlib.transforms import offset_copy
+
+    place = offset_copy(axes.transAxes, _figure_of(axes), 0.0, -below, units="inches")
+    style: dict[str, Any] = {"ha": "right", "va": "top", "linespacing": 1.1, "fontsize": NOTE * scale}
+    axes.figure.text(1.0, 0.0, text, transform=place, color=colour, **style)
 
 
 def _write(

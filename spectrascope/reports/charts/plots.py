@@ -16,7 +16,7 @@ from spectrascope.reports.charts.layout import FigureLayout, lay_out, picture_wi
 from spectrascope.reports.charts.legends import add_legend, add_numbers, add_shared_legend, legend_rows
 from spectrascope.reports.charts.names import short_name
 from spectrascope.reports.charts.notation import mathtext
-from spectrascope.reports.charts.plot_axes import draw_axes
+from spectrascope.reports.charts.plot_axes import NOTE, draw_axes, room_below, write_note
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -209,7 +209,7 @@ def _draw_chart(
 ) -> None:
     small, scale = layout.small, layout.scale
     if titled:
-        pad = 6.0 if small else 6.0 + 0.19 * scale * 72 * legend_rows(chart, layout.legend_columns)
+        pad = 6.0 if small else 8.0 + 0.19 * scale * 72 * legend_rows(chart, layout.legend_columns)
         letters = int(layout.axes[0] * 72 / (9 * scale * 0.55))
         name = short_name(chart.title, min(letters, 60))
         ours = not name.isascii()  # a layer's name is not typeset
@@ -228,11 +228,8 @@ def _draw_chart(
     for part in chart.parts:
         _draw_part(axes, part, paper, small=small)
     if chart.note:
-        note = wrap(chart.note, layout.axes[0], 7 * scale)
-        axes.text(
-            0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=7 * scale, color=paper.quiet,
-            bbox={"facecolor": paper.background, "edgecolor": "none", "alpha": 0.75, "pad": 0.5},
-        )  # fmt: skip
+        below = room_below(chart.x, scale) if not small or labelled[0] else 0.28 * scale
+        write_note(axes, wrap(chart.note, layout.axes[0], NOTE * scale), below, scale, paper.quiet)
     if small:
         add_numbers(axes, chart, paper, scale)
     elif any(part.label for part in chart.parts):
