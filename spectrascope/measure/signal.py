@@ -201,7 +201,7 @@ def find_signal_target(
         for part in deal.parts:
             own = _combine(by_group, [float(size) if g in part.groups else 0.0 for g, size in enumerate(sizes)])
             inside = sum(sizes[g] for g in part.groups)
-            found.append(top_directions((total - own) / (n - inside), top_k, dtype))
+            found.append(top_directions((total - own) / (n - inside), top_k, dtype, spectrum=False))
         k = min(directions.k, *(d.k for d in found))
         found = [d.pick(range(k)) for d in found]
         held_out = torch.cat([_slopes(by_group, d, p.groups) for p, d in zip(deal.parts, found, strict=True)])
@@ -215,7 +215,7 @@ def find_signal_target(
     for i, draw in enumerate(noise):
         sigma.append(largest_singular_value(draw))
         if i < nulls:
-            chosen.append(top_directions(draw, top_k, dtype))
+            chosen.append(top_directions(draw, top_k, dtype, spectrum=False))
     return SignalTarget(
         layer, directions, tuple(found), tuple(chosen), _slopes(by_group, directions, range(deal.n_groups)), held_out,
         tuple(sigma),

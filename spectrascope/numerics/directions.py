@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from scipy.sparse.linalg import ArpackError, svds
 from torch import Tensor
 
 from spectrascope.errors import NonFiniteError
+from spectrascope.numerics.leading import leading_eigenvectors
 from spectrascope.numerics.lifted import is_below
 from spectrascope.numerics.spectra import gram_eigenvalues
 
@@ -18,7 +17,8 @@ __all__ = [
     "Directions", "join_directions", "largest_singular_value", "singular_values", "spectral_norm", "top_directions",
 ]  # fmt: skip
 
-_DENSE_MAX = 2048  # smaller side up to which all singular vectors are computed
+_DENSE_MAX = 1024  # smaller side up to which all singular vectors are computed
+_SVD_MAX = 2048  # the same of a matrix measured in float64, whose Gram matrix would lose half the digits
 _POWER_MIN = 384  # smaller side up to which eigenvalues are as fast as power iteration
 _SPECTRUM_MAX = 8192  # smaller side up to which at least all singular values are
 
@@ -60,18 +60,19 @@ class Directions:
         return replace(self, sigma=self.sigma[chosen], left=self.left[:, chosen], right=self.right[:, chosen])
 
 
-def top_directions(matrix: Tensor, k: int, dtype: torch.dtype = torch.float32) -> Directions:
+def top_directions(matrix: Tensor, k: int, dtype: torch.dtype = torch.float32, *, spectrum: bool = True) -> Directions:
     """Leading singular triplets of a matrix.
 
-    Small matrices (smaller side up to 2048) are decomposed densely: through the float64 Gram matrix when the
+    Small matrices (smaller side up to 1024) are decomposed densely: through the float64 Gram matrix when the
     matrix was measured in float32 (whose rounding noise, max(m, n)·1.2e-7·sigma_1, is far above the 1e-8·sigma_1 that a
-    Gram matrix resolves), by a full SVD when it was measured in float64. Larger ones by a Krylov method whose
-    residuals are verified.
+    Gram matrix resolves), by a full SVD (up to 2048) when it was measured in float64. Of larger ones the vectors wanted
+    alone are computed, by a block Krylov method whose residuals are verified.
 
     Args:
         matrix: (m, n), any device, finite.
         k: how many; at most min(m, n) are returned, and none past the numerical rank.
         dtype: the precision the matrix was measured in; sets the rank cut.
+        spectrum: whether the other singular values of a large matrix are wanted too.
 
     Returns:
         Directions with at most ``min(k, rank)`` columns. Signs are fixed so that the largest entry of every left
@@ -80,7 +81,8 @@ def top_directions(matrix: Tensor, k: int, dtype: torch.dtype = torch.float32) -
     Raises:
         NonFiniteError: the matrix holds NaN or infinity.
 
-    Cost: O(m n min(m, n)) dense; O(m n k) per Krylov sweep.
+    Cost: m n min(m, n) for the Gram matrix, and 9 min(m, n)³ for all its vectors, 4/3 min(m, n)³ for its eigenvalues
+    alone, or some ten products of it with k + 16 vectors.
     Reference: MEASUREMENT section 1.
 
     >>> d = top_directions(torch.diag(torch.tensor([3.0, 2.0, 0.0])), 3)
@@ -101,16 +103,19 @@ def top_directions(matrix: Tensor, k: int, dtype: torch.dtype = torch.float32) -
         nothing = [torch.zeros(shape, dtype=torch.float64) for shape in ((0,), (m, 0), (n, 0))]
         return Directions(nothing[0], nothing[1], nothing[2], 0, torch.zeros(small, dtype=torch.float64))
     work = work / scale  # keeps the Gram matrix of a tiny gradient away from underflow
-    if small <= (_SPECTRUM_MAX if on_cuda else _DENSE_MAX):
-        left, spectrum, right = _dense(work, gram=dtype != torch.float64)
-        full: Tensor | None = spectrum
+    full: Tensor | None = None
+    if small <= (_SVD_MAX if dtype is torch.float64 else _DENSE_MAX):
+        left, sigma, right = _dense(work, gram=dtype is not torch.float64)
+        full = sigma
     else:
-        left, spectrum, right = _krylov(work, min(k, small - 1))
-        full = _singular_values(work) if small <= _SPECTRUM_MAX else None
-    everything = spectrum if full is None else full
+        gram = _gram(work) if small <= _SPECTRUM_MAX else None
+        left, sigma, right = _leading(work, gram, k)
+        if spectrum and gram is not None:
+            full = _roots(torch.linalg.eigvalsh(gram).flip(0))
+    everything = sigma if full is None else full
     rank = int((everything > cut * everything[0]).sum())
-    keep = min(k, rank, len(spectrum))
-    left, sigma, right = left[:, :keep], spectrum[:keep], right[:, :keep]
+    keep = min(k, rank, len(sigma))
+    left, sigma, right = left[:, :keep], sigma[:keep], right[:, :keep]
     peak = left.abs().argmax(0)
     sign = torch.sign(left.gather(0, peak[None]))
     return Directions(
@@ -128,34 +133,41 @@ def _dense(work: Tensor, gram: bool) -> tuple[Tensor, Tensor, Tensor]:
         return left, sigma, right_h.T
     tall = work.shape[0] > work.shape[1]
     side = work.T if tall else work
-    values, vectors = torch.linalg.eigh(side @ side.T)
-    values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
-    sigma = values.sqrt()
+    values, vectors = torch.linalg.eigh(_gram(work))
+    sigma, vectors = _roots(values.flip(0)), vectors.flip(1)
     other = side.T @ vectors
     other = other / other.norm(dim=0).clamp_min(torch.finfo(work.dtype).tiny)
     return (other, sigma, vectors) if tall else (vectors, sigma, other)
 
 
-def _singular_values(work: Tensor) -> Tensor:
+def _gram(work: Tensor) -> Tensor:
+    """The smaller of AAᵀ and AᵀA."""
     side = work.T if work.shape[0] > work.shape[1] else work
-    values: Tensor = torch.linalg.eigvalsh(side @ side.T)
-    return values.flip(0).clamp_min(0).sqrt()
+    return side @ side.T
 
 
-def _krylov(work: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Lanczos on the smaller Gram operator; falls back to the dense way if a residual is not small."""
-    array = work.cpu().numpy()
-    start = np.random.default_rng(0).standard_normal(min(array.shape))
-    try:
-        u, s, vt = svds(array, k=k, v0=start, solver="arpack")
-    except ArpackError:
+def _roots(eigenvalues: Tensor) -> Tensor:
+    return eigenvalues.clamp_min(0).sqrt()
+
+
+def _singular_values(work: Tensor) -> Tensor:
+    return _roots(torch.linalg.eigvalsh(_gram(work)).flip(0))
+
+
+def _leading(work: Tensor, gram: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Some of what :func:`_dense` gives, without the rest; by it where the spectrum is too flat to tell them apart."""
+    tall = work.shape[0] > work.shape[1]
+    side = work.T if tall else work
+    size = side.shape[0]
+    apply = (lambda x: side @ (side.T @ x)) if gram is None else (lambda x: gram @ x)
+    found = leading_eigenvectors(apply, work, size, min(k, size - 1))
+    if found is None:
         return _dense(work, gram=True)
-    order = np.argsort(s)[::-1]
-    left, sigma, right = (
-        torch.from_numpy(np.ascontiguousarray(a)).to(work.device) for a in (u[:, order], s[order], vt[order].T)
-    )
-    residual = (work @ right - left * sigma).norm(dim=0).max()
-    return (left, sigma, right) if float(residual) <= 1e-8 * float(sigma[0]) else _dense(work, gram=True)
+    values, vectors = found
+    sigma = values.sqrt()
+    other = side.T @ vectors
+    other = other / other.norm(dim=0).clamp_min(torch.finfo(work.dtype).tiny)
+    return (other, sigma, vectors) if tall else (vectors, sigma, other)
 
 
 def singular_values(matrix: Tensor, k: int) -> tuple[float, ...]:
@@ -171,19 +183,19 @@ def singular_values(matrix: Tensor, k: int) -> tuple[float, ...]:
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """Largest singular value of a matrix (m, n).
+    """Largest singular value of a matrix (m, n), on its device.
 
     >>> round(spectral_norm(torch.tensor([[3.0, 0.0], [4.0, 0.0]])), 12)
     5.0
     """
-    work = matrix.detach().cpu().to(torch.float64)
+    work = matrix.detach().to(device=None if matrix.device.type == "cuda" else "cpu").to(torch.float64)
     scale = float(work.abs().max())
     if scale == 0.0:
         return 0.0
     work = work / scale  # as above: squares must neither underflow nor overflow
     if min(work.shape) <= _DENSE_MAX:
         return scale * float(_singular_values(work)[0])
-    return scale * float(_krylov(work, 1)[1][0])
+    return scale * float(_leading(work, None, 1)[1][0])
 
 
 def join_directions(parts: Sequence[Directions]) -> Directions:

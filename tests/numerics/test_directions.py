@@ -8,7 +8,9 @@ import torch
 
 from spectrascope.errors import NonFiniteError
 from spectrascope.numerics import directions as module
+from spectrascope.numerics import leading
 from spectrascope.numerics.directions import spectral_norm, top_directions
+from spectrascope.numerics.leading import leading_eigenvectors
 from tests.support import oracles
 
 EPS = {torch.float32: 2**-23, torch.float64: 2**-52}
@@ -92,13 +94,12 @@ def test_non_finite_is_refused(bad):
 
 @pytest.mark.parametrize("shape", [(30, 50), (50, 30)])
 @pytest.mark.parametrize("scale", [1.0, 1e-30])
-def test_krylov_agrees_with_dense(monkeypatch, shape, scale):
+def test_of_a_large_matrix_the_leading_vectors_alone_are_computed(monkeypatch, shape, scale):
     matrix = _with_spectrum([0.8**i for i in range(20)], *shape) * scale
     dense = top_directions(matrix, 6)
     monkeypatch.setattr(module, "_DENSE_MAX", 8)
     calls = []
-    real = module.svds
-    monkeypatch.setattr(module, "svds", lambda *a, **k: calls.append(1) or real(*a, **k))
+    monkeypatch.setattr(module, "leading_eigenvectors", lambda *a: calls.append(1) or leading_eigenvectors(*a))
     found = top_directions(matrix, 6)
     assert calls == [1]
     np.testing.assert_allclose(found.sigma, dense.sigma, rtol=1e-9)
@@ -106,27 +107,53 @@ def test_krylov_agrees_with_dense(monkeypatch, shape, scale):
     np.testing.assert_allclose(found.right, dense.right, atol=1e-7)
     np.testing.assert_allclose(found.spectrum, dense.spectrum, atol=2e-8 * float(dense.sigma[0]))
     assert found.rank == dense.rank == 20
+    alone = top_directions(matrix, 6, spectrum=False)
+    assert alone.spectrum is None
+    assert torch.equal(alone.left, found.left)
     monkeypatch.setattr(module, "_SPECTRUM_MAX", 8)
     lower = top_directions(matrix, 6)
     assert lower.spectrum is None
     assert lower.rank == 6
+    np.testing.assert_allclose(lower.left, dense.left, atol=1e-7)
 
 
-def test_krylov_with_a_bad_residual_falls_back_to_dense(monkeypatch):
-    matrix = _matrix(30, 20)
+def test_vectors_that_do_not_settle_are_found_densely(monkeypatch):
+    matrix = _matrix(130, 120)
     dense = top_directions(matrix, 3)
     monkeypatch.setattr(module, "_DENSE_MAX", 8)
-    real = module.svds
-
-    def sloppy(*args, **rest):
-        u, s, vt = real(*args, **rest)
-        return u, s * 1.001, vt
-
-    monkeypatch.setattr(module, "svds", sloppy)
+    monkeypatch.setattr(leading, "_PASSES", 2)
+    assert leading_eigenvectors(lambda x: matrix.T @ (matrix @ x), matrix, 120, 3) is None
     np.testing.assert_allclose(top_directions(matrix, 3).sigma, dense.sigma, rtol=1e-12)
+    np.testing.assert_allclose(top_directions(matrix, 3).left, dense.left, atol=1e-12)
 
 
-@pytest.mark.parametrize("dense_max", [2048, 8])
+_SPECTRA = {
+    "power law": [1 / i for i in range(1, 301)],
+    "slow": [i**-0.25 for i in range(1, 301)],
+    "equal ones": [3.0] * 4 + [2.0] * 6 + [0.5**i for i in range(290)],
+    "one alone": [1.0] + [1e-6] * 299,
+    "of low rank": [1.0, 0.5, 0.1] + [0.0] * 297,
+    "all equal": [1.0] * 300,
+}
+
+
+@pytest.mark.parametrize("name", _SPECTRA)
+def test_leading_eigenvectors_of_any_spectrum(name):
+    values = torch.tensor(_SPECTRA[name], dtype=torch.float64)
+    basis = torch.linalg.qr(_matrix(300, 300, 4)).Q
+    matrix = (basis * values) @ basis.T
+    products = []
+    found = leading_eigenvectors(lambda x: products.append(x.shape[1]) or matrix @ x, matrix, 300, 10)
+    assert found is not None
+    top, vectors = found
+    expected = values.sort(descending=True).values[:10]
+    assert float((top - expected).abs().max()) <= 1e-9 * float(expected[0])
+    assert float((matrix @ vectors - vectors * top).norm(dim=0).max()) <= 1e-9 * float(expected[0])
+    assert float((vectors.T @ vectors - torch.eye(10)).abs().max()) <= 1e-10
+    assert sum(products) <= {"slow": 40, "equal ones": 12, "power law": 12}.get(name, 4) * 26
+
+
+@pytest.mark.parametrize("dense_max", [1024, 8])
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e-200, 1e200])
 def test_spectral_norm(monkeypatch, dense_max, scale):
     monkeypatch.setattr(module, "_DENSE_MAX", dense_max)
@@ -136,7 +163,7 @@ def test_spectral_norm(monkeypatch, dense_max, scale):
         assert spectral_norm(matrix * scale) / scale == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("dense_max", [2048, 8])
+@pytest.mark.parametrize("dense_max", [1024, 8])
 def test_spectral_norm_of_zero(monkeypatch, dense_max):
     monkeypatch.setattr(module, "_DENSE_MAX", dense_max)
     assert spectral_norm(torch.zeros(12, 10)) == 0.0
