@@ -17,7 +17,8 @@ from spectrascope.records.signal import GradientSource, LabelSource
 from spectrascope.records.values import EngineName, LayerStatus, Missing, RankModel
 from spectrascope.reports.read import read_report
 from spectrascope.reports.render import Format, View, render
-from spectrascope.reports.views.document import Tone
+from spectrascope.reports.views.document import Column, Row, Sheet, Tone
+from spectrascope.reports.views.fit import drop_columns
 from spectrascope.reports.views.report import build_probe, build_triangle
 from spectrascope.reports.views.signal import say_signal
 from spectrascope.reports.views.words import say_in_words, warn
@@ -430,3 +431,17 @@ def test_colours_and_weights_of_lines(report: Report) -> None:
     assert any(line.startswith("\x1b[1;31mdead.weight") for line in lines)
     assert any(line.startswith("\x1b[2mhead.bias") for line in lines)
     assert any(line.startswith("conv1.weight") and "\x1b[1m" in line for line in lines)  # β alone is bold
+
+
+def test_columns_without_a_value_leave_first_and_with_what_is_read_beside_them() -> None:
+    columns = (
+        Column("layer", right=False), Column("kept", drop_order=9), Column("empty", drop_order=1),
+        Column("left", drop_order=2, together="a"), Column("right", drop_order=2, together="a"),
+    )  # fmt: skip
+    rows = (Row(("a", "1", "–¹", "2", "–")), Row(("b", "1²", "–¹", "2", "–")))
+    sheet = Sheet("t", columns, rows, ("¹ gone", "² stays"))
+    fitted, hidden = drop_columns(sheet, 26, names=5)
+    assert hidden == ["empty"]
+    assert [row.cells for row in fitted.rows] == [("a", "1", "2", "–"), ("b", "1¹", "2", "–")]
+    assert fitted.footnotes == ("¹ stays",)
+    assert drop_columns(sheet, 20, names=5)[1] == ["kept", "empty"]

@@ -51,17 +51,19 @@ def drop_columns(sheet: Sheet, width: int, *, names: int, drawn: Sequence[int] =
             return widths[index]
         return min(widths[index], int(width * _WORDS))
 
+    def mates(index: int) -> list[int]:
+        name = sheet.columns[index].together
+        return [i for i in shown if i == index or (name and sheet.columns[i].together == name)]
+
     def leaves(index: int) -> tuple[bool, int, int]:
-        return _is_empty(sheet, index), sheet.columns[index].drop_order, index
+        return all(_is_empty(sheet, i) for i in mates(index)), sheet.columns[index].drop_order, index
 
     left_out: list[str] = []
     while sum(needed(index) + GAP for index in shown) - GAP > width:
         droppable = [index for index in shown[1:] if sheet.columns[index].drop_order]
         if not droppable:
             break
-        first = max(droppable, key=leaves)
-        mates = sheet.columns[first].together
-        leaving = [i for i in shown if i == first or (mates and sheet.columns[i].together == mates)]
+        leaving = mates(max(droppable, key=leaves))
         left_out += [sheet.columns[index].title for index in leaving]
         shown = [index for index in shown if index not in leaving]
     in_order = [column.title for column in sheet.columns if column.title in left_out]
