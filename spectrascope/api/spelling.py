@@ -12,6 +12,7 @@ from spectrascope.errors import SpectrascopeError
 __all__ = ["in_python"]
 
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])(?: ([A-Z]+\b|[\w.]+:[\w.]+))?")
+_ADVICE = re.compile(r"(?<=\b(?:use|try) )--([a-z][a-z-]*[a-z]) ([a-z][a-z0-9:]*)")
 _OF_COMMANDS = ("help", "version")
 _OTHERWISE = {"dataset": "batches", "loss": "loss_fn", "rule": "rules", "number": "numbers"}
 Function = TypeVar("Function", bound=Callable[..., object])
@@ -36,6 +37,8 @@ def _respelt(message: str) -> str:
 
     >>> _respelt("--top-k 0: must be at least 1; or name it with --arch NAME, see `spectrascope probe --help`")
     'top_k 0: must be at least 1; or name it with arch=NAME, see `spectrascope probe --help`'
+    >>> _respelt("--device cuda: no usable CUDA device on this machine; use --device cpu")
+    "device cuda: no usable CUDA device on this machine; use device='cpu'"
     """
 
     def spelt(found: re.Match[str]) -> str:
@@ -44,4 +47,7 @@ def _respelt(message: str) -> str:
         name = _OTHERWISE.get(found[1], found[1].replace("-", "_"))
         return f"{name}={found[2]}" if found[2] else name
 
-    return _OPTION.sub(spelt, message)
+    def advised(found: re.Match[str]) -> str:
+        return f"{found[1].replace('-', '_')}={found[2]!r}"
+
+    return _OPTION.sub(spelt, _ADVICE.sub(advised, message))

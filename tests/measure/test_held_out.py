@@ -271,8 +271,8 @@ def test_too_few_samples_are_said_to_be_too_few() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"null_draws": -1}, "--null-draws -1: expected auto or a whole number from 0 on"),
-        ({"curvature_samples": 0}, "--curvature-samples 0: expected auto or all or a whole number from 1 on"),
+        ({"null_draws": -1}, "null_draws -1: expected auto or a whole number from 0 on"),
+        ({"curvature_samples": 0}, "curvature_samples 0: expected auto or all or a whole number from 1 on"),
         ({"folds": 1}, "folds 1: must be at least 2"),
         ({"estimate": "none"}, "estimate 'none': expected one of both, published, held-out"),
         ({"labels": "mine"}, "labels 'mine': expected one of data, model, shuffled"),

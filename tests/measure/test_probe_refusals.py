@@ -101,20 +101,20 @@ REFUSALS = {
         r"engine 'fast': expected one of auto, gauss-newton, tangent, double-backprop, ",
         {"engine": "fast"},
     ),
-    "dtype": (OptionError, r"--dtype 'float16': expected float32, float64, bfloat16", {"dtype": "float16"}),
-    "device": (OptionError, r"--device 'gpu': expected auto, cpu", {"device": "gpu"}),
-    "device meta": (OptionError, r"--device 'meta': expected auto, cpu", {"device": "meta"}),
-    "top_k": (OptionError, r"--top-k 0: must be at least 1", {"top_k": 0}),
-    "min_rank": (OptionError, r"--min-rank 0: must be at least 1", {"min_rank": 0}),
+    "dtype": (OptionError, r"dtype 'float16': expected float32, float64, bfloat16", {"dtype": "float16"}),
+    "device": (OptionError, r"device 'gpu': expected auto, cpu", {"device": "gpu"}),
+    "device meta": (OptionError, r"device 'meta': expected auto, cpu", {"device": "meta"}),
+    "top_k": (OptionError, r"top_k 0: must be at least 1", {"top_k": 0}),
+    "min_rank": (OptionError, r"min_rank 0: must be at least 1", {"min_rank": 0}),
     "groups": (OptionError, r"groups 0: must be at least 1", {"groups": 0}),
     "micro_batch word": (
         OptionError,
-        r"--micro-batch 'big': expected auto or a positive number",
+        r"micro_batch 'big': expected auto or a positive number",
         {"micro_batch": "big"},
     ),
-    "micro_batch zero": (OptionError, r"--micro-batch 0: expected auto", {"micro_batch": 0}),
-    "layers": (OptionError, r"--layers 'conv\*' matches none of the 2 weights", {"layers": ["conv*"]}),
-    "exclude": (OptionError, r"--exclude 'conv\*' matches none of the 2 weights", {"exclude": ["conv*"]}),
+    "micro_batch zero": (OptionError, r"micro_batch 0: expected auto", {"micro_batch": 0}),
+    "layers": (OptionError, r"layers 'conv\*' matches none of the 2 weights", {"layers": ["conv*"]}),
+    "exclude": (OptionError, r"exclude 'conv\*' matches none of the 2 weights", {"exclude": ["conv*"]}),
     "all excluded": (OptionError, r"every weight is left out", {"exclude": ["*"]}),
     "gauss-newton": (
         UnsupportedModelError,
@@ -161,7 +161,7 @@ def test_refusal(name):
 @pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_without_cuda(monkeypatch, device):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(OptionError, match="no usable CUDA device on this machine; use --device cpu") as caught:
+    with pytest.raises(OptionError, match="no usable CUDA device on this machine; use device='cpu'") as caught:
         spectrascope.probe(_mlp(), (X, Y), device=device)
     assert caught.value.exit_code == 2
 

@@ -86,7 +86,7 @@ def test_what_gauss_newton_gets_wrong_is_measured_by_tangents(monkeypatch):
 
 def test_an_engine_asked_for_by_name_is_not_replaced(monkeypatch):
     _wrong_gauss_newton(monkeypatch)
-    with pytest.raises(SelfCheckError, match=r"by 0.01 of its largest .*, measured by gauss-newton; try --engine auto"):
+    with pytest.raises(SelfCheckError, match=r"by 0.01 of its largest .*, measured by gauss-newton; try engine='auto'"):
         spectrascope.probe(_mlp(), (X, Y), engine="gauss-newton")
 
 
