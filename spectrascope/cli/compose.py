@@ -97,6 +97,11 @@ class Commands(TyperGroup):
         Raises:
             OptionError: there is none of that name.
         """
+        if args[0] == "help":  # as many a program has it
+            if not args[1:]:
+                typer.echo(ctx.get_help())
+                raise typer.Exit
+            args = [args[1], "--help"]
         if args[0] not in self.commands and not args[0].startswith("-"):
             raise OptionError(_what_to_type(args[0], list(self.commands)))
         return super().resolve_command(ctx, args)

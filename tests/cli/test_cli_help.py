@@ -83,3 +83,17 @@ def test_command_files_are_thin() -> None:
     folder = Path(sys.modules["spectrascope.cli"].__file__ or "").parent
     for path in folder.glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) < 340, path.name
+
+
+@pytest.mark.parametrize(
+    ("words", "as_if"), [(["help"], ["--help"]), (["help", "gate"], ["gate", "--help"]), (["help", "help"], None)]
+)
+def test_help_is_a_word_too(words: list[str], as_if: list[str] | None, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(words)
+    found = capsys.readouterr()
+    if as_if is None:
+        assert code == 2
+        assert found.err.startswith("error: no command 'help'")
+        return
+    assert code == main(as_if) == 0
+    assert found.out == capsys.readouterr().out
