@@ -193,7 +193,7 @@ def test_the_table_of_layers_follows_step_exponents_unless_asked_for_beta(trajec
 
 def test_what_is_undetermined_has_no_point_over_training(trajectory: Trajectory) -> None:
     chart = track_chart(trajectory, "step_exponent")
-    assert chart.note == "Undetermined or not measured: 1 of 4."
+    assert chart.note == "Undetermined or not measured: 1 of 4"
     lines = {part.name: part for part in chart.parts if isinstance(part, Line)}
     assert lines["b.weight"].xs == (0,)
     noise = [part for part in track_chart(trajectory, "beta").parts if part.label == "noise alone, median"]

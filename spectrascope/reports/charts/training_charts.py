@@ -74,7 +74,7 @@ def track_chart(trajectory: Trajectory, number: str) -> Chart:
     y = log_axis(name, everything) if field.logarithmic else linear_axis(name, everything)
     n_all = len(steps) * len(trajectory.layers)
     unknown = n_missing if key == "step_exponent" else 0
-    note = f"{UNDETERMINED.capitalize()} or not measured: {unknown} of {n_all}." if unknown else ""
+    note = f"{UNDETERMINED.capitalize()} or not measured: {unknown} of {n_all}" if unknown else ""
     guides = tuple((place, text) for place, text in OPTIMIZERS if y.holds(place)) if key == "step_exponent" else ()
     x = steps_axis(trajectory.step_name, steps)
     return Chart(f"{name} over training", x, y, tuple(parts), summary, note, guides=guides)

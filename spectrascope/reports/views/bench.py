@@ -16,7 +16,7 @@ __all__ = ["build_bench"]
 def build_bench(bench: BenchReport) -> Document:
     """The engines of ``probe`` against plain double backprop and other tools."""
     columns = (
-        Column("", right=False),
+        Column("timed", right=False),
         Column("seconds", drop_order=1),
         Column("forward passes", drop_order=3),
         Column("per product", drop_order=2),
