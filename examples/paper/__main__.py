@@ -47,6 +47,7 @@ def main() -> None:
     seeds = f"{given.seeds} seeds of optimizers" if given.seeds else "no optimizers"
     setting = f"Measured on {data}, up to {samples} samples a network, training steps × {given.scale:g}, {seeds}."
     setting += " Beside a figure: its 95 % interval, and of how many weights or seeds it is."
+    setting += " Step exponents on held-out samples are looked for from 0 to 3."
     triangle = triangle_rows(lab, arrays)
     given.out.mkdir(parents=True, exist_ok=True)
     write_text_atomically(given.out / "paper.html", page(rows, checks(arrays), triangle, setting))

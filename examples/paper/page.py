@@ -31,7 +31,7 @@ def cells(row: Row) -> tuple[str, ...]:
 def _say(figure: Maybe) -> str:
     if isinstance(figure, Missing):
         return f"– ({figure.reason})"
-    return f"{figure}; {figure.n}" if figure.n > 1 else str(figure)
+    return f"{figure}, n = {figure.n}" if figure.n > 1 else str(figure)
 
 
 def _check_cells(check: Check) -> tuple[str, ...]:
