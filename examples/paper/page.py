@@ -53,7 +53,8 @@ def _triangle_cells(row: TriangleRow) -> tuple[str, ...]:
 def summary_line(rows: Sequence[Row]) -> str:
     """How many claims came out how."""
     counts = Counter(row.verdict for row in rows)
-    return f"Of {len(rows)} claims: " + ", ".join(f"{counts[v]} {v.value}" for v in Verdict) + "."
+    hold, noise, fail, open_ = (counts[verdict] for verdict in Verdict)
+    return f"Claims: {len(rows)}. Hold: {hold}; hold by noise alone: {noise}; do not hold: {fail}; undetermined: {open_}."
 
 
 def markdown(rows: Sequence[Row], checks: Sequence[Check], triangle: Sequence[TriangleRow], setting: str) -> str:

@@ -120,4 +120,4 @@ def test_what_does_not_fit_together_goes_pair_by_pair(name, monkeypatch):
 def test_estimates_refuse(engine):
     workload, targets, _ = _prepared("mlp_relu")
     with pytest.raises(NotImplementedError, match=engine.name.value):
-        engine.make(None, 0).measure_joint(workload, targets)
+        engine.make(None, 0, None).measure_joint(workload, targets)

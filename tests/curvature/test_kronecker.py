@@ -392,7 +392,7 @@ def test_large_factors_are_sketched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"draws": 0}, "--draws 0"), ({"fisher": "true"}, "expected fisher"), ({"sharing": "none"}, "expected fisher")],
+    [({"draws": 0}, "draws 0"), ({"fisher": "true"}, "expected fisher"), ({"sharing": "none"}, "expected fisher")],
 )
 def test_impossible_options_are_refused(options: dict, message: str) -> None:
     model, x, y, _ = make("linear")
