@@ -53,8 +53,10 @@ def _triangle_cells(row: TriangleRow) -> tuple[str, ...]:
 def summary_line(rows: Sequence[Row]) -> str:
     """How many claims came out how."""
     counts = Counter(row.verdict for row in rows)
-    hold, noise, fail, open_ = (counts[verdict] for verdict in Verdict)
-    return f"Claims: {len(rows)}. Hold: {hold}; hold by noise alone: {noise}; do not hold: {fail}; undetermined: {open_}."
+    hold, noise, fail, left = (counts[verdict] for verdict in Verdict)
+    return (
+        f"Claims: {len(rows)}. Hold: {hold}; hold by noise alone: {noise}; do not hold: {fail}; undetermined: {left}."
+    )
 
 
 def markdown(rows: Sequence[Row], checks: Sequence[Check], triangle: Sequence[TriangleRow], setting: str) -> str:
