@@ -12,7 +12,7 @@ from spectrascope.errors import SpectrascopeError
 __all__ = ["in_python"]
 
 _OPTION = re.compile(r"(?<![\w-])--([a-z][a-z-]*[a-z])(?: ([A-Z]+\b|[\w.]+:[\w.]+))?")
-_ADVICE = re.compile(r"(?<=\b(?:use|try) )--([a-z][a-z-]*[a-z]) ([a-z][a-z0-9:]*)")
+_ADVICE = re.compile(r"(?:(?<=\buse )|(?<=\btry )|(?<=\bwith ))--([a-z][a-z-]*[a-z]) ([a-z][a-z0-9:]*)")
 _OF_COMMANDS = ("help", "version")
 _OTHERWISE = {"dataset": "batches", "loss": "loss_fn", "rule": "rules", "number": "numbers"}
 Function = TypeVar("Function", bound=Callable[..., object])

@@ -148,7 +148,7 @@ def test_alpha_h_of_a_report_stands_beside_s_weight() -> None:
     [
         ({"layers": ["nothing*"]}, "matches none of the 1 weights"),
         ({"exclude": ["*"]}, "every weight is left out"),
-        ({"min_rank": 5, "top_k": 3}, "--min-rank 5 must lie between"),
+        ({"min_rank": 5, "top_k": 3}, "min_rank 5 must lie between"),
         ({"conv": "round"}, "expected one of flat, slices"),
     ],
 )

@@ -200,7 +200,7 @@ def _with_less(s, x):
         (lambda s, x: s.c(s.a(x).type_as(_HALF).float()), "the network makes casts to bfloat16 that cannot be left"),
         (
             lambda s, x: s.c(s.a(x).type_as(_SINGLE).double()),
-            "casts to float32 that cannot be left out, .* or measure with --dtype float32",
+            "casts to float32 that cannot be left out, .* or measure with dtype=.float32.",
         ),
         (_with_tf32, "the network switches torch's float32 products to lower precision"),
         (_with_less, "the network switches torch's float32 products to lower precision"),
@@ -208,7 +208,7 @@ def _with_less(s, x):
     ids=["like another tensor", "like one in float32", "allow_tf32", "matmul precision"],
 )
 def test_what_cannot_be_left_out_is_refused(run, says):
-    net, dtype = Net(run, a=nn.Linear(6, 8), c=nn.Linear(8, 4)), "float64" if "--dtype" in says else "float32"
+    net, dtype = Net(run, a=nn.Linear(6, 8), c=nn.Linear(8, 4)), "float64" if "dtype=" in says else "float32"
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
     try:
         with pytest.raises(UnsupportedModelError, match=says):

@@ -70,8 +70,9 @@ def run(step: Step, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def skeleton(text: str) -> list[str]:
-    """The words of each line, without numbers, profiles and spaces, which differ between machines."""
-    lines = (re.sub(r"[^A-Za-zα-ωΑ-Ω_]+", " ", line).strip() for line in text.splitlines())
+    """The words of each line, without numbers, their units, profiles and spaces, which differ between machines."""
+    bare = re.sub(r"(?<=[\d ])(?:[KMG]iB|ms|s|min)\b", "", text)
+    lines = (re.sub(r"[^A-Za-zα-ωΑ-Ω_]+", " ", line).strip() for line in bare.splitlines())
     return [line for line in lines if line]
 
 
