@@ -57,6 +57,7 @@ def main() -> None:
                 "precision": provenance["precision"],
                 "self_check": provenance["self_check"],
                 "device": provenance["device"],
+                "dtype": provenance["dtype"],
                 "threads": provenance["threads"],
                 "versions": provenance["versions"],
             },

@@ -32,11 +32,19 @@ def test_every_file_says_where_it_was_measured(file):
     found = json.loads(file.read_text(encoding="utf-8"))
     assert {"spectrascope", "torch", "python"} <= set(found["versions"])
     assert found["device"]
-    assert found["dtype"] == "float32"
+    assert found["dtype"] == ("bfloat16" if file.stem == "large-network" else "float32")
     assert f"{file.name}" in (FOLDER / "README.md").read_text(encoding="utf-8")
     if file.stem in benchmarks.NETWORKS:
         assert found["threads"] == 1
         assert found["clock"] == "processor time"
+
+
+def test_memory_of_a_large_network_was_foretold():
+    found = json.loads((FOLDER / "large-network.json").read_text(encoding="utf-8"))
+    assert found["parameters"] > 1e9
+    assert found["weights_measured"] == 14
+    assert 0.8 < found["foretold_bytes"] / found["peak_bytes"] < 1.2
+    assert found["self_check"]["n_weights"] == 14
 
 
 def test_the_least_samples_by_the_rule():
