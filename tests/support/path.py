@@ -70,10 +70,9 @@ def run(step: Step, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def skeleton(text: str) -> list[str]:
-    """The words of each line, without numbers, their units, profiles and spaces, which differ between machines."""
+    """The words, without numbers, their units, profiles and where lines end, which differ between machines."""
     bare = re.sub(r"(?<=[\d ])(?:[KMG]iB|ms|s|min)\b", "", text)
-    lines = (re.sub(r"[^A-Za-zα-ωΑ-Ω_]+", " ", line).strip() for line in bare.splitlines())
-    return [line for line in lines if line]
+    return re.sub(r"[^A-Za-zα-ωΑ-Ω_]+", " ", bare).split()
 
 
 def main() -> None:
