@@ -63,7 +63,7 @@ class HeldBytes:
 
     def most(self, process: int) -> int:
         """The most that is held at a time, in the host's memory with a process of so many bytes."""
-        held = self.weights + self.copy + self.directions + max(self.gradients, self.check + self.sample)
+        held = self.on_device() + self.copy
         read = 2 * self.given if self.owned else 0  # a file's content, and the network that it is put into
         return process + max(held, read)
 

@@ -131,18 +131,27 @@ def _dense(work: Tensor, gram: bool) -> tuple[Tensor, Tensor, Tensor]:
     if not gram:
         left, sigma, right_h = torch.linalg.svd(work, full_matrices=False)
         return left, sigma, right_h.T
-    tall = work.shape[0] > work.shape[1]
-    side = work.T if tall else work
     values, vectors = torch.linalg.eigh(_gram(work))
-    sigma, vectors = _roots(values.flip(0)), vectors.flip(1)
+    return _triplets(work, values.flip(0), vectors.flip(1))
+
+
+def _triplets(work: Tensor, eigenvalues: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Left vectors, singular values and right vectors, of some eigenvectors of the smaller Gram matrix."""
+    side = _wide(work)
     other = side.T @ vectors
     other = other / other.norm(dim=0).clamp_min(torch.finfo(work.dtype).tiny)
-    return (other, sigma, vectors) if tall else (vectors, sigma, other)
+    sigma = _roots(eigenvalues)
+    return (vectors, sigma, other) if side is work else (other, sigma, vectors)
+
+
+def _wide(work: Tensor) -> Tensor:
+    """The matrix with its smaller side first."""
+    return work.T if work.shape[0] > work.shape[1] else work
 
 
 def _gram(work: Tensor) -> Tensor:
     """The smaller of AAᵀ and AᵀA."""
-    side = work.T if work.shape[0] > work.shape[1] else work
+    side = _wide(work)
     return side @ side.T
 
 
@@ -156,18 +165,10 @@ def _singular_values(work: Tensor) -> Tensor:
 
 def _leading(work: Tensor, gram: Tensor | None, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Some of what :func:`_dense` gives, without the rest; by it where the spectrum is too flat to tell them apart."""
-    tall = work.shape[0] > work.shape[1]
-    side = work.T if tall else work
-    size = side.shape[0]
+    side, size = _wide(work), min(work.shape)
     apply = (lambda x: side @ (side.T @ x)) if gram is None else (lambda x: gram @ x)
     found = leading_eigenvectors(apply, work, size, min(k, size - 1))
-    if found is None:
-        return _dense(work, gram=True)
-    values, vectors = found
-    sigma = values.sqrt()
-    other = side.T @ vectors
-    other = other / other.norm(dim=0).clamp_min(torch.finfo(work.dtype).tiny)
-    return (other, sigma, vectors) if tall else (vectors, sigma, other)
+    return _dense(work, gram=True) if found is None else _triplets(work, *found)
 
 
 def singular_values(matrix: Tensor, k: int) -> tuple[float, ...]:

@@ -63,13 +63,15 @@ class _Attention:
         repeat = heads // self.k.shape[1]
         flat = {p: _heads(t if p == 0 else _repeated(t, repeat, 2)).flatten(1, 2) for p, t in found.items()}
         n = batch * heads
+        q, k, v = self.q.flatten(0, 1), *(_repeated(t, repeat, 1).flatten(0, 1) for t in (self.k, self.v))
         whole = self.v.new_empty(directions, n, rows, self.v.shape[3]) if outputs else None
         forms: Tensor | None = None
         for some, seen in self._row_blocks():
             step = block_size(self.q, directions * (some.stop - some.start) * seen.stop, 4)
             for start in range(0, n, step):
                 part = slice(start, min(start + step, n))
-                primal = self._primal(part, some, seen, repeat, within is not None)
+                heads_here = q[part, some], k[part, seen], v[part, seen]
+                primal = self._primal(heads_here, part, some, seen, bend=within is not None)
                 z_part = {p: t[:, part, some if p == 0 else seen] for p, t in flat.items()}
                 out, form = self._push(primal, z_part, outputs, within)
                 if whole is not None and out is not None:
@@ -91,10 +93,10 @@ class _Attention:
     def splits(self, samples: int) -> bool:
         return self.q.shape[0] % samples == 0
 
-    def _primal(self, part: slice, rows: slice, seen: slice, repeat: int, bend: bool) -> _Primal:
-        q = self.q.flatten(0, 1)[part, rows]
-        k = _repeated(self.k, repeat, 1).flatten(0, 1)[part, seen]
-        v = _repeated(self.v, repeat, 1).flatten(0, 1)[part, seen]
+    def _primal(
+        self, of: tuple[Tensor, Tensor, Tensor], part: slice, rows: slice, seen: slice, *, bend: bool
+    ) -> _Primal:
+        q, k, v = of
         scores = _product(q, k.transpose(1, 2)) * self.scale
         if self.mask is not None:
             batch, heads = self.q.shape[:2]
