@@ -165,7 +165,9 @@ def _with_parametrized_marked(
 
 
 def prepare_workload(run: Run) -> Workload:
-    """Unwrap the model, resolve device and dtype; copy the model only if it has to change.
+    """Unwrap the model, resolve device and dtype; copy the model only if it has to change and is not ours to change.
+
+    Ours is one that nobody else holds, unless digits would be lost: a few weights are measured again with all of them.
 
     Raises:
         OptionError: an option is out of range, the device does not exist, or the dtype does not exist on it.
@@ -188,12 +190,14 @@ def prepare_workload(run: Run) -> Workload:
         )
     loss_fn = run.loss_fn or usual_loss(given, run.source.fetch_targets(0, 1))
     plain = with_effective_weights(given) if parametrized_weights(given) else given
-    model = in_format(plain, device, dtype)
+    loses = any(is_below(dtype, p.dtype) for p in given.parameters() if p.is_floating_point())
+    ours = plain is not given or (run.owned and not loses)
+    model = in_format(plain, device, dtype, in_place=ours)
     workload = Workload(
         model, run.source, loss_fn, device, dtype, scores=run.scores, owned=run.owned or model is not given
     )
     if is_below(dtype, torch.float32) and not _runs(workload):
-        model = in_format(plain, device, dtype, all_buffers=True)
+        model = in_format(plain, device, dtype, all_buffers=True, in_place=ours)
         workload = replace(workload, model=model, owned=run.owned or model is not given)
     return workload
 

@@ -138,10 +138,15 @@ def _bake(module: nn.Module, local: str) -> None:
     getattr(module, local).requires_grad_(trained)
 
 
-def copy_of(model: nn.Module) -> nn.Module:
-    """A deep copy, also of a network that keeps computed tensors (old-style weight norm) beside its parameters."""
+def copy_of(model: nn.Module, known: Mapping[int, nn.Parameter] | None = None) -> nn.Module:
+    """A deep copy, also of a network that keeps computed tensors (old-style weight norm) beside its parameters.
+
+    Args:
+        model: what is copied.
+        known: parameters of the copy that are made already, by the id of those they stand for.
+    """
     with _computed_tensors_detached(model):
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, {**(known or {})})
     vars(copied).pop("to", None)  # accelerate's stands in for the method, and moves the original
     return copied
 

@@ -13,8 +13,13 @@ from spectrascope.numerics.lifted import is_below, wide
 __all__ = ["apart_from_weights", "in_format"]
 
 
-def in_format(model: nn.Module, device: torch.device, dtype: torch.dtype, *, all_buffers: bool = False) -> nn.Module:
-    """The network with its numbers in ``dtype``: itself where they are, else a copy.
+def in_format(
+    model: nn.Module, device: torch.device, dtype: torch.dtype, *, all_buffers: bool = False, in_place: bool = False
+) -> nn.Module:
+    """The network with its numbers in ``dtype``: itself where they are or ``in_place``, else a copy.
+
+    Neither holds more than the network, what it becomes where that is another, and one weight: weights are moved one
+    after the other, and a copy never holds them as they were.
 
     In a format narrower than float32, buffers of modules without weights keep float32: rotary frequencies and position
     tables are made to be read in it, and 8 bits would move them by whole radians at later positions. Those of
@@ -26,12 +31,21 @@ def in_format(model: nn.Module, device: torch.device, dtype: torch.dtype, *, all
     there = all(t.device == device for t in (*model.parameters(), *model.buffers()))
     if there and all(t.dtype == apart.get(id(t), dtype) for t in numbers):
         return model
-    copied = copy_of(model)
-    kept = [(at, name, b.to(device, wide(dtype))) for at, name, b in apart_from_weights(copied)] if narrow else []
-    copied.to(device, dtype)
+    moved = model if in_place else copy_of(model, _moved_weights(model, device, dtype))
+    kept = [(at, name, b.to(device, wide(dtype))) for at, name, b in apart_from_weights(moved)] if narrow else []
+    moved.to(device, dtype)
     for at, name, buffer in kept:
         at._buffers[name] = buffer
-    return copied
+    return moved
+
+
+def _moved_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[int, nn.Parameter]:
+    """What plain parameters become, by the id of each; those that stay as they are left to be copied."""
+    return {
+        id(p): nn.Parameter(p.detach().to(device, dtype), requires_grad=p.requires_grad)
+        for p in model.parameters()
+        if type(p) is nn.Parameter and p.is_floating_point() and (p.device, p.dtype) != (device, dtype)
+    }
 
 
 def apart_from_weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:
