@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
 from spectrascope.network.kept import GRADIENT_HOOKS, random_state_kept, settings_kept, state_kept
+from spectrascope.numerics.finite import is_finite
 from spectrascope.optim.precision import full_float32
 from spectrascope.workload import Workload
 
@@ -228,6 +229,8 @@ def require_finite_weights(model: nn.Module) -> None:
             if not tensor.is_floating_point():
                 continue
             numbers = _numbers(tensor)
+            if is_finite(numbers):
+                continue
             fine = torch.isfinite(numbers)
             if kind == "buffer":
                 fine |= torch.isneginf(numbers)  # attention masks are kept as buffers

@@ -18,6 +18,7 @@ from spectrascope.loading.checkpoints.foreign import name_foreign_file
 from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
 from spectrascope.loading.checkpoints.pickles import GATHER, Found, find_weights, read_torch
 from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
+from spectrascope.numerics.finite import is_finite
 from spectrascope.records.values import Missing
 
 __all__ = [
@@ -111,7 +112,7 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
         NonFiniteError: a tensor holds one; the first such tensor is named.
     """
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and not is_finite(tensor):
             bad = int((~torch.isfinite(tensor)).sum())
             raise NonFiniteError(
                 f"{where}: {bad} of {tensor.numel()} values of {shown(name)} are NaN or infinite; expected "
