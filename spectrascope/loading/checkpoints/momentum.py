@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.mapped import in_memory
 from spectrascope.loading.checkpoints.pickles import read_torch
 
 __all__ = ["momentum_of", "read_momentum"]
@@ -45,11 +46,11 @@ def read_momentum(checkpoint: Path, model: nn.Module) -> dict[str, Tensor]:
     for file in files:
         with file.open("rb") as opened:
             head = opened.read(16)
-        states = list(_states(read_torch(file, head), _DEPTH))
+        states = list(_states(read_torch(file, head, mapped=True), _DEPTH))
         if len(states) > 1:
             raise LoadError(f"{file} holds the states of {len(states)} optimizers; expected one: save them apart")
         if states:
-            return _by_name(states[0], model, str(file))
+            return {name: in_memory(buffer) for name, buffer in _by_name(states[0], model, str(file)).items()}
     looked = ", ".join(file.name for file in files) or "no file of torch.save"
     raise LoadError(
         f"{checkpoint}: no optimizer's state found (looked in {looked}); expected a training checkpoint that holds "

@@ -34,7 +34,7 @@ GATHER = (
 )
 
 
-def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
+def read_torch(path: Path, head: bytes, *, headers_only: bool = False, mapped: bool = False) -> Any:
     """Read what ``torch.save`` wrote.
 
     Args:
@@ -42,6 +42,8 @@ def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
         head: its first bytes.
         headers_only: leave the data where they are; tensors are on the meta device. Files of the format before
             torch 1.6 have no list of contents and are read in full, then dropped.
+        mapped: leave the data in the file, memory-mapped, where it is not of that old format: for those who copy each
+            tensor (:func:`~spectrascope.loading.checkpoints.mapped.in_memory`), because a mapped file can change later.
 
     Raises:
         LoadError: truncated, foreign, compressed, or a pickle that wants to run code (it is not run).
@@ -51,12 +53,16 @@ def read_torch(path: Path, head: bytes, *, headers_only: bool = False) -> Any:
         require_plain_archive(path)
 
     def read(headers_only: bool) -> Any:
-        if headers_only and archive and path.suffix != ".safetensors":
-            return torch.load(str(path), map_location="meta", weights_only=True, mmap=True)
-        # From an open file, because by name torch hands anything called .safetensors to another reader. Not
-        # memory-mapped, because a mapped file can change under a measurement.
+        place = "meta" if headers_only else "cpu"
+        # By name torch hands anything called .safetensors to another reader.
+        if (headers_only or mapped) and archive and path.suffix != ".safetensors":
+            try:
+                return torch.load(str(path), map_location=place, weights_only=True, mmap=True)
+            except RuntimeError as error:
+                if "unable to mmap" not in str(error):  # some file systems cannot
+                    raise
         with path.open("rb") as file:
-            return torch.load(file, map_location="meta" if headers_only else "cpu", weights_only=True)
+            return torch.load(file, map_location=place, weights_only=True)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about pickle protocols, for files that are refused below anyway

@@ -16,6 +16,7 @@ from spectrascope.errors import LoadError, NonFiniteError, QuantizedError
 from spectrascope.loading.absent import SUFFIXES, no_such_checkpoint
 from spectrascope.loading.checkpoints.foreign import name_foreign_file
 from spectrascope.loading.checkpoints.headers import quoted, read_header, shown
+from spectrascope.loading.checkpoints.mapped import in_memory
 from spectrascope.loading.checkpoints.pickles import GATHER, Found, find_weights, read_torch
 from spectrascope.loading.checkpoints.shards import INDEX_SUFFIX, find_in_folder, read_index, read_shards
 from spectrascope.numerics.finite import is_finite
@@ -29,8 +30,9 @@ __all__ = [
     "read_checkpoint",
     "read_step",
     "require_finite",
+    "require_finite_parameters",
     "require_plain",
-    "require_weights",
+    "require_plain_parameters",
     "strip_wrappers",
 ]
 
@@ -120,18 +122,25 @@ def require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
             )
 
 
-def require_weights(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+def require_plain_parameters(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
     """Judge those tensors of a file that become parameters of a network: buffers hold masks, tables and counters.
 
     Raises:
         QuantizedError: one is quantised.
         LoadError: one is sparse or complex.
-        NonFiniteError: one holds NaN or infinity.
     """
     names = {name for name, _ in network.named_parameters(remove_duplicate=False)}
-    weights = {name: tensor for name, tensor in tensors.items() if name in names}
-    require_plain(weights, path)
-    require_finite({name: tensor for name, tensor in weights.items() if not tensor.is_meta}, str(path))
+    require_plain({name: tensor for name, tensor in tensors.items() if name in names}, path)
+
+
+def require_finite_parameters(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Judge the parameters that a network has from a file: as they are measured, not as they lie in the file.
+
+    Raises:
+        NonFiniteError: one holds NaN or infinity.
+    """
+    own = {name: p for name, p in network.named_parameters(remove_duplicate=False) if name in tensors}
+    require_finite({name: p for name, p in own.items() if not p.is_meta}, str(path))
 
 
 def everything(name: str, shape: tuple[int, ...]) -> bool:
@@ -152,7 +161,9 @@ def _nothing(name: str, shape: tuple[int, ...]) -> bool:
     return False
 
 
-def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Aside = _nothing) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, *, headers_only: bool = False, aside: Aside = _nothing, mapped: bool = False
+) -> Checkpoint:
     """Read the weights of a checkpoint: a file, an index of shards, or a folder that holds one of these.
 
     The format is told from a file's first bytes, not from its name. Weights may be nested under ``state_dict``,
@@ -163,6 +174,8 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
         headers_only: read names, shapes and dtypes; the data are neither read nor checked.
         aside: tells by name and shape which tensors are not judged here, so that they may hold bytes and infinities
             (an old file's causal mask); :data:`everything` where the network says later what is a weight.
+        mapped: leave the data in the file, unread and not known to be finite, for those who copy each tensor where it
+            is going to stay (:func:`~spectrascope.loading.checkpoints.mapped.in_memory`) and judge the copy.
 
     Raises:
         LoadError: no such file, a truncated or foreign file, a pickle that wants to run code (it is not run), a
@@ -179,15 +192,15 @@ def read_checkpoint(path: str | Path, *, headers_only: bool = False, aside: Asid
     if path.name.endswith(INDEX_SUFFIX):
         if key:
             raise LoadError(f"{path} lists shards, which hold tensors and no places; drop ::{key}")
-        parts = _read_index(path, headers_only)
+        parts = _read_index(path, headers_only, mapped)
     else:
-        parts = _read_file(path, key, headers_only)
+        parts = _read_file(path, key, headers_only, mapped)
     tensors = parts.found.tensors
     weights = {name: tensor for name, tensor in tensors.items() if not aside(name, tuple(tensor.shape))}
     _require_tensors(tensors, path)
     require_plain(weights, path)
     _require_sizes(tensors, path, sum(file.stat().st_size for file in parts.files))
-    if not headers_only:
+    if not (headers_only or mapped):
         require_finite(weights, str(path))
     sha256 = Missing("only headers were read") if headers_only else _sha256_of(parts.files)
     return Checkpoint(
@@ -244,12 +257,12 @@ def _sha256_of(files: Sequence[Path]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def _read_index(path: Path, headers_only: bool) -> _Parts:
+def _read_index(path: Path, headers_only: bool, mapped: bool) -> _Parts:
     places, metadata = read_index(path)
     written: list[str] = []
 
     def read(shard: Path) -> dict[str, Tensor]:
-        parts = _read_file(shard, "", headers_only)
+        parts = _read_file(shard, "", headers_only, mapped)
         if parts.found.place:
             raise LoadError(
                 f"{shard} holds its tensors under {shown(parts.found.place)}; expected a shard of {path.name}"
@@ -262,7 +275,7 @@ def _read_index(path: Path, headers_only: bool) -> _Parts:
     return _Parts(Found(tensors, ""), f"{written[0]}, {len(files)} shards", metadata, files)
 
 
-def _read_file(path: Path, key: str, headers_only: bool) -> _Parts:
+def _read_file(path: Path, key: str, headers_only: bool, mapped: bool) -> _Parts:
     try:
         with path.open("rb") as file:
             head = file.read(512)
@@ -276,27 +289,27 @@ def _read_file(path: Path, key: str, headers_only: bool) -> _Parts:
     # A safetensors file opens with the length of its JSON header and the header's brace.
     if head[8:9] == b"{" or (path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))):
         header = read_header(path)
-        tensors = header.tensors() if headers_only else _read_safetensors(path)
+        tensors = header.tensors() if headers_only else _read_safetensors(path, mapped)
         tensors = _with_shared_names({name: tensors[name] for name in header.shapes}, header.metadata)
         if not tensors:
             raise LoadError(f"{path} holds no weights: its header lists no tensor")
         if key:
             raise LoadError(f"{path} is a safetensors file, which holds tensors and no places; drop ::{key}")
         return _Parts(Found(tensors, ""), "safetensors", header.metadata, (path,))
-    content = read_torch(path, head, headers_only=headers_only)
+    content = read_torch(path, head, headers_only=headers_only, mapped=mapped)
     try:
         return _Parts(find_weights(content, str(path), key), "pytorch", {}, (path,))
     except RecursionError:  # a dict inside itself
         raise LoadError(f"{path}: damaged, its contents hold themselves; copy or download it again") from None
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, mapped: bool) -> dict[str, Tensor]:
     import safetensors
 
     try:
         with safetensors.safe_open(str(path), framework="pt", device="cpu") as file:
-            # Cloned, because safetensors may map the file, and a mapped file can change under a measurement.
-            return {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+            stored = ((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
+            return {key: tensor if mapped else in_memory(tensor) for key, tensor in stored}
     except Exception as error:  # its own error class, and OSError, ValueError, KeyError on odd headers
         raise LoadError(
             f"{path}: not a readable safetensors file, truncated or damaged ({type(error).__name__}: "

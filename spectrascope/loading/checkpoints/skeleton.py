@@ -13,6 +13,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.overrides import TorchFunctionMode
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.mapped import in_memory
 
 __all__ = [
     "KeyDifference",
@@ -123,7 +124,7 @@ def build_if_shapes_fit(build: Callable[[int], nn.Module], held: Kinds, spare: i
 
 
 def assign_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """Make these tensors the network's own, floats in float32; parameters it shares stay shared.
+    """Make these tensors the network's own, floats in float32, mapped ones copied; what it shares stays shared.
 
     Not ``load_state_dict``: some modules convert what they take for an older version of themselves there, by a
     version number that safetensors files do not have. The tensors' names and shapes are known to fit.
@@ -138,8 +139,7 @@ def assign_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Modu
     new: dict[int, Tensor] = {}
     for key, _, _, old in places:
         if key in tensors and id(old) not in new:  # either name of a shared parameter will do
-            value = tensors[key]
-            value = value.to(torch.float32) if value.is_floating_point() else value
+            value = in_memory(tensors[key], torch.float32)
             new[id(old)] = nn.Parameter(value, old.requires_grad) if isinstance(old, nn.Parameter) else value
     for _, store, name, old in places:
         if id(old) in new:

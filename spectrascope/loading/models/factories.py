@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from spectrascope.errors import DataError, LoadError, OptionError
-from spectrascope.loading.checkpoints.read import Checkpoint, require_weights
+from spectrascope.loading.checkpoints.read import Checkpoint, require_finite_parameters, require_plain_parameters
 from spectrascope.loading.checkpoints.skeleton import KeyDifference, Skeleton, compare, meta_copy
 from spectrascope.loading.loaded import LoadedModel, TextInput
 from spectrascope.loading.models.finish import describe_network, ready
@@ -190,17 +190,19 @@ def fill_factory(
         guesses = [int(weights[-1].shape[0]), None]
     refusal: LoadError | None = None
     for guess in guesses:
+        made = None  # one network at a time
         try:
             made = make(guess)
             reading = _fitting_reading(where, factory.name, made.network, state_dict)
         except LoadError as error:
-            refusal = error
+            refusal = error.with_traceback(None)  # which would keep the network
             continue
-        require_weights(made.network, reading.state_dict, where)
+        require_plain_parameters(made.network, reading.state_dict, where)
         if any(value.is_meta for value in state_dict.values()):
             meta_copy(made.network)
         else:
             _copy(where, made.network, reading.state_dict)
+            require_finite_parameters(made.network, reading.state_dict, where)
         return made, reading
     assert refusal is not None
     raise refusal

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import require_weights
+from spectrascope.loading.checkpoints.read import require_finite_parameters, require_plain_parameters
 from spectrascope.loading.checkpoints.skeleton import (
     KeyDifference,
     Skeleton,
     assign_tensors,
     build_skeleton,
     compare,
+    meta_copy,
     skeleton_of,
 )
 from spectrascope.loading.models.source import Architecture, Build
@@ -142,9 +143,9 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path: Pa
         LoadError: a parameter has no tensor, or a quantised, sparse or complex one.
         NonFiniteError: a parameter would be NaN or infinite.
     """
-    empty = build_skeleton(build)
-    require_weights(empty, tensors, path)
-    network = without_auxiliary_heads(assign_tensors(empty, tensors))
+    network = meta_copy(build_skeleton(build))
+    require_plain_parameters(network, tensors, path)
+    network = _assigned(network, tensors, path)
     if any(tensor.is_meta for tensor in tensors.values()):
         return network
     left = [name for name, p in network.named_parameters() if p.is_meta]
@@ -152,9 +153,15 @@ def fill(build: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path: Pa
         raise LoadError(f"{len(left)} parameters got no weights from the file ({', '.join(left[:3])})")
     if any(buffer.is_meta for buffer in network.buffers()):
         # A table that the constructor computes in place; only running it for real gives its values.
+        del network
         with torch.random.fork_rng(devices=[]):
-            network = without_auxiliary_heads(assign_tensors(build(), tensors))
+            network = _assigned(meta_copy(build()), tensors, path)
     return network
+
+
+def _assigned(network: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
+    require_finite_parameters(assign_tensors(network, tensors), tensors, path)
+    return without_auxiliary_heads(network)
 
 
 def fill_architecture(path: Path, architecture: Architecture, state_dict: Mapping[str, Tensor]) -> Filled:

@@ -91,7 +91,7 @@ def read_cached(what: str, file: Path, url: str) -> dict[str, Tensor]:
         LoadError: the file cannot be read.
     """
     try:
-        return read_checkpoint(file).state_dict
+        return read_checkpoint(file, mapped=True).state_dict
     except LoadError as error:
         raise LoadError(
             f"{what}: the cached weights cannot be read ({str(error).partition(';')[0]}); delete {file} and run "

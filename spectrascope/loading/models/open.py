@@ -232,7 +232,7 @@ def _load_checkpoint(request: ModelRequest, checkpoint: Checkpoint | None = None
     factory = find_factory(arch) if arch is not None and owner is FACTORIES else None
     architecture = find_architecture(arch) if arch is not None and factory is None else None
     if checkpoint is None:
-        checkpoint = read_checkpoint(spec, headers_only=request.headers_only, aside=everything)
+        checkpoint = read_checkpoint(spec, headers_only=request.headers_only, aside=everything, mapped=True)
     where = checkpoint.path
     if factory is not None:
         make = seeded(factory, request.seed)

@@ -201,6 +201,10 @@ def _create(what: str, full_name: str, tensors: dict[str, Tensor] | None) -> nn.
         if tensors is None:
             raise
         raise LoadError(f"{what}: the weights do not fit the network ({brief(error)}); delete the file") from None
+    for module in network.modules():  # else the file stays mapped as long as the network lives
+        for name in ("pretrained_cfg", "default_cfg"):
+            if isinstance(config := getattr(module, name, None), dict):
+                config.pop("state_dict", None)
     return network
 
 

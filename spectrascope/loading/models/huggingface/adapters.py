@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
+from spectrascope.loading.checkpoints.mapped import in_memory
+from spectrascope.loading.checkpoints.read import require_finite
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.huggingface.config import read_json
 from spectrascope.loading.models.huggingface.hub import fetch_snapshot, parse_hub_spec
@@ -83,7 +85,9 @@ def load_adapter(
         note += " (headers only, not merged)"
         network = loaded.model
     else:
-        tensors, own = weights.weights()
+        stored, own = weights.stored()
+        tensors = {key: in_memory(value, torch.float32) for key, value in stored.items()}
+        require_finite(tensors, str(file))
         network, untied = _merge(peft, folder, file, loaded.model, tensors)
         lines = f"adapter:{own}\nbase:{loaded.info.sha256}"
         sha256 = hashlib.sha256(lines.encode()).hexdigest()

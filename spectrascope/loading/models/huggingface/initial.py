@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["without_initial_weights", "without_storage"]
+__all__ = ["one_at_a_time", "without_initial_weights", "without_storage"]
 
 # Methods by which transformers gives weights that a file lacks random values.
 _INITIALISING = (
     "_move_missing_keys_from_meta_to_device", "_initialize_missing_keys", "initialize_weights", "init_weights",
 )  # fmt: skip
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Have transformers convert tensors as it comes to them; its threads convert all that are still to be stacked."""
+    name = "HF_DEACTIVATE_ASYNC_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def without_storage(cls: Any) -> Any:

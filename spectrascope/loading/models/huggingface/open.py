@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.errors import LoadError
-from spectrascope.loading.checkpoints.read import Checkpoint, strip_wrappers
+from spectrascope.loading.checkpoints.mapped import keep_in_memory
+from spectrascope.loading.checkpoints.read import Checkpoint, require_finite, strip_wrappers
 from spectrascope.loading.checkpoints.skeleton import KeyDifference
 from spectrascope.loading.loaded import LoadedModel
 from spectrascope.loading.models.huggingface.config import (
@@ -22,7 +23,7 @@ from spectrascope.loading.models.huggingface.config import (
 )
 from spectrascope.loading.models.huggingface.hub import fetch_headers, fetch_snapshot, parse_hub_spec
 from spectrascope.loading.models.huggingface.images import image_preprocessing
-from spectrascope.loading.models.huggingface.initial import without_initial_weights, without_storage
+from spectrascope.loading.models.huggingface.initial import one_at_a_time, without_initial_weights, without_storage
 from spectrascope.loading.models.huggingface.text import text_input
 from spectrascope.loading.models.huggingface.weights import WeightFiles, find_weight_files, has_weights, is_mask
 from spectrascope.loading.preprocessing import TOKENS
@@ -103,8 +104,8 @@ def load_huggingface(
     network, left_out = _fit(weights, headers, chosen, dtype)
     sha256 = headers.sha256
     if not headers_only:
-        tensors, sha256 = weights.weights(dtype)
-        network = _fill(weights.path, tensors, chosen, dtype)
+        stored, sha256 = weights.stored()
+        network = _fill(weights.path, stored, chosen, dtype)
     _finish_parameters(network, dtype)
     info = ModelInfo(
         id=spec,
@@ -244,13 +245,16 @@ def _is_all_bfloat16(headers: Checkpoint) -> bool:
     return all(t.dtype is torch.bfloat16 for t in weights if t.is_floating_point())
 
 
-def _fill(path: Path, tensors: dict[str, Tensor], chosen: HFClass, dtype: torch.dtype) -> nn.Module:
+def _fill(path: Path, stored: dict[str, Tensor], chosen: HFClass, dtype: torch.dtype) -> nn.Module:
     cls = without_initial_weights(chosen.cls)
-    network, report = _from_pretrained(path, cls, chosen, tensors, mismatched=False, dtype=dtype)
+    network, report = _from_pretrained(path, cls, chosen, stored, mismatched=False, dtype=dtype)
     on_meta = [name for name, p in network.named_parameters() if p.is_meta]
     if report["missing_keys"] or on_meta:  # the headers fitted, so this is not expected; random weights never pass
         raise LoadError(f"{path}: {[*report['missing_keys'], *on_meta][0]!r} got no weights from the files")
     _tie(network)
+    keep_in_memory(network)  # transformers leaves where they were those that it need not convert
+    weights = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
+    require_finite({key: value for key, value in weights.items() if not is_mask(key, tuple(value.shape))}, str(path))
     return network  # type: ignore[no-any-return]
 
 
@@ -259,7 +263,7 @@ def _from_pretrained(
 ) -> tuple[Any, Any]:
     """Transformers' own loading, which renames, splits and merges stored tensors as each class needs."""
     try:
-        with quietly(), torch.random.fork_rng(devices=[]):
+        with quietly(), one_at_a_time(), torch.random.fork_rng(devices=[]):
             network, report = cls.from_pretrained(
                 None,
                 config=chosen.config,

@@ -55,23 +55,17 @@ class WeightFiles:
             return Checkpoint({}, Missing("only headers were read"), self.path, "index", {})
         return self._read(headers_only=True)
 
-    def weights(self, dtype: torch.dtype = torch.float32) -> tuple[dict[str, Tensor], str | Missing]:
-        """All tensors, floating-point ones in ``dtype``, under the names of :meth:`headers`, and the files' sha256.
+    def stored(self) -> tuple[dict[str, Tensor], str | Missing]:
+        """All tensors under the names of :meth:`headers`, mapped and not known to be finite, and the files' sha256.
 
         Raises:
             LoadError: a file is damaged.
-            NonFiniteError: a weight is NaN or infinite.
         """
         checkpoint = self._read(headers_only=False)
-        found: dict[str, Tensor] = {}
-        for key in list(checkpoint.state_dict):
-            value = checkpoint.state_dict.pop(key)  # one copy at a time
-            found[key] = value.to(dtype, copy=True) if value.is_floating_point() else value.clone()
-        return found, checkpoint.sha256
+        return checkpoint.state_dict, checkpoint.sha256
 
     def _read(self, *, headers_only: bool) -> Checkpoint:
-        # A mask may hold -inf by design, and nothing reads it.
-        checkpoint = read_checkpoint(self.path, headers_only=headers_only, aside=is_mask)
+        checkpoint = read_checkpoint(self.path, headers_only=headers_only, aside=is_mask, mapped=True)
         if checkpoint.place:
             raise LoadError(
                 f"{self.path} holds no plain state dict; expected one (parameter name -> tensor), and nothing else"
