@@ -56,16 +56,17 @@ class HeldBytes:
 
     @property
     def copy(self) -> int:
-        """The network as given, where another format is measured; or the values of another's, to be put back."""
+        """The network as given, where fewer digits are measured or it is another's; or another's values, put back."""
         if self.converted:
-            return self.given
+            return 0 if self.owned and self.given <= self.weights else self.given  # more digits: in place
         return 0 if self.owned else self.weights
 
     def most(self, process: int) -> int:
-        """The most that is held at a time, in the host's memory with a process of so many bytes."""
-        held = self.on_device() + self.copy
-        read = 2 * self.given if self.owned else 0  # a file's content, and the network that it is put into
-        return process + max(held, read)
+        """The most that is held at a time, in the host's memory with a process of so many bytes.
+
+        Loading takes no more: a file's tensors are mapped, and copied one after the other.
+        """
+        return process + self.on_device() + self.copy
 
     def on_device(self) -> int:
         """The most that is held at a time on a device of its own, to which a copy of the network is moved."""

@@ -206,8 +206,8 @@ NUMBERS = 16 * 256 * 256
         (torch.float32, "float32", True, 0),
         (torch.float32, "float32", False, 4 * NUMBERS),  # its values, to be put back
         (torch.float32, "float64", False, 4 * NUMBERS),  # the network as given, beside a copy in float64
-        (torch.float32, "float64", True, 4 * NUMBERS),
-        (torch.float32, "bfloat16", True, 4 * NUMBERS),
+        (torch.float32, "float64", True, 0),  # converted in place
+        (torch.float32, "bfloat16", True, 4 * NUMBERS),  # to be checked against
         (torch.bfloat16, "bfloat16", True, 0),
     ],
 )
@@ -219,8 +219,7 @@ def test_a_second_copy_is_counted_where_there_is_one(monkeypatch, given, dtype, 
     check = 4 * NUMBERS if dtype == "bfloat16" else 0
     assert (need.copy_bytes, need.check_bytes) == (copy, check)
     held = need.weight_bytes + copy + need.direction_bytes + max(need.gradient_bytes, check + need.tangent_bytes)
-    read = 2 * given.itemsize * NUMBERS if owned else 0
-    assert need.total_bytes == max(held, read)
+    assert need.total_bytes == held
     if not check:
         return
     monkeypatch.setattr(room, "available_bytes", lambda device: held - 1)
@@ -238,13 +237,13 @@ def test_a_small_network_is_checked_by_a_copy_in_float64(monkeypatch):
     assert cost_of(nn.Linear(65, 10), torch.zeros(3, 65)).memory.check_bytes == 0
 
 
-def test_reading_a_file_takes_its_content_twice():
+def test_reading_a_file_takes_no_second_copy_of_its_content():
     with torch.device("meta"):
         net = nn.Sequential(*(nn.Linear(512, 512, bias=False) for _ in range(40)))
     source = TensorSource(torch.zeros(3, 512), torch.zeros(3, dtype=torch.long))
     options = ProbeOptions(**OPTIONS, layers=("0.*",), memory=1)
     need = inspect_model(net, source, options=options, model_info=INFO, owned=True).cost.memory
-    assert need.total_bytes == 2 * need.weight_bytes
+    assert need.weight_bytes < need.total_bytes < 1.6 * need.weight_bytes
     taken = inspect_model(net, source, options=options, model_info=INFO).cost.memory
     assert taken.total_bytes > 2 * need.weight_bytes
 
