@@ -33,7 +33,7 @@ class Columns:
             return self.tensor
         shape = [1] * self.tensor.dim()
         shape[2] = -1
-        return self.tensor * self.scale.view(shape)
+        return (self.tensor * self.scale.view(shape)).to(self.tensor.dtype)
 
     def plus(self, other: Columns) -> Columns:
         """Sum of two contributions to the same value."""

@@ -65,7 +65,7 @@ def _vjp_conv(saved: Saved, grads: Grads, positions: tuple[int, ...]) -> list[Co
         else:
             view = [1] * weight.dim()
             view[axis] = -1
-            weight = weight * scale.view(view)
+            weight = (weight * scale.view(view)).to(weight.dtype)  # statistics may have more digits
     flat = grad.tensor.flatten(0, 1)
     columns, batch = grad.tensor.shape[:2]
     # Only the shape and memory format of the input matter for its own gradient: untouched memory costs nothing.
