@@ -43,10 +43,13 @@ def predict_profile(
     >>> round(one.sigma[0], 1)
     1.0
     """
-    left, right = (values[values > 0].double().sqrt() for values in (lambda_delta, lambda_a))
+    # Those that are zero take part in the draws: rounding says which are, and must not say what is drawn.
+    left, right = (values.double().clamp_min(0).sqrt() for values in (lambda_delta, lambda_a))
+    if min(len(left), len(right)) > _LARGEST:
+        left, right = left[left > 0], right[right > 0]
     if min(len(left), len(right)) > _LARGEST:
         return Missing(f"both factors have more than {_LARGEST} eigenvalues, too many to sample")
-    if not min(len(left), len(right)):
+    if not (left.any() and right.any()):
         return Missing("a factor is zero")
     generator = torch.Generator().manual_seed(seed)
     draws = []
