@@ -28,7 +28,13 @@ OPTIONS = (
 )  # fmt: skip
 """Options whose defaults a project may set, as on the command line without the dashes."""
 
-FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {"device", "micro_batch", "memory", "self_check"}
+FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {
+    "device",
+    "micro_batch",
+    "memory",
+    "device_map",
+    "self_check",
+}
 """What a gate measures as its baseline did, rather than as the project would; where and how is its own."""
 
 _FILE = "pyproject.toml"

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from pathlib import Path
 
-__all__ = ["file_name", "first_line", "listed", "matches", "memory_of", "memory_text", "plural", "printable"]
+__all__ = [
+    "device_map_of",
+    "file_name",
+    "first_line",
+    "listed",
+    "matches",
+    "memory_of",
+    "memory_text",
+    "plural",
+    "printable",
+]
 
 
 def printable(text: str, substitute: str | None = None) -> str:
@@ -104,6 +116,33 @@ def memory_of(size: int | str) -> int | str:
         if n > 0:
             return n
     raise ValueError("expected auto or a number of bytes from 1 on, as 8GiB or 500MB")
+
+
+def device_map_of(given: str) -> dict[str, int | str] | str:
+    """Read where the modules of a network are put: ``none``, ``auto``, a JSON file or its text.
+
+    Returns:
+        The words as they are; else module name -> the number of a GPU, or ``cpu`` for the host's memory.
+
+    Raises:
+        ValueError: something else.
+
+    >>> device_map_of("auto"), device_map_of('{"h.0": 0, "h.1": "cpu"}')
+    ('auto', {'h.0': 0, 'h.1': 'cpu'})
+    """
+    if given in ("none", "auto"):
+        return given
+    expected = "expected none, auto, or a JSON file of module names and what each is on: a GPU's number, or cpu"
+    try:
+        found = json.loads(given if given.lstrip().startswith("{") else Path(given).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{expected}; {first_line(error)}") from None
+    if not isinstance(found, dict) or not found:
+        raise ValueError(f"{expected}; got {json.dumps(found)[:60]}")
+    for name, at in found.items():
+        if isinstance(at, bool) or not (at == "cpu" or (isinstance(at, int) and at >= 0)):
+            raise ValueError(f'{name[:60]!r} is on {json.dumps(at)[:40]}: expected a GPU\'s number, or "cpu"')
+    return found
 
 
 def memory_text(size: int) -> str:

@@ -11,7 +11,7 @@ import hashlib
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -230,6 +230,8 @@ class Workload:
     gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it. ``scores`` names
     the output that the loss compares, where the model returns several. ``lifts``: its own casts to less than ``dtype``
     are left out. ``owned``: nobody else holds the model, so what it does to its own values need not be undone.
+    ``streamed`` is entered while the model is used, where weights of it lie in the host's memory; ``places`` says in
+    words where the model lies, if not on ``device`` alone.
     """
 
     model: nn.Module
@@ -243,6 +245,12 @@ class Workload:
     scores: str | None = None
     lifts: bool = False
     owned: bool = False
+    streamed: AbstractContextManager[object] | None = None
+    places: str = ""
+
+    def with_weights(self) -> AbstractContextManager[object]:
+        """Enter this to use the model: its weights are then where they are read."""
+        return self.streamed or nullcontext()
 
     @property
     def wide(self) -> torch.dtype:
@@ -282,8 +290,9 @@ class Workload:
             output = model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
         if takes_scores(self.loss_fn) or self.scores is not None:
             output = scores_of(output, self.scores)
-        if isinstance(output, Tensor) and output.dtype is self.dtype:
-            return output.to(self.wide)  # the loss of a narrow network is not itself narrow
+        if isinstance(output, Tensor):
+            # The loss of a narrow network is not itself narrow; of one spread over devices it is where the labels are.
+            return output.to(self.device, self.wide if output.dtype is self.dtype else None)
         return output
 
     def loss(self, inputs: Inputs, targets: Tensor, model: nn.Module | None = None) -> Tensor:

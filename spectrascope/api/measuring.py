@@ -74,6 +74,10 @@ def probe(
             exact where they can follow the network, and the estimates ``gauss-newton-sketch`` and
             ``finite-difference``.
         device: ``auto`` (where the model is, or CUDA if there is one), ``cpu``, ``cuda``, ``cuda:N``, ``mps``.
+        device_map: ``auto`` spreads a network larger than a device: half of each GPU's free memory is filled in the
+            order of the network, and what is left lies in the host's memory and is brought to the first GPU while it is
+            read. Or module names and what each is on, a GPU's number or ``"cpu"``, as a dict or the path of a JSON
+            file. A network that already lies on several devices is measured there without it.
         dtype: ``float32``, ``float64`` or ``bfloat16``, an approximation whose error is measured in the same run;
             ``None`` measures in float64 for a float64 model, else in float32.
         micro_batch: samples per pass, or ``auto``: the fastest by timing, which may differ from run to run and with it

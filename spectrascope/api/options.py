@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -20,7 +21,7 @@ from spectrascope.measure.asked import require_sensible
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
 from spectrascope.records.values import ALL_SAMPLES, CheckScope, EngineName
-from spectrascope.text import listed, memory_of
+from spectrascope.text import device_map_of, listed, memory_of
 
 __all__ = [
     "DEFAULTS",
@@ -67,6 +68,7 @@ class ProbeKeywords(TypedDict, total=False):
     across_weights: bool
     across_matrix: bool
     memory: int | str
+    device_map: str | Mapping[str, int | str]
     momentum: Optimizer | Mapping[str, Tensor] | None
     scores: str | int | None
 
@@ -191,6 +193,12 @@ def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
         chosen["memory"] = memory_of(chosen["memory"])
     except ValueError as error:
         raise OptionError(f"memory {chosen['memory']!r}: {error}") from None
+    if isinstance(chosen["device_map"], Mapping):
+        chosen["device_map"] = json.dumps(dict(chosen["device_map"]))
+    try:
+        device_map_of(chosen["device_map"])
+    except ValueError as error:
+        raise OptionError(f"device_map {chosen['device_map']!r}: {error}") from None
     if isinstance(chosen["self_check"], bool):
         chosen["self_check"] = CheckScope.ALL if chosen["self_check"] else CheckScope.OFF
     for option, kind in (

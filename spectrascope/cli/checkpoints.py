@@ -122,7 +122,8 @@ def _is_report(name: str) -> bool:
 def _asked(name: str, target: Request, options: ProbeOptions) -> dict[str, Any]:
     """What a kept report must have been asked for to be used again: the same options of the same bytes."""
     wanted = {"target": asdict(replace(target, model=None)), "options": asdict(options)}
-    del wanted["options"]["memory"]  # what was killed for taking too much goes on with less
+    for free in ("memory", "device_map"):  # what was killed for taking too much goes on with less, or on more devices
+        del wanted["options"][free]
     text = json.dumps(wanted, sort_keys=True, default=str)
     return {"checkpoint": _digest(name), "options": hashlib.sha256(text.encode()).hexdigest()}
 

@@ -7,7 +7,6 @@ all measuring commands take, and it reaches them as the field of that name of ``
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -19,7 +18,7 @@ from spectrascope.cli.completion import complete_data, complete_model
 from spectrascope.errors import OptionError
 from spectrascope.records.report import ProbeOptions
 from spectrascope.records.signal import Estimate, GradientSource, LabelSource
-from spectrascope.records.values import CheckScope, EngineName, LossName
+from spectrascope.records.values import CheckScope, DtypeName, EngineName, LossName
 from spectrascope.reports.order import Sort
 from spectrascope.reports.render import BY_ENDING, Format
 from spectrascope.reports.write import is_special
@@ -30,14 +29,6 @@ measurement_option = partial(typer.Option, rich_help_panel="Measurement")
 result_option = partial(typer.Option, rich_help_panel="Result")
 _DEFAULT = ProbeOptions()
 _Record = TypeVar("_Record")
-
-
-class DtypeName(str, Enum):
-    """Floating point formats a measurement can run in."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
-    BFLOAT16 = "bfloat16"
 
 
 # -- alone ----------------------------------------------------------------------------------------------------------
@@ -216,6 +207,12 @@ class MeasurementOptions:
             metavar="auto|8GiB", parser=parsers.parse_memory, help="Most that gradients, then tangents, may take."
         ),
     ] = _DEFAULT.memory
+    device_map: Annotated[
+        str,
+        measurement_option(
+            metavar="none|auto|FILE", parser=parsers.parse_device_map, help="Blocks on several GPUs, in host memory."
+        ),
+    ] = _DEFAULT.device_map
     seed: Seed = _DEFAULT.seed
     estimate: Annotated[
         Estimate,

@@ -12,7 +12,7 @@ import typer
 from spectrascope.errors import OptionError
 from spectrascope.records.values import ALL_SAMPLES
 from spectrascope.reports.write import check_writable
-from spectrascope.text import memory_of
+from spectrascope.text import device_map_of, memory_of
 
 _FORMS = {
     ".json", ".csv", ".md", ".html", ".htm", ".tex", ".xml", ".yaml", ".yml", ".py", ".pdf", ".png", ".svg", ".jpg",
@@ -62,6 +62,15 @@ def parse_memory(given: int | str) -> int | str:
         return memory_of(given)
     except ValueError as error:
         raise typer.BadParameter(f"{str(given)!r}: {error}.") from None
+
+
+def parse_device_map(given: str) -> str:
+    """A map of devices: none, auto, or a JSON file, which is read here so that nothing long runs before it is known."""
+    try:
+        device_map_of(given)
+    except ValueError as error:
+        raise typer.BadParameter(f"{given!r}: {error}.") from None
+    return given
 
 
 def parse_null_draws(given: int | str) -> int | str:

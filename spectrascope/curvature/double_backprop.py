@@ -85,7 +85,7 @@ class DoubleBackprop(CurvatureEngine):
                 for k in range(target.directions.k):
                     products = hessian_product_across(targets, target, gradient, k)
                     pairs = zip(targets, products, strict=True)
-                    rows.append(torch.cat([target_slopes(other, product, dtype) for other, product in pairs]))
+                    rows.append(torch.cat([target_slopes(other, product, dtype).to(total) for other, product in pairs]))
             total.add_(torch.stack(rows), alpha=stop - start)
 
         schedule.run(work, progress)

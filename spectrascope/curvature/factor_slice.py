@@ -73,8 +73,9 @@ class FactorSlice:
         self.borders = group_borders(workload.source.n, groups)
         self.middle = self.borders[(len(self.borders) - 1) // 2]
         self.first, self.half = True, 0
-        self.left = [t.directions.left.to(workload.device, workload.dtype) for t in targets]
-        self.right = [t.directions.right.to(workload.device, workload.dtype) for t in targets]
+        places = [t.layer.parameter.device for t in targets]
+        self.left = [t.directions.left.to(at, workload.dtype) for t, at in zip(targets, places, strict=True)]
+        self.right = [t.directions.right.to(at, workload.dtype) for t, at in zip(targets, places, strict=True)]
         self.numbers: dict[Key, list[int]] = {}
         for i, target in enumerate(targets):
             self.numbers.setdefault((id(target.layer.parameter), target.layer.expert), []).append(i)
@@ -82,10 +83,10 @@ class FactorSlice:
         for members in self.numbers.values():
             basis = torch.cat([targets[i].directions.right for i in members], 1)
             n = targets[members[0]].layer.info.shape[1]
-            a = GramSum(1, n, basis, workload.device, workload.dtype)
+            a = GramSum(1, n, basis, places[members[0]], workload.dtype)
             shared = ParameterSums(a)
             for i in members:
-                self.targets[i] = TargetSums(targets[i], shared, self.borders, workload.device)
+                self.targets[i] = TargetSums(targets[i], shared, self.borders, places[i])
 
     def state(self) -> dict[str, Any]:
         """What was summed so far, to go on from with :meth:`restore`."""

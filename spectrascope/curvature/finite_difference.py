@@ -73,7 +73,7 @@ class FiniteDifference(CurvatureEngine):
                     progress(start + (stop - start) * (i + 1) / len(targets), n)
             for i, (slope, matrix, error) in enumerate(found):
                 sums[i].add(sums[i].group_of(start), slope, matrix, stop - start)
-                gaps[i] += error * (stop - start)
+                gaps[i] += error.to(gaps[i]) * (stop - start)
 
         Schedule(
             n,

@@ -138,8 +138,9 @@ class ColumnSweep:
                 rights.append(d.right)
                 self.slices[i] = slice(at, at + d.k)
                 at += d.k
-            self.left.append(torch.cat(lefts, 1).to(workload.device, workload.dtype))
-            self.right.append(torch.cat(rights, 1).to(workload.device, workload.dtype))
+            there = targets[numbers[0]].layer.parameter.device
+            self.left.append(torch.cat(lefts, 1).to(there, workload.dtype))
+            self.right.append(torch.cat(rights, 1).to(there, workload.dtype))
         self.n_targets = len(targets)
 
     def record(self, start: int, stop: int) -> tuple[Tape, int, Tensor, Tensor]:
@@ -192,7 +193,7 @@ class ColumnSweep:
             if projected is None:
                 raise UnsupportedOperationError("a weight does not reach the output")
             for i in numbers:
-                found[i] = projected[:, :, self.slices[i]].to(self.sum_dtype)
+                found[i] = projected[:, :, self.slices[i]].to(self.workload.device, self.sum_dtype)
         return loss, [f for f in found if f is not None]
 
     # -- the weight's input: v_k · a --------------------------------------------------------------------------
@@ -210,7 +211,7 @@ class ColumnSweep:
         """S (c, b, K) of one use: sum over positions of (u · delta)(v · a)."""
         left = self.left[use.weight]
         if grad.scale is not None:
-            left = left * grad.scale[:, None]
+            left = (left * grad.scale[:, None]).to(left.dtype)
         delta, q = grad.tensor, use.inputs
         if use.kind == "linear":
             if q.dim() != 2 or delta.dim() != 3:

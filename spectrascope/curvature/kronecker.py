@@ -138,7 +138,7 @@ class FactorSweep(ColumnSweep):
             sweep_back(tape, number, part.clone(), add)
         if any(s is None for s in found):
             raise UnsupportedOperationError("a weight does not reach the output")
-        return found
+        return [s.to(self.workload.device) for s in found]
 
 
 def _positions_last(use: WeightUse, delta: Tensor) -> Tensor:
@@ -290,7 +290,7 @@ def measure_without_curvature(
                 open_use.close(start)
             for i, target in enumerate(sums.targets):
                 k = target.target.directions.k
-                target.gn.append(s[i] if i in s else scores.new_zeros(stop - start, k))
+                target.gn.append(s[i].to(scores.device) if i in s else scores.new_zeros(stop - start, k))
 
         return Summing(work, summed, restore)
 

@@ -104,7 +104,7 @@ class GaussNewtonSketch(CurvatureEngine):
                 assert slope is not None
                 sums[i].add(group, target_slopes(target, slope, sums[i].dtype), s.T @ s / len(s), size)
                 if len(s) > 1:
-                    spreads[i] += s.square().var(0) / len(s) * size**2
+                    spreads[i] += s.square().var(0).to(spreads[i]) / len(s) * size**2
             if progress is not None:
                 progress(stop, n)
 

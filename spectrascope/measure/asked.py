@@ -9,11 +9,12 @@ import torch
 from spectrascope.errors import OptionError
 from spectrascope.numerics.lifted import is_below
 from spectrascope.records.report import ProbeOptions
+from spectrascope.records.values import DtypeName
 from spectrascope.text import memory_of
 
 __all__ = ["DTYPES", "device_name", "device_named", "memory_asked_for", "require_sensible", "require_wide"]
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name.value: getattr(torch, name.value) for name in DtypeName}
 """Formats a network can be measured in."""
 
 

@@ -118,7 +118,8 @@ def _measurement(run: Run, workload: Workload) -> dict[str, Any]:
 
     options = asdict(run.options)
     del options["device"]  # cuda:0 of one machine is cuda:1 of another
-    del options["memory"]  # what was killed for taking too much goes on with less
+    for name in ("memory", "device_map"):  # what was killed for taking too much goes on with less, or on more devices
+        del options[name]
     sha256 = run.model_info.sha256
     return {
         "model": run.model_info.id,

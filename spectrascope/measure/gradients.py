@@ -113,8 +113,8 @@ def measure_gradients(
             of the weights.
 
     Returns:
-        Mean gradients in float64 (float32 on devices without it), on the workload's device; of the weights that fall to
-        this process.
+        Mean gradients in float64 (float32 on devices without it), each on its weight's device; of the weights that fall
+        to this process.
 
     Raises:
         NonFiniteError: loss or gradient is NaN or infinite.
@@ -178,7 +178,7 @@ class _CellSums:
         self.dtype = sum_dtype(workload.device)
         kept = torch.float64 if workload.dtype is torch.float64 else torch.float32
         self.cells: list[Tensor | None] = [
-            torch.zeros((max(0, len(cuts) - 1), *p.shape), dtype=kept, device=workload.device) for p in parameters
+            torch.zeros((max(0, len(cuts) - 1), *p.shape), dtype=kept, device=p.device) for p in parameters
         ]
         self.seen = [False] * len(parameters)
 
@@ -195,7 +195,7 @@ class _CellSums:
         if len(self.cuts) < 2:  # more processes than cells
             return _Totals(totals.cpu(), True, self.seen, chosen)
         first, last = self.cuts[0], self.cuts[-1]
-        sums = [torch.zeros(p.shape, dtype=self.dtype, device=self.device) for p in self.parameters]
+        sums = [torch.zeros(p.shape, dtype=self.dtype, device=p.device) for p in self.parameters]
         schedule = Schedule(last - first, micro_batch, [cut - first for cut in self.cuts[1:]], device=workload.device)
 
         def work(start: int, stop: int) -> None:

@@ -46,6 +46,8 @@ def in_float32(
     Raises:
         NoRoomError: memory does not hold the copy.
     """
+    if workload.places:
+        raise NoRoomError(f"the network lies on {workload.places}")
     model = unwrapped(run.model)
     room, needed = available_bytes(workload.device), 4 * sum(p.numel() for p in model.parameters())
     if not isinstance(room, Missing) and needed > room:

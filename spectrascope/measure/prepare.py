@@ -18,26 +18,24 @@ from spectrascope.losses import (
     is_per_sample,
     per_sample_words,
     require_labels_below,
-    usual_loss,
     weighing_of,
     with_whole_batch,
 )
-from spectrascope.measure.asked import DTYPES, device_name, device_named, require_sensible
+from spectrascope.measure.asked import device_name
 from spectrascope.measure.degenerate import look_for_degenerate
 from spectrascope.measure.demand import count_direction_sets
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.labels import relabel
-from spectrascope.network.effective import parametrized_weights, unwrapped, with_effective_weights
-from spectrascope.network.formats import apart_from_weights, in_format
+from spectrascope.measure.workloads import prepare_workload
+from spectrascope.network.effective import parametrized_weights, unwrapped
 from spectrascope.network.guards import (
     held_still,
     require_deterministic,
     require_finite_weights,
-    require_whole_weights,
 )
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.network.mean_loss import require_mean_loss
-from spectrascope.numerics.lifted import CastsSeen, is_below
+from spectrascope.numerics.lifted import CastsSeen
 from spectrascope.optim.precision import is_full_float32
 from spectrascope.records.report import LayerInfo, ProbeOptions, SkippedLayer
 from spectrascope.text import first_line, plural
@@ -72,7 +70,18 @@ def prepare(run: Run, division: Division = WHOLE) -> Iterator[Ready]:
     Raises:
         SpectrascopeError: one of its kinds.
     """
+    if run.options.device_map != "none" and division.ranks.count > 1:
+        raise OptionError(
+            f"--device-map {run.options.device_map[:60]!r} spreads the network of one process over all devices; drop "
+            "it, or start one process without torchrun"
+        )
     workload = prepare_workload(run)
+    with workload.with_weights(), _prepared(run, workload, division) as ready:
+        yield ready
+
+
+@contextmanager
+def _prepared(run: Run, workload: Workload, division: Division) -> Iterator[Ready]:
     require_finite_weights(workload.model)
     options = run.options
     candidates = _with_parametrized_marked(
@@ -150,7 +159,10 @@ def _notes_on_precision(switched: set[str], dtype: torch.dtype) -> tuple[str, ..
 def _settle(workload: Workload, options: ProbeOptions) -> dict[str, Any]:
     """What all processes must agree on; with a fixed micro-batch nothing is left to the clock."""
     timed = options.micro_batch == "auto"
-    return {"device": device_name(workload.device), "channels_last": timed and _is_faster_channels_last(workload)}
+    return {
+        "device": workload.places or device_name(workload.device),
+        "channels_last": timed and _is_faster_channels_last(workload),
+    }
 
 
 def _with_parametrized_marked(
@@ -162,59 +174,6 @@ def _with_parametrized_marked(
         return any(name.partition("[")[0] in names for name in (info.name, *info.tied_names))
 
     return [replace(c, info=replace(c.info, parametrized=True)) if is_parametrized(c.info) else c for c in candidates]
-
-
-def prepare_workload(run: Run) -> Workload:
-    """Unwrap the model, resolve device and dtype; copy the model only if it has to change and is not ours to change.
-
-    Ours is one that nobody else holds, unless digits would be lost: a few weights are measured again with all of them.
-
-    Raises:
-        OptionError: an option is out of range, the device does not exist, or the dtype does not exist on it.
-        DataError: there are no samples.
-    """
-    given, options = unwrapped(run.model), run.options
-    require_whole_weights(given)
-    first = next(given.parameters(), None)
-    device = device_named(options.device, first)
-    require_sensible(options)
-    dtype = DTYPES[options.dtype]
-    if device.type == "mps" and dtype == torch.float64:
-        raise OptionError("--dtype float64 does not exist on mps: use float32, or --device cpu")
-    if run.source.n < 1:
-        raise DataError("the dataset holds no samples")
-    most = options.curvature_samples
-    if most not in ("auto", "all") and int(most) < min(options.groups, run.source.n):
-        raise OptionError(
-            f"--curvature-samples {most}: expected at least one for each of the {options.groups} sample groups"
-        )
-    loss_fn = run.loss_fn or usual_loss(given, run.source.fetch_targets(0, 1))
-    plain = with_effective_weights(given) if parametrized_weights(given) else given
-    loses = any(is_below(dtype, p.dtype) for p in given.parameters() if p.is_floating_point())
-    ours = plain is not given or (run.owned and not loses)
-    model = in_format(plain, device, dtype, in_place=ours)
-    workload = Workload(
-        model, run.source, loss_fn, device, dtype, scores=run.scores, owned=run.owned or model is not given
-    )
-    if is_below(dtype, torch.float32) and not _runs(workload):
-        model = in_format(plain, device, dtype, all_buffers=True, in_place=ours)
-        workload = replace(workload, model=model, owned=run.owned or model is not given)
-    return workload
-
-
-def _runs(workload: Workload) -> bool:
-    """Whether the network takes its buffers in float32 beside weights in fewer digits, or has none of that kind."""
-    if not any(True for _ in apart_from_weights(workload.model)):
-        return True
-    try:
-        with (
-            held_still(workload.model, [], workload.device, workload.loss_fn, owned=workload.owned),
-            torch.no_grad(),
-        ):
-            workload.forward(workload.fetch(0, 1)[0])
-    except RuntimeError:
-        return False
-    return True
 
 
 def _with_matching_labels(workload: Workload) -> Workload:

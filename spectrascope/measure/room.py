@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 
@@ -73,6 +74,9 @@ class HeldBytes:
         return self.weights + self.directions + max(self.gradients, self.check + self.sample)
 
 
+_Way: TypeAlias = "Callable[[HeldBytes], HeldBytes]"
+
+
 def device_asked_for(options: ProbeOptions) -> torch.device | Missing:
     """The device that a measurement would run on, where this machine has it."""
     try:
@@ -110,6 +114,16 @@ def need_of(parts: HeldBytes, options: ProbeOptions, *, loaded: int = 0) -> Memo
     def most(parts: HeldBytes) -> int:
         return parts.most(process) if shared else parts.on_device()
 
+    def spread(parts: HeldBytes) -> HeldBytes:
+        """What does not fit in half of a device lies on others, or in the host's memory."""
+        return parts if isinstance(available, Missing) else replace(parts, weights=min(parts.weights, available // 2))
+
+    ways: dict[str, _Way] = {}
+    if not shared and options.device_map != "none":
+        parts = spread(parts)
+    elif not shared:
+        ways["--device-map auto"] = spread
+
     if parts.check and not isinstance(available, Missing) and most(parts) > available:
         parts = replace(parts, check=0)  # a check for which there is no room is left out
     total = most(parts)
@@ -126,14 +140,17 @@ def need_of(parts: HeldBytes, options: ProbeOptions, *, loaded: int = 0) -> Memo
         available_bytes=available,
         device=options.device if isinstance(device, Missing) else str(device),
         fits=fits,
-        helps=() if fits is True or isinstance(available, Missing) else _helps(parts, options, most),
+        helps=() if fits is True or isinstance(available, Missing) else _helps(parts, options, most, ways),
     )
 
 
-def _helps(parts: HeldBytes, options: ProbeOptions, most: Callable[[HeldBytes], int]) -> tuple[Remedy, ...]:
+def _helps(
+    parts: HeldBytes, options: ProbeOptions, most: Callable[[HeldBytes], int], ways: dict[str, _Way]
+) -> tuple[Remedy, ...]:
     """Options that need at least a twentieth less, the strongest first, and all of them together last."""
     one_gradient = memory_text(parts.largest_gradient)
-    ways: dict[str, Callable[[HeldBytes], HeldBytes]] = {
+    ways = {
+        **ways,
         f"--memory {one_gradient}": lambda p: replace(p, gradients=min(p.gradients, int(memory_of(one_gradient)))),
         "--layers with one weight at a time": lambda p: replace(p, gradients=p.largest_gradient, directions=0),
         f"--top-k {max(1, options.top_k // 4)}": lambda p: replace(p, directions=p.directions // 4),

@@ -17,8 +17,9 @@ from spectrascope.errors import DataError
 from spectrascope.measure.asked import require_wide
 from spectrascope.measure.division import WHOLE, Division
 from spectrascope.measure.gradients import measure_gradients
-from spectrascope.measure.prepare import prepare_workload, with_fastest_format
+from spectrascope.measure.prepare import with_fastest_format
 from spectrascope.measure.run import run_probe
+from spectrascope.measure.workloads import prepare_workload
 from spectrascope.network.guards import held_still
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.directions import Directions, top_directions
@@ -110,7 +111,10 @@ def _validate(run: Run, checked: SampleSource, report: Report, advice: Advice) -
     advised = {layer.info.name: layer for layer in advice.layers}
     steps: list[ValidatedStep] = []
     weights = [layer.parameter for layer in layers]
-    with held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned):
+    with (
+        workload.with_weights(),
+        held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned),
+    ):
         workload = with_fastest_format(workload)
         gradients = measure_gradients(workload, layers).gradients
         loss = _Loss(replace(workload, source=checked))

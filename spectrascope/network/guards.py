@@ -191,8 +191,8 @@ def require_whole_weights(model: nn.Module) -> None:
         if any(getattr(one, "offload", False) for one in (hook, *getattr(hook, "hooks", ()))):
             raise UnsupportedModelError(
                 f"the module {name or type(module).__name__!r} is offloaded by accelerate (device_map): its weights "
-                "are there only while it runs, as copies made anew each time; load the network whole, without "
-                "device_map, on one device or the CPU, and measure that"
+                "are there only while it runs, as copies made anew each time; load the network whole, on the CPU, and "
+                "measure that with --device-map auto"
             )
         if _SHARDED_MODULES & {kind.__name__ for kind in type(module).__mro__}:
             raise _sharded(f"the module {name or type(module).__name__!r} is sharded by FSDP")

@@ -322,6 +322,7 @@ class ProbeOptions:
     across_weights: bool = field(default=False, metadata=ADDED_LATER)
     across_matrix: bool = field(default=False, metadata=ADDED_LATER)
     memory: int | str = field(default="auto", metadata=ADDED_LATER)
+    device_map: str = field(default="none", metadata=ADDED_LATER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "BetaQuartile",
     "CheckScope",
+    "DtypeName",
     "EngineName",
     "Interval",
     "LayerKind",
@@ -80,6 +81,14 @@ class LayerRole(str, Enum):
     NORM = "norm"
     BIAS = "bias"
     OTHER = "other"
+
+
+class DtypeName(str, Enum):
+    """Floating point formats a network can be measured in."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+    BFLOAT16 = "bfloat16"
 
 
 class EngineName(str, Enum):

@@ -13,7 +13,7 @@ from spectrascope.api.inputs import make_run
 from spectrascope.curvature.choose import make_engine
 from spectrascope.errors import OptionError
 from spectrascope.measure.precision import compare_precision
-from spectrascope.measure.prepare import prepare_workload
+from spectrascope.measure.workloads import prepare_workload
 from spectrascope.network.formats import in_format
 from spectrascope.records.report import LayerReport, PrecisionError
 from spectrascope.records.values import EngineName, Missing, PowerFit

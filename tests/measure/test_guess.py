@@ -186,6 +186,20 @@ def test_what_does_not_fit_and_what_would(monkeypatch):
     assert by_option["--layers with one weight at a time"] == pytest.approx(alone.total_bytes, rel=0.1)
 
 
+def test_a_map_of_devices_keeps_half_of_a_device_for_weights(monkeypatch):
+    deep = nn.Sequential(*(layer for _ in range(12) for layer in (nn.Linear(64, 64), nn.GELU())))
+    kept = sum(4 * p.numel() for p in deep.parameters())
+    monkeypatch.setattr(room, "device_asked_for", lambda options: torch.device("cuda"))
+    monkeypatch.setattr(room, "available_bytes", lambda device: kept)
+    alone = {"timed": False, "memory": 1, "top_k": 1}
+    need = cost_of(deep, torch.zeros(3, 64), **alone).memory
+    assert need.fits is False
+    (told,) = (remedy.left for remedy in need.helps if remedy.option == "--device-map auto")
+    mapped = cost_of(deep, torch.zeros(3, 64), device_map="auto", **alone).memory
+    assert mapped.total_bytes == told == need.total_bytes - kept // 2
+    assert not any("--device-map" in remedy.option for remedy in mapped.helps)
+
+
 @pytest.mark.parametrize(("dtype", "narrower"), [("float32", "bfloat16"), ("float64", "float32")])
 def test_a_narrower_format_needs_less(monkeypatch, dtype, narrower):
     monkeypatch.setattr(room, "available_bytes", lambda device: 1000)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spectrascope.measure.prepare import prepare_workload
+from spectrascope.measure.workloads import prepare_workload
 from spectrascope.network.formats import in_format
 from spectrascope.records.report import ProbeOptions
 from spectrascope.workload import Run, TensorSource

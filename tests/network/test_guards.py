@@ -10,7 +10,7 @@ from torch import nn
 import spectrascope
 from spectrascope.api.inputs import make_run
 from spectrascope.errors import NondeterministicError, NonFiniteError, UnsupportedModelError
-from spectrascope.measure.prepare import prepare_workload
+from spectrascope.measure.workloads import prepare_workload
 from spectrascope.network.guards import (
     held_still,
     require_deterministic,

@@ -61,9 +61,11 @@ def _same(node: Node) -> Map:
 
 
 def _cast(node: Node) -> Map:
-    dtype = node.outs[0].dtype
-    same = node.tensors()[0].dtype == dtype
-    return lambda z: z if same else dense(z).to(dtype)
+    # The format or the device of what comes out: a network may lie on several devices.
+    before, after = node.tensors()[0], node.outs[0]
+    same = before.dtype == after.dtype and before.device == after.device
+    dtype, device = after.dtype, after.device
+    return lambda z: z if same else dense(z).to(device, dtype)
 
 
 def _t(node: Node) -> Map:

@@ -226,12 +226,13 @@ class _Head:
         rows = row_order(self.between[:-1], product.shape[0])
         if rows is None:
             raise NotImplementedError("the rows of the head are mixed before the log-softmax")
-        p = logits.exp()  # of the log-softmax's own format, float32 where the product's is narrower
-        weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True)
+        there = product.right.device  # scores may be compared on another
+        p = logits.exp().to(there)  # of the log-softmax's own format, float32 where the product's is narrower
+        weights = -adjoints[number].flatten(0, -2).sum(-1, keepdim=True).to(there)
         positive = bool((weights >= 0).all())
         forms = token_forms(product.right, p, weights, directions, memory) if positive else None
         mean = p @ product.right.T.to(p.dtype)
-        return HeadStep(product, rows.to(p.device), p, weights, mean, positive, forms)
+        return HeadStep(product, rows.to(there), p, weights, mean, positive, forms)
 
 
 _PRODUCTS = ("aten.mm", "aten.addmm")

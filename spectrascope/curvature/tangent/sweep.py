@@ -242,12 +242,12 @@ class Sweep:
         zero = torch.zeros((), dtype=sum_dtype(some.device), device=some.device)
         matrix = zero.new_zeros(groups, len(self.seeds), k, k)
         for weights, part in self.parts:
-            matrix[:, _span(weights), : part.shape[2], : part.shape[3]] += part
+            matrix[:, _span(weights), : part.shape[2], : part.shape[3]] += part.to(matrix.device)
         slopes = zero.new_zeros(groups, len(self.seeds), k)
         for weights, part in self.slopes:
             for w in weights:
                 rows = self.rows(weights, w)
-                slopes[:, w, : len(rows)] += part[:, rows.start : rows.stop]
+                slopes[:, w, : len(rows)] += part[:, rows.start : rows.stop].to(slopes.device)
         return [
             self.failed[w]
             if w in self.failed

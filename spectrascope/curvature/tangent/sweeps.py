@@ -156,7 +156,7 @@ class Sweeps:
         return Seed(self.bits[i], self._tangent(layer, d), d.k)
 
     def _tangent(self, layer: WeightLayer, d: Directions) -> Tangent:
-        device, dtype = self.workload.device, self.workload.dtype
+        device, dtype = layer.parameter.device, self.workload.dtype
         if layer.layout == "conv_transpose":
             dense = [layer.tensor(torch.outer(d.left[:, k], d.right[:, k])) for k in range(d.k)]
             return torch.stack(dense).to(device, dtype)
