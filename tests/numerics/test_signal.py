@@ -238,6 +238,21 @@ def test_an_exponent_at_the_edge_of_the_grid_is_not_falsely_sure() -> None:
     assert sure.interval.low > 2.9
 
 
+def test_an_interval_shrinks_with_the_noise_and_never_to_nothing() -> None:
+    sigma = 1 / np.arange(1.0, 7)
+    h = sigma**1.3
+    noise = np.random.default_rng(0).normal(size=(16, 6))
+    widths = []
+    for size in (0.1, 0.01, 0.001):  # the last moves no exponent by half a step of the grid
+        slopes = sigma * (1 + size * (noise - noise.mean(0)))
+        step = find_step_exponent([StepReplicates(sigma, slopes, np.tile(h, (16, 1)), np.diag(h), (4,) * 16)], 16)
+        assert isinstance(step, StepExponent)
+        assert step.value == pytest.approx(1.3, abs=0.001)
+        widths.append(step.interval.high - step.interval.low)
+    assert widths[0] / widths[1] == pytest.approx(10, rel=0.2)
+    assert widths[1] / widths[2] == pytest.approx(10, rel=0.2)
+
+
 def test_one_weight_without_a_step_length_leaves_the_others_theirs() -> None:
     rows = [make_layer(make_info(name), make_measurement()) for name in ("a", "b")]
     first, second = (with_signal(row) for row in rows)
