@@ -125,7 +125,7 @@ class Copies:
         return double, replace(pick, target=replace(pick.target, layer=layer))
 
 
-def difference_rows(double: Workload, pick: Pick, tolerance: float) -> Tensor:
+def difference_rows(double: Workload, pick: Pick, tolerance: float, least: float = 0.0) -> Tensor:
     """Rows (rows, K) of M by central differences of ``.backward()`` gradients in float64.
 
     Taken at two steps: where they disagree by a tenth of ``tolerance``, a kink lies in between or cancellation wins,
@@ -135,6 +135,7 @@ def difference_rows(double: Workload, pick: Pick, tolerance: float) -> Tensor:
         double: the network in float64, a copy: its weight is moved to and fro.
         pick: the weight of that copy.
         tolerance: of the comparison, relative.
+        least: curvature that is as good as none: a difference of two that are far below it is settled.
 
     Raises:
         UnsupportedModelError: the two steps disagree, or no gradient arrives.
@@ -167,6 +168,6 @@ def difference_rows(double: Workload, pick: Pick, tolerance: float) -> Tensor:
         with torch.no_grad():
             weight.copy_(start)
     coarse, fine = found
-    if float((coarse - fine).abs().max()) > 0.1 * tolerance * float(fine.abs().max()):
+    if float((coarse - fine).abs().max()) > 0.1 * tolerance * max(float(fine.abs().max()), least):
         raise UnsupportedModelError("central differences do not settle here (a kink or cancellation)")
     return fine

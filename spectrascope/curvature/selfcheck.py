@@ -122,14 +122,15 @@ def check_engines(workload: Workload, suspects: Sequence[Suspect], seed: int, sc
         that were drawn.
     """
     check = _Comparisons(workload, suspects, seed)
-    for name in dict.fromkeys(s.engine for s in suspects):
-        engine = engine_named(name)
-        group = [s.target for s in suspects if s.engine is name and s.target.directions.k]
-        if not engine.reference:
-            continue
+    groups = {
+        engine: [s.target for s in suspects if s.engine is engine.name and s.target.directions.k]
+        for engine in map(engine_named, dict.fromkeys(s.engine for s in suspects))
+        if engine.reference
+    }
+    for engine, group in groups.items():
         check.some_in_full(engine, group)
-        if scope is CheckScope.ALL:
-            check.every(engine, group)
+    for engine, group in groups.items() if scope is CheckScope.ALL else ():
+        check.every(engine, group)
     return check.found
 
 
@@ -145,6 +146,12 @@ class _Comparisons:
         n = max(1, min(_SAMPLES, workload.source.n, _SCORES // self.scores))
         self.head = replace(workload, source=FirstSamples(workload.source, n))
         self.found = CheckedPairs(tolerance_of(workload.dtype), n_samples=n)
+        self.third = False
+        """Whether differences of gradients are asked about every weight, as the earliest of some engine fails them.
+
+        Where gradients are not those of the loss (straight through a rounding, round a detached part), an engine and
+        double backprop agree with one another.
+        """
 
     def some_in_full(self, engine: type[CurvatureEngine], group: Sequence[Target]) -> None:
         """Compare two directions of a few weights on the first samples."""
@@ -154,7 +161,8 @@ class _Comparisons:
             pick = Pick(replace(target, directions=target.directions.pick(places)), tuple(range(len(places))))
             # Always of the earliest weight, whose directions cross every operation downstream; of a large network only
             # where the two differ, as differences take a copy in float64.
-            self._judge(engine, self.head, pick, third=target is group[0] and self.copies.is_small)
+            self._judge(engine, self.head, pick, third=self.third or (target is group[0] and self.copies.is_small))
+            self.third = self.third or (target is group[0] and pick.name in self.found.faults)
 
     def every(self, engine: type[CurvatureEngine], group: Sequence[Target]) -> None:
         """Compare one row of M of every weight, on samples drawn anywhere in the batch."""
@@ -190,7 +198,9 @@ class _Comparisons:
             if truth is None:
                 continue
             row = rows[pick.name]
-            if isinstance(row, Tensor) and (residual := self._residual(pick, row - truth, truth)) <= self._tolerance:
+            if self.third:
+                self._judge(engine, few, pick, third=True, together=row)
+            elif isinstance(row, Tensor) and (residual := self._residual(pick, row - truth, truth)) <= self._tolerance:
                 self._note(pick, residual)
             else:
                 self._judge(engine, few, pick, together=row)
@@ -217,21 +227,23 @@ class _Comparisons:
         ``together``: what the engine said of it among other weights.
         """
         try:
-            gap, truth = self._gap(engine, few, pick, third=third, rows=together)
+            gap, truth, differences = self._gap(engine, few, pick, third=third, rows=together)
             residual = self._residual(pick, gap, truth)
             if residual > self._tolerance and together is not None:
-                gap, truth = self._gap(engine, few, pick)
+                gap, truth, differences = self._gap(engine, few, pick, third=third)
             other = torch.float32 if few.dtype is torch.float64 else torch.float64
             alone = self._residual(pick, gap, truth) <= self._tolerance  # a fault if it is one among others alone
             if alone or not self.copies.has_room_for(other):  # then nothing says that it is rounding
                 self._note(pick, residual)
                 return
-            again, _ = self._gap(engine, *self.copies.of(few, pick, other))
+            again, right, _ = self._gap(engine, *self.copies.of(few, pick, other), third=differences)
         except (UnsupportedModelError, RuntimeError) as error:
             self._give_up([pick], error)
             return
         double, single = (again, gap) if other is torch.float64 else (gap, again)
-        if bool(double.abs().max() <= _ROUNDING * single.abs().max()):
+        # Differences settle to a share of the tolerance, and say no more than that the engine is within it.
+        agrees = differences and other is torch.float64 and self._residual(pick, again, right) <= self._tolerance
+        if agrees or bool(double.abs().max() <= _ROUNDING * single.abs().max()):
             self.found.rounding[pick.name] = (
                 f"its curvature is lost in the rounding of {str(few.dtype).removeprefix('torch.')}, which is "
                 f"{residual:.2g} of the largest" + ("; try --dtype float64" if other is torch.float64 else "")
@@ -247,8 +259,8 @@ class _Comparisons:
         *,
         third: bool = False,
         rows: Tensor | str | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """How far the engine's rows are from the reference's, and these.
+    ) -> tuple[Tensor, Tensor, bool]:
+        """How far the engine's rows are from the reference's, these, and whether differences gave them.
 
         Raises:
             UnsupportedModelError: there is nothing to compare.
@@ -262,8 +274,9 @@ class _Comparisons:
         if len(engine.reference) > 1 and (third or self._residual(pick, rows - truth, truth) > self._tolerance):
             # Autograd itself can be wrong (weight norm); where differences settle they have the last word.
             settled = self._differences(few, pick)
-            truth = settled if isinstance(settled, Tensor) else truth
-        return rows - truth, truth
+            if isinstance(settled, Tensor):
+                return rows - settled, settled, True
+        return rows - truth, truth, False
 
     def _references(
         self, engine: type[CurvatureEngine], few: Workload, picks: Sequence[Pick]
@@ -278,7 +291,8 @@ class _Comparisons:
 
     def _differences(self, few: Workload, pick: Pick) -> Tensor | str:
         try:
-            return difference_rows(*self.copies.of(few, pick, torch.float64), self._tolerance)
+            least = _WORTH * self.largest[pick.name]
+            return difference_rows(*self.copies.of(few, pick, torch.float64), self._tolerance, least)
         except UnsupportedModelError as error:
             return str(error)
 

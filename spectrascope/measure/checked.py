@@ -147,8 +147,9 @@ def _advice(engine: EngineName) -> str:
     if not engine_named(engine).exact:
         return "; report this network"
     return (
-        ", and no exact engine is left: a backward pass of the network's own is wrong or builds no graph; --engine "
-        "finite-difference estimates the curvature, --exclude leaves the weight out"
+        ", and no exact engine is left: the network's backward pass is not the derivative of its forward pass (a "
+        "rounding passed straight through, a detach or no_grad in forward, an autograd.Function whose backward is "
+        "wrong or builds no graph); --engine finite-difference estimates the curvature, --exclude leaves the weight out"
     )
 
 

@@ -58,6 +58,45 @@ def test_a_backward_that_builds_no_graph_is_told(kind, engine):
     assert second.status.value == "ok"
 
 
+def _rounded(t):
+    return t + ((t * 8).round() / 8 - t).detach()
+
+
+def _nearest(net, h):
+    return h + (net.codes[torch.cdist(h, net.codes).argmin(1)] - h).detach()
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.b(_rounded(s.a(x))),
+        lambda s, x: s.b(F.linear(x, _rounded(s.a.weight), s.a.bias).tanh()),
+        lambda s, x: s.b(torch.fake_quantize_per_tensor_affine(s.a(x), 0.1, 0, -128, 127).relu()),
+        lambda s, x: s.b(_nearest(s, s.a(x))),
+        lambda s, x: s.b((s.a(x) / s.a(x).norm(dim=1, keepdim=True).detach()).tanh()),
+    ],
+    ids=["activations", "weights", "fake-quantize", "codebook", "norm"],
+)
+def test_a_gradient_that_is_not_the_loss_s_is_told_so_and_not_called_rounding(forward):
+    codes = nn.Parameter(torch.randn(16, 5, generator=torch.Generator().manual_seed(4)))
+    net = Net(forward, a=nn.Linear(6, 5), b=nn.Linear(5, 4), codes=codes)
+    rows = {row.info.name: row for row in spectrascope.probe(net, (X, Y), exclude="codes").layers}
+    assert "the network's backward pass is not the derivative of its forward pass" in rows["a.weight"].reason
+    assert rows["b.weight"].status.value == "ok"
+
+
+def test_where_gradients_are_not_the_loss_s_no_weight_is_called_exact():
+    deep = nn.ModuleList([nn.Linear(6, 6) for _ in range(7)])  # more than are compared in full
+
+    def forward(s, x):
+        for one in s.deep:
+            x = F.linear(x, _rounded(one.weight)).tanh()
+        return s.b(x)
+
+    report = spectrascope.probe(Net(forward, deep=deep, b=nn.Linear(6, 4)), (X, Y))
+    assert [row.status.value for row in report.layers] == ["failed"] * 7 + ["ok"]
+
+
 def test_a_loss_that_is_linear_in_a_weight_is_told_so():
     net = Net(
         lambda s, x: torch.cat([s.a(x).sum(1, keepdim=True), s.b(x) ** 2], 1), a=nn.Linear(6, 5), b=nn.Linear(6, 1)
