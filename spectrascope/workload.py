@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from spectrascope.errors import DataError
 from spectrascope.losses import ignored_by, loss_label, require_labels_below, scores_of, takes_scores
-from spectrascope.numerics.lifted import Lifted, wide
+from spectrascope.numerics.lifted import Lifted, format_of, wide
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 
 __all__ = [
@@ -277,7 +277,7 @@ class Workload:
         return {name: self._move(tensor) for name, tensor in inputs.items()}, self._move(targets)
 
     def _move(self, tensor: Tensor) -> Tensor:
-        tensor = tensor.to(self.device, self.dtype if tensor.is_floating_point() else None, non_blocking=True)
+        tensor = tensor.to(self.device, format_of(tensor, self.dtype), non_blocking=True)
         if self.channels_last and tensor.dim() == 4:
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return tensor

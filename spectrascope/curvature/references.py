@@ -13,6 +13,7 @@ from spectrascope.curvature.engine import Target
 from spectrascope.curvature.microbatches import available_bytes
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.network.effective import copy_of
+from spectrascope.network.formats import in_format
 from spectrascope.records.values import Missing
 from spectrascope.workload import Workload
 
@@ -116,7 +117,7 @@ class Copies:
         if dtype not in self._models:
             if not self.has_room_for(dtype):
                 raise UnsupportedModelError(f"memory does not hold a copy in {str(dtype).removeprefix('torch.')}")
-            self._models[dtype] = copy_of(self._workload.model).to(dtype)
+            self._models[dtype] = in_format(copy_of(self._workload.model), None, dtype, in_place=True)
         model = self._models[dtype]
         weight = model.get_parameter(pick.name.split("[", maxsplit=1)[0])
         layer = replace(pick.target.layer, parameter=weight)

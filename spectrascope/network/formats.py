@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectrascope.network.effective import copy_of
-from spectrascope.numerics.lifted import is_below, wide
+from spectrascope.numerics.lifted import format_of, is_below, wide
 
 __all__ = ["apart_from_weights", "in_format", "is_spread", "replace_tensors"]
 
@@ -38,13 +38,13 @@ def in_format(
     """
     narrow = is_below(dtype, torch.float32) and not all_buffers
     apart = {id(b): wide(dtype) for _, _, b in apart_from_weights(model)} if narrow else {}
-    numbers = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    numbers = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point() or t.is_complex()]
     there = device is None or all(t.device == device for t in (*model.parameters(), *model.buffers()))
-    if there and all(t.dtype == apart.get(id(t), dtype) for t in numbers):
+    if there and all(t.dtype == format_of(t, apart.get(id(t), dtype)) for t in numbers):
         return model
     moved = model if in_place else copy_of(model, _moved_weights(model, device, dtype))
     kept = [(at, name, b.to(device, wide(dtype))) for at, name, b in apart_from_weights(moved)] if narrow else []
-    moved.to(device, dtype)
+    moved._apply(lambda t: t.to(device, format_of(t, dtype)))
     for at, name, buffer in kept:
         at._buffers[name] = buffer
     return moved

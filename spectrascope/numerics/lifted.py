@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["CastsSeen", "Lifted", "is_below", "wide"]
+__all__ = ["CastsSeen", "Lifted", "format_of", "is_below", "wide"]
 
 _BY_NAME = {
     Tensor.half: torch.float16,
@@ -37,6 +37,17 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     (torch.float32, torch.float64)
     """
     return torch.float32 if is_below(dtype, torch.float32) else dtype
+
+
+def format_of(tensor: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """The format of a network's tensor where its floating-point numbers are in ``dtype``.
+
+    Complex numbers stay complex, of the same digits or of float32's; ``Module.to`` would drop their imaginary parts.
+    Whole numbers stay as they are.
+    """
+    if tensor.is_complex():
+        return wide(dtype).to_complex()
+    return dtype if tensor.is_floating_point() else tensor.dtype
 
 
 def _has_digits(dtype: torch.dtype) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+import spectrascope
 from spectrascope.measure.workloads import prepare_workload
 from spectrascope.network.formats import in_format
 from spectrascope.records.report import ProbeOptions
@@ -69,3 +70,37 @@ def _run(net: nn.Module, dtype: str, owned: bool) -> Run:
     source = TensorSource(torch.randn(4, 3), torch.zeros(4, dtype=torch.long))
     options = ProbeOptions(num_samples=4, dtype=dtype)
     return Run(net, source, None, options, like.model_info, like.data_info, owned=owned)
+
+
+class _Turned(nn.Module):
+    """Pairs of inputs turned by angles kept as complex numbers, as rotary positions are; one weight is complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(3, 4)
+        self.c = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+        self.register_buffer("turns", torch.polar(torch.ones(3), torch.rand(3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        turned = torch.view_as_complex(x.view(-1, 3, 2)) * self.turns
+        return self.b((turned @ self.c).abs()) + self.a(torch.view_as_real(turned).flatten(1)).tanh()[:, :4]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_complex_numbers_keep_their_imaginary_parts(dtype: str) -> None:
+    torch.manual_seed(0)
+    net, x, y = _Turned(), torch.randn(24, 6), torch.randint(0, 4, (24,))
+    report = spectrascope.probe(net, (x, y), dtype=dtype)
+    assert report.provenance.loss == pytest.approx(float(nn.functional.cross_entropy(net(x), y)), rel=1e-6)
+    assert {row.info.name: row.status.value for row in report.layers} == {
+        "a.weight": "ok",
+        "b.weight": "ok",
+        "c": "skipped",
+    }
+
+
+def test_formats_of_complex_numbers_follow() -> None:
+    made = in_format(_Turned(), CPU, torch.float64)
+    assert (made.turns.dtype, made.c.dtype) == (torch.complex128, torch.complex128)
+    assert in_format(made, CPU, torch.float32).c.dtype == torch.complex64
+    assert in_format(made, CPU, torch.bfloat16).c.dtype == torch.complex64
