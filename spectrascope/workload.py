@@ -230,6 +230,7 @@ class Workload:
     gradients inside its own forward pass, so that it runs only with grad mode on, whoever calls it. ``scores`` names
     the output that the loss compares, where the model returns several. ``lifts``: its own casts to less than ``dtype``
     are left out. ``owned``: nobody else holds the model, so what it does to its own values need not be undone.
+    ``loss_reads_weights``: the loss holds the model's weights itself, so that no copy of it will do.
     ``streamed`` is entered while the model is used, where weights of it lie in the host's memory; ``places`` says in
     words where the model lies, if not on ``device`` alone.
     """
@@ -247,6 +248,7 @@ class Workload:
     owned: bool = False
     streamed: AbstractContextManager[object] | None = None
     places: str = ""
+    loss_reads_weights: bool = False
 
     def with_weights(self) -> AbstractContextManager[object]:
         """Enter this to use the model: its weights are then where they are read."""

@@ -184,9 +184,10 @@ def _weights(found: _Tails, layers: Sequence[WeightLayer], top_k: int, sets: int
 def _look_downstream(workload: Workload, layers: Sequence[WeightLayer]) -> _Tails:
     batch = min(3, workload.source.n)
     found = _look_at(workload, layers, batch)
-    if workload.differentiates:
+    if workload.differentiates or workload.loss_reads_weights:
         inside = "the network takes gradients inside its forward pass"
-        return replace(found, reasons=[reason or inside for reason in found.reasons])
+        why = inside if workload.differentiates else "the loss reads weights itself, beside the network's outputs"
+        return replace(found, reasons=[reason or why for reason in found.reasons])
     if batch == 1 or None not in found.reasons:
         return found
     # Rows that only happen to be as many as the samples give themselves away at another batch size.

@@ -98,11 +98,13 @@ class Copies:
 
     @property
     def is_small(self) -> bool:
-        """Whether a copy in float64 costs little beside the measurement."""
-        return self.bytes_in_float64(self._numbers) > 0
+        """Whether a copy in float64 costs little beside the measurement, and is worth as much."""
+        return not self._workload.loss_reads_weights and self.bytes_in_float64(self._numbers) > 0
 
     def has_room_for(self, dtype: torch.dtype) -> bool:
-        """Whether memory holds a copy in this precision, where there is none yet."""
+        """Whether memory holds a copy in this precision, where there is none yet, and one would do."""
+        if self._workload.loss_reads_weights:
+            return False
         free = available_bytes(self._workload.device)
         return dtype in self._models or isinstance(free, Missing) or self._numbers * dtype.itemsize <= free
 
@@ -115,6 +117,8 @@ class Copies:
         if workload.device.type == "mps" and dtype is torch.float64:
             raise UnsupportedModelError("a comparison in float64 needs a device that has it")
         if dtype not in self._models:
+            if self._workload.loss_reads_weights:
+                raise UnsupportedModelError("the loss reads the network's own weights, which a copy does not have")
             if not self.has_room_for(dtype):
                 raise UnsupportedModelError(f"memory does not hold a copy in {str(dtype).removeprefix('torch.')}")
             self._models[dtype] = in_format(copy_of(self._workload.model), None, dtype, in_place=True)

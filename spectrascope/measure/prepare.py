@@ -34,6 +34,7 @@ from spectrascope.network.guards import (
     require_finite_weights,
 )
 from spectrascope.network.layers import WeightLayer, find_layers
+from spectrascope.network.loss_weights import with_weights_in_loss_seen
 from spectrascope.network.mean_loss import require_mean_loss
 from spectrascope.numerics.lifted import CastsSeen
 from spectrascope.optim.precision import is_full_float32
@@ -96,6 +97,7 @@ def _prepared(run: Run, workload: Workload, division: Division) -> Iterator[Read
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
             workload = _in_asked_precision(_with_matching_labels(workload), switched)
+            workload = with_weights_in_loss_seen(workload, unwrapped(run.model))
             workload = relabel(workload, options.labels, options.seed)
             workload = _with_whole_batch_weights(workload)
             require_deterministic(workload)
