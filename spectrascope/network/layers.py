@@ -257,6 +257,8 @@ def _see(owned: _Owned, split_fused: bool) -> Iterator[WeightLayer | SkippedLaye
         yield _skip(other, "the parameter is empty")
     elif parameter.is_complex():
         yield _skip(other, "complex weights are not measured")
+    elif parameter.layout is not torch.strided:
+        yield _skip(other, "sparse weights are not measured")
     elif isinstance(module, _CONV) and local == "weight":
         yield WeightLayer(owned.info(LayerKind.CONV, LayerRole.CONV, flat), parameter)
     elif isinstance(module, _CONV_TRANSPOSE) and local == "weight":

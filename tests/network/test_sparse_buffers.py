@@ -8,7 +8,7 @@ from torch import nn
 
 import spectrascope
 from spectrascope.errors import NonFiniteError
-from tests.support.cases import Net
+from tests.support.cases import Net, labels
 
 
 @pytest.mark.parametrize("layout", ["coo", "csr"])
@@ -25,3 +25,14 @@ def test_a_graph_network_is_measured(layout):
     net.graph = (dense * float("nan")).to_sparse() if layout == "coo" else (dense * float("nan")).to_sparse_csr()
     with pytest.raises(NonFiniteError, match="buffer 'graph' holds NaN"):
         spectrascope.probe(net, data)
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr"])
+def test_a_sparse_weight_is_left_out_and_the_others_measured(layout: str) -> None:
+    dense = torch.randn(5, 6, generator=torch.Generator().manual_seed(0)).relu()
+    sparse = nn.Parameter(dense.to_sparse() if layout == "coo" else dense.to_sparse_csr())
+    net = Net(lambda s, x: s.b((s.w @ x.T).T.tanh()), w=sparse, b=nn.Linear(5, 3))
+    report = spectrascope.probe(net, (torch.randn(12, 6), labels(12, 3)))
+    rows = {row.info.name: row for row in report.layers}
+    assert rows["w"].reason == "sparse weights are not measured"
+    assert rows["b.weight"].status.value == "ok"
