@@ -20,10 +20,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.errors import UnsupportedModelError
 from spectrascope.losses import BatchLoss, Loss, aligned, curvature_weights, terms_per_sample, weighing_of
 from spectrascope.records.decomposition import DecomposeOptions, FisherType
 from spectrascope.records.values import LossName
+from spectrascope.text import first_line
 from spectrascope.workload import LossFunction
 
 __all__ = [
@@ -359,14 +361,23 @@ def _precise_hessian(scores: Tensor, targets: Tensor, loss_fn: LossFunction) -> 
 
 
 def _hessian(scores: Tensor, targets: Tensor, loss_fn: LossFunction) -> Tensor:
-    """Second derivative (b, C, C) of each sample's loss in its scores (b, C) or (b,)."""
+    """Second derivative (b, C, C) of each sample's loss in its scores (b, C) or (b,).
+
+    Raises:
+        UnsupportedOperationError: torch has none.
+    """
     with torch.enable_grad():
         leaf = scores.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss_fn(leaf, targets) * len(leaf), leaf, create_graph=True)
         rows = []
         for column in gradient.reshape(len(leaf), -1).unbind(1):
             if column.requires_grad:
-                (row,) = torch.autograd.grad(column.sum(), leaf, retain_graph=True, materialize_grads=True)
+                try:
+                    (row,) = torch.autograd.grad(column.sum(), leaf, retain_graph=True, materialize_grads=True)
+                except RuntimeError as error:
+                    if "not implemented" in str(error):
+                        raise UnsupportedOperationError(f"the loss: {first_line(error)}") from error
+                    raise
             else:
                 row = torch.zeros_like(leaf)  # the loss is linear in the scores
             rows.append(row.reshape(len(leaf), -1))
