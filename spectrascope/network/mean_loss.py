@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from spectrascope.errors import UnsupportedModelError
-from spectrascope.losses import takes_scores
+from spectrascope.errors import DataError, UnsupportedModelError
+from spectrascope.losses import loss_label, takes_scores
 from spectrascope.workload import Inputs, Workload
 
 __all__ = ["require_mean_loss"]
@@ -25,6 +25,7 @@ def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
     weighs them.
 
     Raises:
+        DataError: the loss compares every sample with every other's target.
         UnsupportedModelError: they differ: the loss is a sum, weighs samples, or a sample changes another's output.
 
     Cost: a forward pass over the whole batch for a loss that is not known.
@@ -33,7 +34,12 @@ def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
     size = min(n_samples, n) // 2 * 2
     if not size:
         return
-    _require_mean_over(workload, *workload.fetch(0, size))
+    inputs, targets = workload.fetch(0, size)
+    if takes_scores(workload.loss_fn) and targets.is_floating_point():  # torch's losses of numbers, which only warn
+        with torch.no_grad():
+            if crossed := _crossed(workload.forward(inputs), targets):
+                raise DataError(f"{loss_label(workload.loss_fn)} does not compare sample by sample: {crossed}")
+    _require_mean_over(workload, inputs, targets)
     spread = [round(i * (n - 1) / (size - 1)) for i in range(size)]
     shuffled: list[list[int]] = []
     if not takes_scores(workload.loss_fn):
@@ -44,6 +50,20 @@ def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
         if found is None:  # samples of different sizes, which go together only as the source has them
             return
         _require_mean_over(workload, *found, pairs=places is not spread)
+
+
+def _crossed(output: Any, targets: Tensor) -> str | None:
+    """What is wrong with outputs and targets that broadcasting spreads over one another: (b, 1) and (b,) to (b, b)."""
+    if not isinstance(output, Tensor) or output.shape == targets.shape:
+        return None
+    try:
+        both = torch.broadcast_shapes(output.shape, targets.shape)
+    except RuntimeError:
+        return None
+    if both in (output.shape, targets.shape):
+        return None
+    shapes = f"outputs {tuple(output.shape)} and targets {tuple(targets.shape)}"
+    return f"{shapes} are broadcast to {tuple(both)}, each output beside every target; give both one shape"
 
 
 def _picked(workload: Workload, places: Sequence[int]) -> tuple[Inputs, Tensor] | None:
@@ -101,6 +121,8 @@ def _compare(workload: Workload, outputs: Sequence[Any], targets: Sequence[Tenso
         outputs[0], torch.cat(list(outputs[1:])), rtol=1e-3, atol=1e-5
     ):
         cause = "a sample changes another's output (statistics across the batch)"
+    elif crossed := _crossed(outputs[0], targets[0]):
+        cause = crossed
     elif abs(whole - 2 * mean) <= tolerance * (abs(whole) + 1e-3):
         cause = "it is a sum: pass the same loss with reduction='mean', or torch's own with reduction='sum'"
     else:
