@@ -78,8 +78,8 @@ def probe(
             order of the network, and what is left lies in the host's memory and is brought to the first GPU while it is
             read. Or module names and what each is on, a GPU's number or ``"cpu"``, as a dict or the path of a JSON
             file. A network that already lies on several devices is measured there without it.
-        dtype: ``float32``, ``float64`` or ``bfloat16``, an approximation whose error is measured in the same run;
-            ``None`` measures in float64 for a float64 model, else in float32.
+        dtype: ``float32``, ``float64`` or ``bfloat16``, a word or torch's; the last is an approximation whose error is
+            measured in the same run. ``None`` measures in float64 for a float64 model, else in float32.
         micro_batch: samples per pass, or ``auto``: the fastest by timing, which may differ from run to run and with it
             the last digits of the numbers. A number makes runs repeat to the last digit.
         memory: the most that the gradients of weights, and after them the tangents of a micro-batch, may take at a

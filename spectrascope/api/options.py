@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypedDict, TypeVar, get_type_hints
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -53,7 +54,7 @@ class ProbeKeywords(TypedDict, total=False):
     exclude: Globs
     engine: EngineName | str
     device: str
-    dtype: str | None
+    dtype: str | torch.dtype | None
     micro_batch: int | str
     seed: int
     groups: int
@@ -145,6 +146,11 @@ def opened(function: str, given: Mapping[str, Any]) -> dict[str, Any]:
                 raise OptionError(
                     f"{name} {found[name]!r}: expected a number, or one per channel, as (0.49, 0.48, 0.45)"
                 ) from None
+    if not isinstance(found.get("arch", ""), str):
+        raise OptionError(
+            f"arch: expected a name, package.module:factory or file.py:factory, got {type(found['arch']).__name__}; a "
+            "network in memory is passed itself, in the place of the model"
+        )
     for name, kind in (("data_root", Path), ("base", str)):
         if name in found:
             found[name] = kind(found[name])
@@ -185,6 +191,10 @@ def with_kinds(chosen: dict[str, Any]) -> dict[str, Any]:
                 continue
             raise OptionError(f"{option} {value!r}: expected a whole number")
         chosen[option] = int(value)
+    if chosen["num_samples"] is not None and chosen["num_samples"] < 1:
+        raise OptionError(f"num_samples {chosen['num_samples']}: must be at least 1, or 'all'")
+    if isinstance(chosen["dtype"], torch.dtype):
+        chosen["dtype"] = str(chosen["dtype"]).removeprefix("torch.")
     try:
         chosen |= {option: listed(chosen[option], option) for option in ("layers", "exclude")}
     except TypeError as error:

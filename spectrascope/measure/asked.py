@@ -27,6 +27,10 @@ def require_sensible(options: ProbeOptions) -> None:
     for name, value in (("--top-k", options.top_k), ("--min-rank", options.min_rank), ("groups", options.groups)):
         if value < 1:
             raise OptionError(f"{name} {value}: must be at least 1")
+    if options.min_rank > options.top_k:
+        raise OptionError(f"--min-rank {options.min_rank} is beyond --top-k {options.top_k}")
+    if options.seed < 0:
+        raise OptionError(f"--seed {options.seed}: must be at least 0")
     if options.micro_batch != "auto" and not (str(options.micro_batch).isdecimal() and int(options.micro_batch) > 0):
         raise OptionError(f"--micro-batch {options.micro_batch!r}: expected auto or a positive number")
     memory_asked_for(options)

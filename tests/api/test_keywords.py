@@ -82,6 +82,12 @@ def test_what_is_named_is_opened_as_on_the_command_line(tmp_path: Path) -> None:
     ("model", "batches", "options", "said"),
     [
         (nn.Linear(4, 2), (torch.zeros(4, 4), torch.zeros(4)), {"data_root": "x"}, "data_root: no effect on a network"),
+        (
+            {"weight": torch.zeros(2, 4)},
+            None,
+            {"arch": nn.Linear(4, 2)},
+            "arch: expected a name, .*, got Linear",
+        ),
         (nn.Linear(4, 2), (torch.zeros(4, 4), torch.zeros(4)), {"arch": "resnet18"}, "arch: no effect on a network in"),
         ("digits-cnn", (torch.zeros(4, 1, 8, 8), torch.zeros(4)), {"balanced": True}, "balanced: no effect on samples"),
         ({"w": torch.zeros(2)}, None, {"num_classes": 3}, "num_classes: no effect on a state dict"),
@@ -152,3 +158,9 @@ def test_all_samples_are_all() -> None:
     for given, found in (("all", 40), (None, 40), (24, 24)):
         report = spectrascope.probe(network, batch, num_samples=given, top_k=2)
         assert report.provenance.data.n == found
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, "float64"])
+def test_a_format_may_be_torch_s(dtype: Any) -> None:
+    report = spectrascope.probe(nn.Linear(4, 2), (torch.randn(8, 4), torch.arange(8) % 2), dtype=dtype)
+    assert report.provenance.dtype == "float64"

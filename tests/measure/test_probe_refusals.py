@@ -93,7 +93,22 @@ REFUSALS = {
     ),
     "lengths": (DataError, r"inputs and targets differ in length: 12 and 11", {"batches": (X, Y[:-1])}),
     "no samples": (DataError, r"no samples found", {"batches": []}),
-    "no samples asked": (DataError, r"no samples", {"num_samples": 0}),
+    "no samples asked": (OptionError, r"num_samples 0: must be at least 1, or 'all'", {"num_samples": 0}),
+    "crossed": (
+        DataError,
+        r"MSELoss does not compare sample by sample: outputs \(12, 1\) and targets \(12,\) are broadcast to \(12, 12\)",
+        {"model": lambda: nn.Linear(6, 1), "batches": (X, X[:, 0]), "loss_fn": nn.MSELoss()},
+    ),
+    "crossed by a loss of one's own": (
+        UnsupportedModelError,
+        r"mean over independent samples, and outputs \(\d+, 1\) and targets \(\d+,\) are broadcast",
+        {"model": lambda: nn.Linear(6, 1), "batches": (X, X[:, 0]), "loss_fn": lambda o, t: (o - t).square().mean()},
+    ),
+    "no second derivative of the loss": (
+        UnsupportedModelError,
+        r"multi_margin_loss_backward is not implemented; engine finite-difference would estimate it",
+        {"loss_fn": nn.MultiMarginLoss()},
+    ),
     "not pairs": (DataError, r"each item must be a pair of tensors", {"batches": [X, X, X]}),
     "not batches": (DataError, r"expected tensors \(inputs, targets\)", {"batches": 3}),
     "engine": (
@@ -106,6 +121,8 @@ REFUSALS = {
     "device meta": (OptionError, r"device 'meta': expected auto, cpu", {"device": "meta"}),
     "top_k": (OptionError, r"top_k 0: must be at least 1", {"top_k": 0}),
     "min_rank": (OptionError, r"min_rank 0: must be at least 1", {"min_rank": 0}),
+    "min_rank beyond": (OptionError, r"min_rank 9 is beyond top_k 4", {"min_rank": 9, "top_k": 4}),
+    "seed": (OptionError, r"seed -1: must be at least 0", {"seed": -1}),
     "groups": (OptionError, r"groups 0: must be at least 1", {"groups": 0}),
     "micro_batch word": (
         OptionError,
