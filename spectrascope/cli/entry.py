@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import codecs
 import errno
 import gc
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 
+from spectrascope.cli.blame import users_place
 from spectrascope.cli.job import silence_others
 from spectrascope.errors import SpectrascopeError
 from spectrascope.text import printable
@@ -45,10 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes a second where PyTorch is loaded
+    _fill_closed_descriptors()
     try:
         silence_others()
         code = _run(argv)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except BrokenPipeError:
         _drop_stdout()
         return BROKEN_PIPE
@@ -92,7 +97,7 @@ def _report_unexpected(error: Exception) -> int:
         message = message.rstrip(".")
         return _fail(f"{message} (see `{command} --help`)", USAGE_ERROR)
     if isinstance(error, OSError) and error.errno in _NO_BUGS:
-        return _fail(f"{error.filename or 'a file'}: {error.strerror}", USAGE_ERROR, error)
+        return _fail(f"{error.filename or 'the output'}: {error.strerror}", USAGE_ERROR, error)
     if _is_out_of_memory(error):
         return _fail(
             f"out of memory ({_one_line(str(error)) or type(error).__name__}): "
@@ -100,6 +105,8 @@ def _report_unexpected(error: Exception) -> int:
             COULD_NOT_MEASURE,
             error,
         )
+    if place := users_place(error):
+        return _fail(f"{place} raised {type(error).__name__}: {error}", COULD_NOT_MEASURE, error)
     return _fail(f"{type(error).__name__}: {error}", INTERNAL_ERROR, error, label="internal error (please report)")
 
 
@@ -123,12 +130,78 @@ def _one_line(message: str) -> str:
     return printable(" ".join(message.split()))
 
 
+_PLAIN_SIGNS = {
+    "α": "alpha",
+    "β": "beta",
+    "γ": "gamma",
+    "δ": "delta",
+    "ε": "epsilon",
+    "ζ": "zeta",
+    "κ": "kappa",
+    "λ": "lambda",
+    "ν": "nu",
+    "ρ": "rho",
+    "σ": "sigma",
+    "χ": "chi",
+    "Δ": "Delta",
+    "Λ": "Lambda",
+    "Σ": "Sigma",
+    "Φ": "Phi",
+    "±": "+-",
+    "×": "x",
+    "·": "*",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "─": "-",
+    "│": "|",
+    "‖": "||",
+    "√": "sqrt",
+    "≈": "~",
+    "∝": "~",
+    "≤": "<=",
+    "≥": ">=",
+    "→": "->",
+    "…": "...",
+    "½": "1/2",
+    "²": "^2",
+    "³": "^3",
+    "ᵀ": "^T",
+    **dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True)),
+}
+"""What stands for a sign where the terminal's encoding lacks it: σ and β as "?" both would tell nobody which."""
+
+
+def _spelt_plainly(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    lost = error.object[error.start : error.end]
+    return "".join(_PLAIN_SIGNS.get(sign) or _without_marks(sign) or "?" for sign in lost), error.end
+
+
+def _without_marks(sign: str) -> str:
+    """Of ¹, ₂ and é what ASCII has."""
+    return unicodedata.normalize("NFKD", sign).encode("ascii", "ignore").decode()
+
+
 def _survive_narrow_encodings() -> None:
-    """Let a terminal that cannot show β print a substitute instead of failing."""
+    """Let a terminal that cannot show β print its name instead of failing."""
+    codecs.register_error("spelt-plainly", _spelt_plainly)
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:
-            reconfigure(errors="replace")
+            reconfigure(errors="spelt-plainly")
+
+
+def _fill_closed_descriptors() -> None:
+    """Let nobody's file be taken for a stream that the caller has closed; what is said on stderr is lost then."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  # as long as the process
 
 
 def _drop_stdout() -> None:

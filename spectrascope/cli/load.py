@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spectrascope.cli.options import Network, Request
+from spectrascope.cli.output import prints_on_stderr
 from spectrascope.errors import OptionError
 from spectrascope.loading.absent import refuse_absent_data, refuse_absent_model
 from spectrascope.records.report import ModelInfo, ProbeOptions
@@ -40,16 +41,17 @@ def load_model(network: Network, seed: int, *, headers_only: bool = False, dtype
     """
     from spectrascope.loading.models.open import load_model
 
-    return load_model(
-        network.model,
-        arch=network.arch,
-        base=network.base,
-        num_classes=network.num_classes,
-        seed=seed,
-        trust_remote_code=network.trust_remote_code,
-        headers_only=headers_only,
-        keep_bfloat16=dtype == "bfloat16",
-    )
+    with prints_on_stderr():
+        return load_model(
+            network.model,
+            arch=network.arch,
+            base=network.base,
+            num_classes=network.num_classes,
+            seed=seed,
+            trust_remote_code=network.trust_remote_code,
+            headers_only=headers_only,
+            keep_bfloat16=dtype == "bfloat16",
+        )
 
 
 def make_run(target: Request, options: ProbeOptions, loaded: LoadedModel) -> Run:

@@ -17,6 +17,7 @@ from spectrascope.cli.garbage import set_aside
 from spectrascope.cli.job import join_job
 from spectrascope.cli.load import find_momentum_file, load_model, make_run, refuse_absent
 from spectrascope.cli.options import Request
+from spectrascope.cli.output import prints_on_stderr
 from spectrascope.cli.rerun import Kept, Parts, keep_command
 from spectrascope.errors import OptionError
 from spectrascope.records.decomposition import DecomposeOptions
@@ -157,5 +158,5 @@ def loaded(target: Request, options: ProbeOptions, context: typer.Context, *, qu
             run = replace(run, momentum=read_momentum(find_momentum_file(target), run.model))
         on_progress("load", 2, 2)
         clock = StageClock({"import": imported - started, "load": time.perf_counter() - imported})
-        with set_aside():
+        with set_aside(), prints_on_stderr():
             yield replace(run, command=spell_command(context), clock=clock, on_progress=on_progress)

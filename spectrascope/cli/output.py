@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from spectrascope.errors import OptionError
 from spectrascope.reports.render import Format, Rendered, View, render, say_bottom_line
 from spectrascope.reports.write import write_text_atomically
 from spectrascope.text import printable
@@ -45,16 +47,25 @@ def write(draw: Callable[[int | None], RenderableType], output: Path | None) -> 
     """Write what is drawn for a width (``None``: no limit) to a file, or to stdout for ``None``.
 
     Raises:
-        OptionError: the file cannot be written.
+        OptionError: the file cannot be written, or stdout is closed.
     """
     if output is not None:
         write_text_atomically(output, _to_text(draw(None)) + "\n")
+    elif sys.stdout is None:
+        raise OptionError("stdout is closed: name a file with --output")
     elif sys.stdout.isatty():
         _print_to_terminal(draw)
     else:
         width = _columns_asked_for()
         sys.stdout.write(_to_text(draw(width), width) + "\n")
         sys.stdout.flush()
+
+
+@contextmanager
+def prints_on_stderr() -> Iterator[None]:
+    """Have what the user's own code prints on stderr: stdout is for results, which others parse."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def tell(lines: Iterable[str], *, quiet: bool) -> None:

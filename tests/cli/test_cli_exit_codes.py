@@ -1,5 +1,6 @@
 """One line on stderr and the right exit code for everything that goes wrong."""
 
+import json
 import os
 import signal
 import subprocess
@@ -180,3 +181,76 @@ def test_a_closed_pipe_is_quiet(saved: Path) -> None:
     assert process.stderr.read() == b""
     process.stderr.close()
     assert process.wait(timeout=30) == 141
+
+
+_OWN = """
+import torch
+from torch import nn
+
+class Wrong(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(4, 2)
+
+    def forward(self, x):
+        print("forward")
+        return self.a(x) if x[0, 0] >= 0 else {}["mask"]
+
+def lost(output, targets):
+    return {"loss": 0}["cross_entropy"]
+
+def data(sign=1):
+    return [(sign * torch.ones(2, 4), torch.tensor([0, 1]))]
+
+def network():
+    print("building")
+    return Wrong(), data(-1), nn.functional.cross_entropy
+
+def loss():
+    return Wrong(), data(), lost
+
+def fine():
+    return Wrong(), data(), nn.functional.cross_entropy
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [("network", "own.py:12 (forward) raised KeyError: 'mask'"), ("loss", "own.py:15 (lost) raised KeyError")],
+)
+def test_what_the_users_own_code_raises_is_told_as_theirs(tmp_path: Path, capsys, factory: str, said: str) -> None:
+    (tmp_path / "own.py").write_text(_OWN)
+    assert main(["probe", f"{tmp_path}/own.py:{factory}", "-q"]) == 3
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {said}")
+
+
+def test_what_the_users_own_code_prints_is_no_result(tmp_path: Path, capsys) -> None:
+    (tmp_path / "own.py").write_text(_OWN)
+    assert main(["probe", f"{tmp_path}/own.py:fine", "-q", "--json"]) == 0
+    seen = capsys.readouterr()
+    assert json.loads(seen.out)["schema_version"]
+    assert "forward\n" in seen.err
+
+
+@pytest.mark.parametrize(("closed", "code", "said"), [(">&-", 2, "error: stdout is closed"), ("2>&-", 0, "")])
+def test_a_closed_stream_is_no_bug(saved: Path, closed: str, code: int, said: str) -> None:
+    start = "import sys; from spectrascope.cli import main; sys.exit(main())"
+    command = f"exec {sys.executable} -c '{start}' show '{saved}' {closed}"
+    found = subprocess.run(["sh", "-c", command], check=False, capture_output=True, text=True, timeout=60)
+    assert found.returncode == code
+    assert found.stderr.startswith(said)
+
+
+def test_where_the_encoding_lacks_greek_its_letters_have_names(saved: Path) -> None:
+    start = "import sys; from spectrascope.cli import main; sys.exit(main())"
+    found = subprocess.run(
+        [sys.executable, "-c", start, "show", str(saved)],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    text = found.stdout.decode("ascii")
+    assert "sigma" in text
+    assert "beta" in text
+    assert "?" not in text
