@@ -212,7 +212,7 @@ def _provenance(
         data=run.data_info,
         loss_name=loss_label(workload.loss_fn) + (f" of output {run.scores}" if run.scores is not None else ""),
         loss=found.gradient.loss,
-        accuracy=Missing("outputs are not class scores") if accuracy is None else accuracy,
+        accuracy=Missing("outputs are no class scores, or targets no class numbers") if accuracy is None else accuracy,
         device=settled["device"],
         dtype=str(workload.dtype).removeprefix("torch."),
         seed=run.options.seed,

@@ -107,6 +107,9 @@ def _parse(text: str) -> Any:
     """
     from pydantic_core import from_json
 
+    text = text.removeprefix("\ufeff")  # editors on Windows begin files with it
+    if not text.strip():
+        raise ReportFormatError("the file is empty")
     try:
         return from_json(text, allow_inf_nan=False)
     except (ValueError, TypeError):
@@ -114,7 +117,9 @@ def _parse(text: str) -> Any:
     try:
         return json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise ReportFormatError(f"not JSON: {str(error) or type(error).__name__}") from error
+        cut = text.lstrip().startswith("{") and not text.rstrip().endswith("}")
+        what = "not whole, it ends in the middle" if cut else "not JSON"
+        raise ReportFormatError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def _refuse_constant(name: str) -> Any:

@@ -208,8 +208,10 @@ def test_a_tensor_in_a_record_is_refused(report: Report) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "^not JSON: "),
-        ("{", "^not JSON: "),
+        ("", "^the file is empty"),
+        ("{", "^not whole, it ends in the middle: "),
+        ('{"schema_version": 2, "provenance": {"vers', "^not whole, it ends in the middle: "),
+        ("<html>", "^not JSON: "),
         ("[" * 100_000, "^not JSON: "),
         ('{"schema_version": NaN}', "^not strict JSON: NaN is not a number"),
         ("[]", "^not a spectrascope report: no schema_version"),
@@ -224,6 +226,10 @@ def test_a_tensor_in_a_record_is_refused(report: Report) -> None:
 def test_what_is_no_report(text: str, message: str) -> None:
     with pytest.raises(ReportFormatError, match=message):
         report_from_json(text)
+
+
+def test_a_byte_order_mark_is_no_part_of_it(report: Report) -> None:
+    assert report_from_json("\ufeff" + report_to_json(report)) == report
 
 
 _L = "layers[0] (conv1.weight)"

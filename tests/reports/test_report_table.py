@@ -156,6 +156,8 @@ def test_warnings(report: Report) -> None:
     assert "1 layer FAILED and has no numbers: dead.weight (the gradient is zero everywhere)" in _lines(report)
     chance = replace(report, provenance=replace(run, accuracy=0.11))
     assert "Accuracy 11.0 % is at chance level (10.0 %): check the preprocessing" in _lines(chance)
+    below = replace(report, provenance=replace(run, accuracy=0.02))
+    assert "Accuracy 2.0 % is below chance level (10.0 %): check" in _lines(below)
     low = replace(report, provenance=replace(run, accuracy=0.4))
     assert "Accuracy 40.0 % is low: check" in _lines(low)
     tokens = replace(low, provenance=replace(low.provenance, loss_name="causal-lm"))

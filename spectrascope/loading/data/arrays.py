@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,9 +120,12 @@ def _channels_last(name: str, x: Tensor) -> NDArray[np.uint8]:
 def _load_npz(path: Path) -> Any:
     with path.open("rb") as file:
         if file.read(4) not in (b"PK\x03\x04", b"PK\x05\x06"):
-            raise ValueError("not an .npz archive")
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+            raise ValueError("not an .npz archive" if path.stat().st_size else "the file is empty")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files}
+    except zipfile.BadZipFile:
+        raise ValueError("truncated or damaged; copy or download it again") from None
 
 
 def _load_pt(path: Path) -> Any:
@@ -131,7 +136,10 @@ def _load_pt(path: Path) -> Any:
             require_plain_archive(path)
         except LoadError as error:
             raise ValueError(str(error).removeprefix(str(path)).strip(": ")) from None
-    found = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(f"it pickles {_what_is_pickled(path)}, not tensors alone") from None
     size = path.stat().st_size
     held = found.values() if isinstance(found, Mapping) else found if isinstance(found, (tuple, list)) else ()
     inner = [value for part in held if isinstance(part, Mapping) for value in part.values()]
@@ -139,6 +147,15 @@ def _load_pt(path: Path) -> Any:
         if isinstance(value, Tensor) and value.numel() * value.element_size() > size + _SLACK:
             raise ValueError(f"an array of shape {tuple(value.shape)} in a file of {size} bytes")
     return found
+
+
+def _what_is_pickled(path: Path) -> str:
+    """Name what of a file torch would have to run code for."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # the same file in the older format, or none of torch's
+        names = []
+    return listed(sorted(names), 3) or "objects"
 
 
 def _read(name: str, load: Callable[[Path], Any], path: Path, request: DataRequest) -> _Content:
@@ -183,7 +200,7 @@ def _split(name: str, found: dict[str, Any], request: DataRequest) -> _Content:
 
 def _tensor(name: str, key: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray):
-        if value.dtype in (np.uint16, np.uint32):
+        if value.dtype.kind == "u" and value.dtype.itemsize > 1 and int(value.max(initial=0)) < 1 << 63:
             value = value.astype(np.int64)  # torch can hold them, but hardly compute with them
         if value.dtype.kind not in "fiub" or value.dtype == np.uint64:
             raise DataError(f"{name}: {shown(key)} holds {value.dtype}; expected plain numbers (float, int or bool)")

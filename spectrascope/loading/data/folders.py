@@ -18,6 +18,8 @@ from spectrascope.text import plural
 
 __all__ = ["FOLDER", "number_classes"]
 
+_SPLITS = frozenset({"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"})
+
 
 def _folder(spec: str, request: DataRequest) -> LoadedData:
     """``folder:PATH``: one sub-folder per class, of images or (for a sequence classifier) of text files.
@@ -51,6 +53,11 @@ def _files(root: Path, suffixes: Collection[str], what: str, such_as: str) -> tu
     classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise DataError(f"{name} has no sub-folders; expected one sub-folder of {what} per class")
+    if all(folder.lower() in _SPLITS for folder in classes):
+        raise DataError(
+            f"{name} has the sub-folders {listed(classes)}, which are parts of a dataset and no classes; name one, as "
+            f"{name}/{shown(classes[-1])}"
+        )
     paths: list[Path] = []
     names: list[str] = []
     for folder in classes:

@@ -7,6 +7,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -291,11 +292,17 @@ def _guess_text(network: nn.Module) -> TextInput | None:
 
 
 def _guess_preprocessing(network: nn.Module) -> Preprocessing:
-    """A user's own network: images at their own size, as many channels as its first convolution takes."""
+    """A user's own network: images at their own size, as many channels as its first layer takes.
+
+    A convolution says so; a linear layer takes grey pixels where its inputs make a square, as 28 × 28.
+    """
     channels = 3
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             channels = module.in_channels
+            break
+        if isinstance(module, nn.Linear):
+            channels = 1 if math.isqrt(module.in_features) ** 2 == module.in_features else 3
             break
     return Preprocessing(size=None, channels=channels, note="the network does not say how its inputs are prepared")
 

@@ -219,8 +219,9 @@ def _warn_accuracy(report: Report) -> list[str]:
     advice = "check the preprocessing, the label order and that the data fit the network"
     classes = run.data.n_classes
     if isinstance(classes, int) and classes > 1 and run.accuracy <= 1.5 / classes:
+        place = "at" if run.accuracy >= 0.5 / classes else "below"
         chance = format_percent(1 / classes)
-        return [f"Accuracy {format_percent(run.accuracy)} is at chance level ({chance}): {advice}."]
+        return [f"Accuracy {format_percent(run.accuracy)} is {place} chance level ({chance}): {advice}."]
     if run.accuracy < LOW_ACCURACY and run.loss_name not in _OF_TOKENS:
         return [f"Accuracy {format_percent(run.accuracy)} is low: {advice}."]
     return []

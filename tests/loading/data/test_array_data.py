@@ -160,6 +160,24 @@ def test_refused_arrays(tmp_path: Path, case: str) -> None:
     refusal(match, write(tmp_path, "npz", **arrays), images())
 
 
+def test_why_a_file_cannot_be_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=X, y=Y)
+    path.write_bytes(path.read_bytes()[:300])
+    refusal("truncated or damaged", f"npz:{path}", images())
+    path.write_bytes(b"")
+    refusal("the file is empty", f"npz:{path}", images())
+    torch.save({"x": X, "y": Y}, tmp_path / "a.pt")
+    text = refusal(r"it pickles numpy\.\S*_reconstruct.*, not tensors alone", f"pt:{tmp_path}/a.pt", images())
+    assert "Weights only load failed" not in text
+
+
+def test_unsigned_labels_are_numbers_as_others_are(tmp_path: Path) -> None:
+    spec = write(tmp_path, "npz", x=X, y=Y.astype(np.uint64))
+    assert load(spec, images(), num_samples=20).source.fetch_targets(0, 20).dtype == torch.int64
+    refusal("y holds uint64", write(tmp_path, "npz", x=X, y=Y.astype(np.uint64) + (1 << 63)), images())
+
+
 @pytest.mark.parametrize("content", [b"", b"junk", b"PK\x03\x04junk", b"\x80\x04junk"])
 @pytest.mark.parametrize("kind", ["npz", "pt"])
 def test_files_that_are_none(tmp_path: Path, content: bytes, kind: str) -> None:

@@ -165,6 +165,17 @@ def test_folders_that_cannot_be_listed(cifar_net: LoadedModel, tmp_path: Path, m
         load_dataset(f"folder:{tmp_path}", cifar_net, num_samples=9, seed=0)
 
 
+def test_parts_of_a_dataset_are_no_classes(cifar_net: LoadedModel, tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / part / name).mkdir(parents=True)
+            Image.new("RGB", (4, 4)).save(tmp_path / part / name / "a.png")
+    with pytest.raises(
+        DataError, match=f"train, val, which are parts of a dataset.*name one, as folder:{tmp_path}/val"
+    ):
+        load_dataset(f"folder:{tmp_path}", dataclasses.replace(cifar_net, num_classes=None), num_samples=2, seed=0)
+
+
 def test_missing_and_empty_folders(cifar_net: LoadedModel, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such folder; expected one with a sub-folder"):
         load_dataset(f"folder:{tmp_path}/gone", cifar_net, num_samples=9, seed=0)

@@ -346,6 +346,14 @@ def source_file(tmp_path: Path) -> Path:
     return tmp_path / "nets.py"
 
 
+@pytest.mark.parametrize(("inputs", "channels"), [(64, 1), (784, 1), (3072, 3), (100, 1), (20, 3)])
+def test_a_linear_layer_says_how_many_channels_images_have(tmp_path: Path, inputs: int, channels: int) -> None:
+    (tmp_path / "flat.py").write_text(
+        f"from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear({inputs}, 10))\n"
+    )
+    assert load_model(f"{tmp_path}/flat.py:make").preprocessing.channels == channels
+
+
 def test_factory_in_a_file(source_file: Path) -> None:
     path, state = list(sys.path), torch.get_rng_state()
     a, b = load_model(f"{source_file}:make", seed=1), load_model(f"{source_file}:make", seed=1)
