@@ -25,7 +25,7 @@ _SHARE = 2
 
 @dataclass(frozen=True)
 class Placed:
-    """A network spread out: where its inputs go, what has to be entered to run it, and where it lies, in words."""
+    """A network spread out: where its inputs go, what has to be entered to run it, and its places in words, if several."""
 
     model: nn.Module
     device: torch.device
@@ -50,7 +50,7 @@ def place(model: nn.Module, given: str) -> Placed:
     places = _checked(model, asked, len(devices)) if isinstance(asked, dict) else _inferred(model, devices)
     used = sorted({at for at in places.values() if isinstance(at, int)})
     if not used:
-        return Placed(model, torch.device("cpu"), None, "cpu")
+        return Placed(model, torch.device("cpu"), None, "")
     first = devices[used[0]]
     away = [tensor for name, at in places.items() if at == "cpu" for tensor in _tensors_of(model, name)]
     streamed = Streamed(away, model, first) if away else None
