@@ -25,7 +25,7 @@ _SHARE = 2
 
 @dataclass(frozen=True)
 class Placed:
-    """A network spread out: where its inputs go, what has to be entered to run it, and its places in words, if several."""
+    """A network spread out: where its inputs go, what has to be entered to run it, and its places in words."""
 
     model: nn.Module
     device: torch.device
