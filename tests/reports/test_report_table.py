@@ -186,7 +186,7 @@ def test_the_first_line_says_what_can_be_known(report: Report) -> None:
     assert line == (
         "Signal: 6 of 60 directions resolved, on 2 of 3 weights (held-out slope at least 3 standard errors; 8 σ above "
         "noise). Step exponent 0.72 (0.00 to 1.61) on held-out samples; 2 of 3 weights determine their own, median "
-        "0.72. Published β 1.64 (median); noise alone gives 2.05, and β is no more than noise gives on 1 of 3 weights."
+        "0.71. Published β 1.64 (median); noise alone gives 2.05, and β is no more than noise gives on 1 of 3 weights."
     )
 
 
