@@ -8,22 +8,28 @@ from pathlib import Path, PurePosixPath
 
 from spectrascope.loading.checkpoints.headers import quoted
 
-__all__ = ["name_foreign_archive", "name_foreign_file", "name_foreign_folder", "name_text"]
+__all__ = ["ARRAYS_TO_TENSORS", "name_foreign_archive", "name_foreign_file", "name_foreign_folder", "name_text"]
 
 _WEIGHTS = "expected PyTorch weights (.pt, .safetensors)"
 _AGAIN = "download the file again"
 _PAGE = f"a web page, perhaps a login or error page saved in the file's place; {_AGAIN}"
-_ARRAYS = "torch.save({name: torch.from_numpy(array) for name, array in ARRAYS.items()}, 'OUTPUT.pt')"
+ARRAYS_TO_TENSORS = "torch.save({name: torch.from_numpy(array) for name, array in ARRAYS.items()}, 'OUTPUT.pt')"
 _DCP = "python -m torch.distributed.checkpoint.format_utils dcp_to_torch"
 _KERAS = (
     "with KERAS_BACKEND=torch a Keras model is a torch.nn.Module: save the state_dict() of "
     "keras.saving.load_model(FILE) with torch.save and pass that"
 )
-_TENSORFLOW = f"read it with tf.train.load_checkpoint(PREFIX) and write {_ARRAYS} under the network's own names"
-_FLAX = f"read it with flax.serialization.msgpack_restore and write {_ARRAYS} under the network's own names"
-_NUMPY = f"with ARRAYS = numpy.load(FILE) write {_ARRAYS} and pass that"
-_ORBAX = f"read it with orbax.checkpoint.StandardCheckpointer().restore(FOLDER) and write {_ARRAYS}"
+_TENSORFLOW = (
+    f"read it with tf.train.load_checkpoint(PREFIX) and write {ARRAYS_TO_TENSORS} under the network's own names"
+)
+_FLAX = f"read it with flax.serialization.msgpack_restore and write {ARRAYS_TO_TENSORS} under the network's own names"
+_NUMPY = f"with ARRAYS = numpy.load(FILE) write {ARRAYS_TO_TENSORS} and pass that"
+_ORBAX = f"read it with orbax.checkpoint.StandardCheckpointer().restore(FOLDER) and write {ARRAYS_TO_TENSORS}"
 _COMPILED = "its weights are compiled into a program; load the checkpoint it was made from"
+_EXPORTED = (
+    "a program written by torch.export.save, not weights; save the weights of torch.export.load(FILE).state_dict with "
+    "torch.save and pass that"
+)
 _NEMO = "unpack it with tar -xf FILE and pass its model_weights.ckpt"
 
 _BY_HEAD = (
@@ -37,7 +43,7 @@ _BY_HEAD = (
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
     (b"Rar!", "a RAR archive; unpack it first"),
     (b"\x93NUMPY", f"a NumPy array without a name; {_WEIGHTS}"),
-    (b"MATLAB 5.0", f"a MATLAB file; read it with scipy.io.loadmat and write {_ARRAYS}"),
+    (b"MATLAB 5.0", f"a MATLAB file; read it with scipy.io.loadmat and write {ARRAYS_TO_TENSORS}"),
     (b"ftrt", f"a TensorRT engine; {_COMPILED}"),
     (b"\x7fELF", f"a compiled library; {_COMPILED}"),
     (b"{", "JSON text; expected weights, or an index of shards called *.index.json"),
@@ -54,7 +60,7 @@ _BY_ENDING = {
     ".engine": f"a TensorRT engine; {_COMPILED}",
     ".plan": f"a TensorRT engine; {_COMPILED}",
     ".trt": f"a TensorRT engine; {_COMPILED}",
-    ".pdparams": f"PaddlePaddle weights; read them with paddle.load, and write {_ARRAYS}",
+    ".pdparams": f"PaddlePaddle weights; read them with paddle.load, and write {ARRAYS_TO_TENSORS}",
     ".caffemodel": f"Caffe weights; {_WEIGHTS}",
     ".nemo": f"a NeMo archive; {_NEMO}",
     ".ocdbt": f"a part of an Orbax checkpoint (JAX); {_ORBAX}",
@@ -86,10 +92,7 @@ def name_foreign_file(path: Path, head: bytes) -> str:
             f"{_DCP} FOLDER OUTPUT.pt and pass that"
         )
     if path.suffix == ".pt2":
-        return (
-            "is a program written by torch.export.save, not weights; save the weights of "
-            "torch.export.load(FILE).state_dict with torch.save and pass that"
-        )
+        return f"is {_EXPORTED}"
     if _TENSORFLOW_PART.search(path.name):
         return f"is a part of a TensorFlow checkpoint; {_TENSORFLOW}"
     if head.startswith((b"PK", b"\x80\x02")):  # torch's own, whatever it is called
@@ -108,6 +111,8 @@ def name_foreign_archive(names: Collection[str]) -> str:
     last = {part.name for part in parts}
     if "data.pkl" in last or any("/code/" in name for name in names):  # TorchScript has words of its own
         return ""
+    if "archive_format" in last:
+        return f"is {_EXPORTED}"
     if any(part.suffix == ".npy" for part in parts):
         return f"is a NumPy archive; {_NUMPY}"
     if "model.weights.h5" in last:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from spectrascope.errors import LoadError, QuantizedError
-from spectrascope.loading.checkpoints.foreign import name_foreign_archive, name_text
+from spectrascope.loading.checkpoints.foreign import ARRAYS_TO_TENSORS, name_foreign_archive, name_text
 from spectrascope.loading.checkpoints.headers import quoted
 from spectrascope.loading.checkpoints.stand_ins import (
     StandIn,
     UnreadableError,
+    holds_arrays,
     names_network,
     needs_name,
     read_with_stand_ins,
@@ -213,11 +214,7 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
             raise LoadError(f"{where}{_pickled_network(network)}")
         if needed := needs_name(content):
             raise LoadError(f"{where}{_asks_to_run(needed)}")
-        keys = ", ".join(repr(name)[:60] for name in list(content)[:5])
-        raise LoadError(
-            f"{where} holds no weights: expected a state dict (parameter name -> tensor), bare or under "
-            f"'state_dict' or 'model', got a dict with keys {keys or 'none'}"
-        )
+        raise LoadError(f"{where} {_what_instead(content, where)}")
     beside = _descend(content, found.place.removeprefix(key).removeprefix("."), where)
     for name, value in beside.items():  # an epoch number may be left aside, a weight may not
         if isinstance(value, StandIn) and ("." in str(name) and not str(name).endswith("_extra_state")):
@@ -227,6 +224,45 @@ def find_weights(content: Any, where: str, key: str = "") -> Found:
     if network and found.place.partition(".")[0] not in _NESTS:
         raise LoadError(f"{where}{_pickled_network(network)}")
     return found
+
+
+def _what_instead(content: Mapping[Any, Any], where: str) -> str:
+    """What a dict holds in which no weights were found, and what to do."""
+    if holds_arrays(content):
+        return (
+            "holds NumPy arrays, not tensors; with ARRAYS = torch.load(FILE, weights_only=False), if you trust it, "
+            f"write {ARRAYS_TO_TENSORS} and pass that"
+        )
+    place, listed = _place_of_tensors(content)
+    if place and listed:
+        return f"holds weights in a list, at {quoted(place)}; save the state dict you mean by itself"
+    if place:
+        return f"holds weights deeper than is looked, at {quoted(place)}; name the place, as {where}::{place}"
+    keys = ", ".join(repr(name)[:60] for name in list(content)[:5])
+    return (
+        "holds no weights: expected a state dict (parameter name -> tensor), bare or under 'state_dict' or 'model', "
+        f"got a dict with keys {keys or 'none'}"
+    )
+
+
+def _place_of_tensors(content: Mapping[Any, Any]) -> tuple[str, bool]:
+    """Dotted place of the first dict of named tensors that is no optimizer's, and whether a list lies on the way."""
+    left: list[tuple[str, bool, Any]] = [("", False, content)]
+    seen: set[int] = set()
+    while left:
+        place, listed, at = left.pop(0)
+        if id(at) in seen:
+            continue
+        seen.add(id(at))
+        if isinstance(at, (list, tuple)):
+            left += [(place, True, item) for item in at]
+        elif isinstance(at, Mapping) and not _is_optimizer(at):
+            if place and any(isinstance(key, str) and isinstance(value, Tensor) for key, value in at.items()):
+                return place, listed
+            left += [
+                (f"{place}.{key}" if place and not listed else place or str(key), listed, v) for key, v in at.items()
+            ]
+    return "", False
 
 
 def _descend(content: Mapping[Any, Any], key: str, where: str) -> Mapping[Any, Any]:

@@ -200,6 +200,11 @@ def read_checkpoint(
     _require_tensors(tensors, path)
     require_plain(weights, path)
     _require_sizes(tensors, path, sum(file.stat().st_size for file in parts.files))
+    if without := "" if headers_only else next((name for name, t in tensors.items() if t.is_meta), ""):
+        raise LoadError(
+            f"{path}: {shown(without)} was saved from the meta device, as a shape without values; save the network "
+            "once its weights are loaded"
+        )
     if not (headers_only or mapped):
         require_finite(weights, str(path))
     sha256 = Missing("only headers were read") if headers_only else _sha256_of(parts.files)

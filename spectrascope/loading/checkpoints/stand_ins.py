@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["StandIn", "UnreadableError", "names_network", "needs_name", "read_with_stand_ins"]
+__all__ = ["StandIn", "UnreadableError", "holds_arrays", "names_network", "needs_name", "read_with_stand_ins"]
 
 _MOST_NAMES = 200
 _UNKNOWN = re.compile(r"Unsupported global: GLOBAL (.+?) was not an allowed global")
@@ -157,6 +157,13 @@ def needs_name(content: Any) -> str:
         if isinstance(found, StandIn) and any(isinstance(part, Tensor) for part in _inside(found.given)):
             return found.named
     return ""
+
+
+def holds_arrays(content: Any) -> bool:
+    """Whether a file's contents hold NumPy arrays, which nothing is made of here."""
+    return any(
+        isinstance(found, StandIn) and found.named.endswith("multiarray._reconstruct") for found in _inside(content)
+    )
 
 
 def _is_module(found: StandIn) -> bool:

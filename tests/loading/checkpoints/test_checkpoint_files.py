@@ -331,3 +331,31 @@ def test_a_folder_of_fsdp(tmp_path: Path, weights) -> None:
     torch.save(weights, tmp_path / "pytorch_model_fsdp_0" / "__0_0.distcp")
     with pytest.raises(LoadError, match=r"accelerate merge-weights .*pytorch_model_fsdp_0 OUTPUT"):
         read_checkpoint(tmp_path)
+
+
+_KINDS = {
+    "arrays": (lambda w: {name: t.numpy() for name, t in w.items()}, "holds NumPy arrays, not tensors"),
+    "arrays below": (lambda w: {"net": {n: t.numpy() for n, t in w.items()}, "epoch": 3}, "holds NumPy arrays"),
+    "deep": (lambda w: {"a": {"b": {"c": {"d": w}}}}, r"deeper than is looked, .* as \S+net\.pt::a\.b\.c\.d$"),
+    "list": (lambda w: {"models": [w, w]}, "holds weights in a list, at models; save the state dict you mean"),
+    "meta": (lambda w: {name: t.to("meta") for name, t in w.items()}, "was saved from the meta device"),
+}
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("kind", _KINDS)
+def test_what_holds_weights_is_not_said_to_hold_none(kind: str, mapped: bool, tmp_path: Path, weights) -> None:
+    make, says = _KINDS[kind]
+    torch.save(make(weights), tmp_path / "net.pt")
+    with pytest.raises(LoadError, match=says):
+        read_checkpoint(tmp_path / "net.pt", mapped=mapped)
+    if kind == "deep":
+        assert_same(read_checkpoint(Path(f"{tmp_path}/net.pt::a.b.c.d")).state_dict, weights)
+
+
+def test_an_exported_program_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    program = torch.export.export(nn.Linear(3, 2), (torch.ones(1, 3),))
+    torch.export.save(program, tmp_path / "net.pt2")
+    (tmp_path / "net.pt2").rename(tmp_path / "net.pt")
+    with pytest.raises(LoadError, match=r"net\.pt is a program written by torch\.export\.save"):
+        read_checkpoint(tmp_path / "net.pt")
