@@ -12,8 +12,8 @@ from torch import Tensor
 from spectrascope.curvature.claims import Kind
 from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.microbatches import is_out_of_memory
-from spectrascope.curvature.recorder import Node, Recording
-from spectrascope.curvature.tangent.chains import Chains, ChainStep
+from spectrascope.curvature.recorder import Node, Recording, Value
+from spectrascope.curvature.tangent.chains import Chain, Chains, ChainStep
 from spectrascope.curvature.tangent.head import HeadStep, row_order, token_forms
 from spectrascope.curvature.tangent.products import matrix_product
 from spectrascope.curvature.tangent.rule import Step, TangentRule
@@ -29,7 +29,7 @@ class Planned:
 
     ``entries`` says in which inputs tangents of weights alone first meet samples, ``pulls`` are the outputs' adjoints;
     both are empty where samples need not be told apart. ``dtypes`` are the outputs' formats, in which their tangents
-    travel, whatever a rule computes them in.
+    travel, whatever a rule computes them in. ``rounds`` of all samples lie in the outputs.
     """
 
     step: Step
@@ -41,6 +41,7 @@ class Planned:
     entries: tuple[bool, ...] = ()
     pulls: tuple[Tensor | None, ...] = ()
     dtypes: tuple[torch.dtype | None, ...] = ()
+    rounds: int = 1
 
     @property
     def weights(self) -> int:
@@ -145,8 +146,8 @@ def make_plan(
         if r.curved and all(n not in adjoints for n in r.node.outputs if n is not None):
             # It reaches the loss, so autograd should have found its adjoint: never take it for zero.
             recording.refuse(r.curved, f"{r.node.name.removeprefix('aten.')} has no adjoint")
-    steps = _steps(recording, ruled, adjoints, directions, entries)
-    if order and not all(s.step.splits(borders[-1]) for s in steps if s.curved):
+    steps = _steps(recording, ruled, adjoints, directions, entries, order)
+    if order and not all(s.step.splits(borders[-1] * s.rounds) for s in steps if s.curved):
         raise MixedSamplesError("an operation's second-order terms are not told apart by sample")
     plan = Plan(
         tuple(steps),
@@ -274,6 +275,7 @@ def _steps(
     adjoints: dict[int, Tensor],
     directions: int,
     entries: dict[int, tuple[bool, ...]],
+    order: SampleOrder | None,
 ) -> list[Planned]:
     values = recording.values
     # For forms of the head: no more than the weights and activations themselves.
@@ -309,25 +311,34 @@ def _steps(
                 continue
             inputs, name = tuple(node.inputs.values()), node.name.removeprefix("aten.")
             dtypes = tuple(None if n is None else values[n].dtype for n in outputs)
+            pulls = pulls if entry else ()
+            rounds = (order and order.rounds_at(node)) or 1
             if head is None:
-                placed.append(
-                    (i, Planned(step, name, inputs, outputs, r.curved, r.wanted, entry, pulls if entry else (), dtypes))
-                )
+                planned = Planned(step, name, inputs, outputs, r.curved, r.wanted, entry, pulls, dtypes, rounds)
             else:
+                if order and {rounds, order.rounds_at(head.between[-1])} != {1}:
+                    raise MixedSamplesError("the head's rows are not one sample after another")
                 both = f"{name} and log-softmax"
-                placed.append(
-                    (i, Planned(step, both, inputs, (), r.curved | r.wanted, 0, entry, pulls if entry else ()))
-                )
+                planned = Planned(step, both, inputs, (), r.curved | r.wanted, 0, entry, pulls)
+            placed.append((i, planned))
     for root, chain in chains.by_root.items():
-        leaving = tuple(n for n in chain.slopes if n in used)
-        wanted = 0
-        for n in leaving:
-            wanted |= values[n].dep
-        if not (wanted | chain.curved):
-            continue
-        step = ChainStep(tuple(chain.slopes[n] for n in leaving), chain.bend, values[root].shape)
-        # Directly after what makes the root; weights are there from the start.
-        at = made_at.get(root, -1) + 0.5
-        dtypes = tuple(values[n].dtype for n in leaving)
-        placed.append((at, Planned(step, "pointwise chain", (root,), leaving, chain.curved, wanted, dtypes=dtypes)))
+        chained = _chained(chain, values, used, order)
+        if chained is not None:
+            # Directly after what makes the root; weights are there from the start.
+            placed.append((made_at.get(root, -1) + 0.5, chained))
     return [planned for _, planned in sorted(placed, key=lambda p: p[0])]
+
+
+def _chained(chain: Chain, values: Sequence[Value], used: set[int], order: SampleOrder | None) -> Planned | None:
+    leaving = tuple(n for n in chain.slopes if n in used)
+    wanted = 0
+    for n in leaving:
+        wanted |= values[n].dep
+    if not (wanted | chain.curved):
+        return None
+    rounds, *others = {r for n in chain.slopes if order and (r := order.rounds[n])} or {1}
+    if others and chain.curved:
+        raise MixedSamplesError("pointwise operations have samples in several orders")
+    step = ChainStep(tuple(chain.slopes[n] for n in leaving), chain.bend, values[chain.root].shape)
+    dtypes, name = tuple(values[n].dtype for n in leaving), "pointwise chain"
+    return Planned(step, name, (chain.root,), leaving, chain.curved, wanted, dtypes=dtypes, rounds=rounds)

@@ -84,6 +84,7 @@ class MatrixProduct:
         z, w = dense(left).transpose(-1, -2), dense(right)
         if delta.dim() == 3:
             return 2 * self.scale * within.gram(_left_times(z, delta), w)
+        z, delta = within.in_order(z, z.dim() - 1), within.in_order(delta, 0)
         return within.by_group(
             delta.shape[0], lambda part: 2 * self.scale * within.alone.gram(_left_times(z[..., part], delta[part]), w)
         )
@@ -94,6 +95,8 @@ class MatrixProduct:
         right = found.get("right")
         if set(found) != {"right"} or not isinstance(right, RankOne) or self.adjoint is None:
             return None
+        if not self.splits(within.rounds * within.borders[-1]):
+            return None  # samples lie within rows
         return self.scale * within.sums((self.left @ right.left) * (self.adjoint @ right.right))
 
 

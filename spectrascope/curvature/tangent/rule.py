@@ -40,7 +40,10 @@ class Step(Protocol):
         ...
 
     def splits(self, samples: int) -> bool:
-        """Whether it can tell the contributions of so many samples apart, those of its outputs lying one by one."""
+        """Whether it can tell the contributions of so many samples apart, those of its outputs lying one by one.
+
+        A sample counts once per round: those of (tokens, samples, width) as tokens × samples.
+        """
         ...
 
 

@@ -1,17 +1,18 @@
 """Where samples lie in the values of a recording, so that one sweep can span several sample groups.
 
 Told by looking, whatever the network's code: it is recorded on three samples, again with the first replaced by another,
-and on two. What stays as it is depends on weights alone; what changes within the first third of memory, and grows with
-the number of samples, holds one sample after another. Where some second-order term is made of anything else (positions
-before samples, statistics of a batch), groups are swept one by one.
+and on two. What stays as it is depends on weights alone. Of what grows with the number of samples, the axis that grows
+and the entries that change tell how many rounds of all samples it holds: one where samples come first, one per token
+where tokens do, be samples an axis of their own or merged with tokens or heads. Where some second-order term is made of
+anything else (statistics of a batch, rows that are routed), groups are swept one by one.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from spectrascope.curvature.engine import UnsupportedOperationError
 from spectrascope.curvature.recorder import Node, Recording
 from spectrascope.curvature.tangent.compared import adds_up_samples
+from spectrascope.curvature.tangent.table import is_pointwise
 from spectrascope.workload import Inputs
 
 __all__ = ["MixedSamplesError", "SampleOrder", "find_sample_order", "is_sum_over_samples"]
@@ -28,17 +30,15 @@ class MixedSamplesError(UnsupportedOperationError):
     """What several samples contribute cannot be told apart."""
 
 
-class _Place(Enum):
-    STILL = "depends on weights alone"
-    IN_ORDER = "one sample after another"
-    MIXED = "anything else"
-
-
 @dataclass(frozen=True)
 class SampleOrder:
-    """Of every value of a recording: where samples lie, and how many numbers it has per sample (or at all)."""
+    """Of every value of a recording: where samples lie, and how many numbers it has per sample (or at all).
 
-    places: tuple[_Place, ...]
+    ``rounds`` says how often a value, read in order, goes through all samples: once for (samples, tokens, width), once
+    per token for (tokens, samples, width). It is 0 of what depends on weights alone, ``None`` of anything else.
+    """
+
+    rounds: tuple[int | None, ...]
     sizes: tuple[int, ...]
 
     def entries(
@@ -56,36 +56,40 @@ class SampleOrder:
             MixedSamplesError: the contributions of some node cannot be told apart by sample.
         """
         sizes = [torch.Size(value.shape).numel() for value in recording.values]
-        factor = {_Place.IN_ORDER: samples, _Place.STILL: 1}
         if len(sizes) != len(self.sizes) or any(
-            size != known * factor[place]
-            for size, known, place in zip(sizes, self.sizes, self.places, strict=True)
-            if place in factor
+            size != known * (samples if rounds else 1)
+            for size, known, rounds in zip(sizes, self.sizes, self.rounds, strict=True)
+            if rounds is not None
         ):
             raise MixedSamplesError("the network runs other operations on other samples")
         matters = {id(node): curved | wanted for node, curved, wanted in ruled}
         curved_here = {id(node) for node, curved, _ in ruled if curved}
         found: dict[int, tuple[bool, ...]] = {}
         for node in reaching:
-            still = tuple(self.places[n] is _Place.STILL for n in node.inputs.values())
-            outputs = [self.places[n] for n in node.outputs if n is not None]
-            inputs = [self.places[n] for n in node.inputs.values()]
-            if any(still) and any(place is not _Place.STILL for place in outputs):
+            inputs = [self.rounds[n] for n in node.inputs.values()]
+            outputs = [self.rounds[n] for n in node.outputs if n is not None]
+            still = tuple(rounds == 0 for rounds in inputs)
+            if any(still) and any(rounds != 0 for rounds in outputs):
                 entering = 0
                 for n, alone in zip(node.inputs.values(), still, strict=True):
                     entering |= recording.values[n].dep if alone else 0
-                if any(place is not _Place.IN_ORDER for place in outputs) or entering & ~matters.get(id(node), 0):
+                if not self.rounds_at(node) or entering & ~matters.get(id(node), 0):
                     raise MixedSamplesError(
                         f"{node.name.removeprefix('aten.')} meets a weight with samples out of order"
                     )
                 found[id(node)] = still
-            elif id(node) in curved_here and any(place is not _Place.IN_ORDER for place in outputs):
-                if adds_up_samples(node) and all(place is _Place.IN_ORDER for place in inputs):
-                    continue
+            elif id(node) in curved_here and not self.rounds_at(node):
                 raise MixedSamplesError(f"{node.name.removeprefix('aten.')} has samples out of order")
-            if id(node) in curved_here and _Place.MIXED in inputs:
+            if id(node) in curved_here and None in inputs:
                 raise MixedSamplesError(f"{node.name.removeprefix('aten.')} takes samples out of order")
         return found
+
+    def rounds_at(self, node: Node) -> int | None:
+        """Rounds of what comes out, or of the entries added up to it; ``None`` where that is not one number."""
+        found = {self.rounds[n] for n in node.outputs if n is not None}
+        if found == {None} and adds_up_samples(node):
+            found = {self.rounds[n] for n in node.inputs.values()}
+        return found.pop() if len(found) == 1 else None
 
 
 def find_sample_order(
@@ -107,35 +111,68 @@ def find_sample_order(
     if len(first) != 3 or torch.equal(first[0], first[2]):
         return None
     whole, other, fewer = each(lambda x: x), each(lambda x: x[[2, 1, 2]]), each(lambda x: x[:2])
-    if not len(whole.values) == len(other.values) == len(fewer.values):
+    numbers, *others = ([node.outputs for node in recording.nodes] for recording in (whole, other, fewer))
+    if any(numbers != found for found in others):
         return None
-    places = [_Place.STILL for _ in whole.values]  # of weights; all others follow
+    rounds: list[int | None] = [0 for _ in whole.values]  # of weights; all others follow
     sizes = [torch.Size(value.shape).numel() for value in whole.values]
-    outs = [_outputs(recording) for recording in (whole, other, fewer)]
-    for number, value in outs[0].items():
-        places[number] = _place(value, outs[1][number], outs[2][number].numel())
-        sizes[number] //= 3 if places[number] is _Place.IN_ORDER else 1
-    return SampleOrder(tuple(places), tuple(sizes))
+    for node, another, smaller in zip(whole.nodes, other.nodes, fewer.nodes, strict=True):
+        for n, out, changed, small in zip(node.outputs, node.outs, another.outs, smaller.outs, strict=True):
+            if n is not None:
+                rounds[n] = _rounds(out.detach(), changed.detach(), small.shape, _kept(node, rounds))
+                sizes[n] //= 3 if rounds[n] else 1
+                before = node.inputs.get(0)
+                if node.name in _IN_ORDER and before is not None and rounds[before] is None and rounds[n]:
+                    # It shows in the new shape alone: that of copies of weights, by (tokens, samples).
+                    rounds[before], sizes[before] = rounds[n], sizes[n]
+    return SampleOrder(tuple(rounds), tuple(sizes))
 
 
-def _outputs(recording: Recording) -> dict[int, Tensor]:
-    pairs = [pair for node in recording.nodes for pair in zip(node.outputs, node.outs, strict=True)]
-    recording.release()
-    return {n: out.detach() for n, out in pairs if n is not None}
+_IN_ORDER = frozenset(
+    f"aten.{name}"
+    for name in ("view", "_unsafe_view", "reshape", "squeeze", "unsqueeze", "flatten", "unflatten", "clone",
+                 "contiguous", "alias", "_to_copy", "to")
+)  # fmt: skip
+_ROWS = {"aten.mm": 0, "aten.addmm": 1}  # whose rows are the product's
 
 
-def _place(value: Tensor, other: Tensor, fewer: int) -> _Place:
-    if value.shape != other.shape:
-        return _Place.MIXED
-    size = value.numel()
-    if fewer == size:
-        return _Place.STILL if torch.equal(value, other) else _Place.MIXED
-    if size % 3 or fewer != size // 3 * 2:
-        return _Place.MIXED
-    if value.shape[0] % 3:
-        value, other = value.flatten(), other.flatten()
-    others = slice(value.shape[0] // 3, None)
-    return _Place.IN_ORDER if torch.equal(value[others], other[others]) else _Place.MIXED
+def _kept(node: Node, rounds: Sequence[int | None]) -> set[int]:
+    """Rounds of inputs whose entries, or whose rows, come out in their order; none where there is no such input.
+
+    Needed where nothing changes with the samples: copies of a class token say nothing of their order.
+    """
+    out = node.outs[0].shape
+    units = out.numel()
+    if node.name in _IN_ORDER:
+        same = [0]
+    elif node.name in _ROWS:
+        same, units = [_ROWS[node.name]], out[0]
+    elif is_pointwise(node):
+        same = [p for p, t in enumerate(node.tensors()) if t.shape == out]
+    else:
+        return set()
+    found = {rounds[node.inputs[p]] for p in same if p in node.inputs}
+    return {r for r in found if r and units % (3 * r) == 0}
+
+
+def _rounds(value: Tensor, other: Tensor, fewer: torch.Size, kept: set[int]) -> int | None:
+    """Rounds of a value of three samples; ``other`` is that with the first replaced, ``fewer`` the shape of two.
+
+    Only the true one is sure to fit, so that what does not show for certain is no order at all.
+    """
+    if value.shape != other.shape or value.dim() != len(fewer):
+        return None
+    if value.shape == fewer:
+        return 0 if torch.equal(value, other) else None
+    (axis, *more) = [a for a, (many, few) in enumerate(zip(value.shape, fewer, strict=True)) if many != few]
+    each = value.shape[axis] // 3
+    if more or (value.shape[axis], fewer[axis]) != (3 * each, 2 * each):
+        return None
+    before = math.prod(value.shape[:axis]) or 1
+    possible = kept or {before * inside for inside in range(1, each + 1) if each % inside == 0}
+    differs = value != other
+    fitting = [r for r in possible if not differs.reshape(r, 3, value.numel() // (3 * r))[:, 1:].any()]
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def is_sum_over_samples(

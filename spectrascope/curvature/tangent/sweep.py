@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -134,7 +134,7 @@ class Sweep:
 
     def _push(self, planned: Planned, pattern: Pattern, outs: list[list[Block]]) -> None:
         z = [None if block is None else self.pick(block, pattern.weights) for block in pattern.blocks]
-        within = self.within(pattern.weights)
+        within = replace(self.within(pattern.weights), rounds=planned.rounds)
         try:
             pushed, bent = planned.step.push(z, outputs=pattern.wanted, within=within if pattern.curved else None)
             missing = pattern.wanted and any(
@@ -231,7 +231,7 @@ class Sweep:
             pushed, _ = step.push(entering, outputs=True, within=None)
         for out, pull in zip(pushed, planned.pulls, strict=False):
             if isinstance(out, Tensor) and pull is not None:
-                flat, entries = out.flatten(1), pull.flatten()
+                flat, entries = within.in_order(out.flatten(1), 1), within.in_order(pull.flatten(), 0)
                 parts = [flat[:, part] @ entries[part] for part in within.parts(len(entries))]
                 self.slopes.append((pattern.weights, torch.stack(parts)))
 

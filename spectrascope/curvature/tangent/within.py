@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -42,11 +42,13 @@ class Within:
     Args:
         counts: tangents of each weight, in the order they are stacked.
         borders: sample numbers 0 … b at which groups begin, the end included. With more than one group the entries of
-            a tangent, in memory's order, are those of the first sample, then those of the second, and so on.
+            a tangent are those of the first sample, then those of the second, and so on.
+        rounds: how often that is repeated over: once per token where tokens come before samples.
     """
 
     counts: tuple[int, ...]
     borders: tuple[int, ...] = (0, 1)
+    rounds: int = 1
 
     @property
     def alone(self) -> Within:
@@ -58,8 +60,19 @@ class Within:
         stops = [*itertools.accumulate(self.counts)]
         return itertools.starmap(slice, zip([0, *stops], stops, strict=False))
 
+    def in_order(self, x: Tensor, axis: int) -> Tensor:
+        """The same with one round along an axis, so that each sample's entries lie together, where groups matter.
+
+        >>> Within((1,), (0, 1, 3), rounds=2).in_order(torch.tensor([10, 20, 30, 11, 21, 31]), 0)
+        tensor([10, 11, 20, 21, 30, 31])
+        """
+        if self.rounds == 1 or len(self.borders) == 2:
+            return x
+        apart: Tensor = x.unflatten(axis, (self.rounds, self.borders[-1], -1))
+        return apart.transpose(axis, axis + 1).flatten(axis, axis + 2)
+
     def parts(self, units: int) -> list[slice]:
-        """Which of so many units, as many of every sample, belong to each group."""
+        """Which of so many units, as many of every sample and one sample after another, belong to each group."""
         if len(self.borders) == 2:
             return [slice(0, units)]
         each, rest = divmod(units, self.borders[-1])
@@ -72,13 +85,14 @@ class Within:
         return len(self.borders) > 2 and len(sizes) == 1 and units % self.borders[-1] == 0
 
     def by_group(self, units: int, form: Callable[[slice], Tensor]) -> Tensor:
-        """Forms of each group's units on their own, put together; ``form`` gives (1, W, K, K)."""
+        """Forms of each group's units, which lie in order, put together; ``form`` gives (1, W, K, K)."""
         if len(self.borders) == 2:
             return form(slice(0, units))
         return torch.cat([form(part) for part in self.parts(units)])
 
     def sums(self, x: Tensor) -> Tensor:
         """Sums (G, …) of x (units, …) over each group's units."""
+        x = self.in_order(x, 0)
         if self._even(x.shape[0]):
             by_group: Tensor = x.unflatten(0, (len(self.borders) - 1, -1))
             return by_group.sum(1, dtype=wide(x.dtype))
@@ -98,7 +112,7 @@ class Within:
         >>> Within((1, 1)).gram(a, b).flatten()
         tensor([11.,  5.])
         """
-        a, b = (t.reshape(t.shape[0], -1) for t in (a, b))
+        a, b = (self.in_order(t.reshape(t.shape[0], -1), 1) for t in (a, b))
         if self._even(a.shape[1]):
             groups = len(self.borders) - 1
             a, b = (t.unflatten(1, (groups, -1)).transpose(0, 1) for t in (a, b))
@@ -115,10 +129,10 @@ class Within:
         >>> Within((1,)).weighted(torch.tensor([[1.0, 2.0]]), torch.tensor([3.0, -1.0])).flatten()
         tensor([-1.])
         """
-        flat, entries = x.reshape(x.shape[0], -1), weight.reshape(-1)
+        flat, entries = self.in_order(x.reshape(x.shape[0], -1), 1), self.in_order(weight.reshape(-1), 0)
         step = block_size(x, x.shape[0])
         if len(self.borders) > 2 and flat.shape[1] <= step and self._even(flat.shape[1]):
-            return self.gram(flat * entries, flat)
+            return replace(self, rounds=1).gram(flat * entries, flat)
 
         def form(part: slice) -> Tensor:
             total: Tensor | None = None
