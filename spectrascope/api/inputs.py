@@ -18,6 +18,7 @@ from spectrascope.errors import DataError, LoadError, OptionError
 from spectrascope.loading.checkpoints.momentum import momentum_of, read_momentum
 from spectrascope.losses import make_loss, problem_loss, task_of
 from spectrascope.network.effective import unwrapped
+from spectrascope.network.guards import require_whole_weights
 from spectrascope.network.kept import fixed_source
 from spectrascope.records.report import DataInfo, ModelInfo, ProbeOptions
 from spectrascope.records.signal import GradientSource
@@ -266,7 +267,12 @@ def read_tensors(spec: str, *, headers_only: bool) -> tuple[dict[str, Tensor], M
 
 
 def describe_model(model: nn.Module) -> ModelInfo:
-    """Describe a network in memory, as far as its class tells."""
+    """Describe a network in memory, as far as its class tells.
+
+    Raises:
+        UnsupportedModelError: its weights are spread over processes, or have no shape yet.
+    """
+    require_whole_weights(model)
     return ModelInfo(
         id=type(model).__name__,
         architecture=type(model).__name__,

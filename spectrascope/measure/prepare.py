@@ -91,7 +91,7 @@ def _prepared(run: Run, workload: Workload, division: Division) -> Iterator[Read
     )
     layers = [c for c in candidates if isinstance(c, WeightLayer)]
     if not layers:
-        raise OptionError("every weight is left out: nothing to measure; see --layers and --exclude")
+        raise OptionError(f"every weight is left out: nothing to measure; {_why_none(candidates)}")
     weights = [layer.parameter for layer in layers]
     with held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned) as switched:
         with run.clock.stage("check"):
@@ -113,6 +113,14 @@ def _prepared(run: Run, workload: Workload, division: Division) -> Iterator[Read
             run.on_progress("check", 1, 1)
         notes = (*_notes_on_precision(switched, workload.dtype), *notes)
         yield Ready(workload, candidates, layers, choices, settled, notes)
+
+
+def _why_none(skipped: Sequence[WeightLayer | SkippedLayer]) -> str:
+    """Why nothing is left, of weights that are skipped: the first reason that is not a choice of the user's."""
+    own = [
+        s for s in skipped if isinstance(s, SkippedLayer) and "--layers" not in s.reason and "--exclude" not in s.reason
+    ]
+    return f"{own[0].info.name} is left out: {own[0].reason}" if own else "see --layers and --exclude"
 
 
 def _in_asked_precision(workload: Workload, switched: set[str]) -> Workload:
@@ -225,6 +233,12 @@ def _why_no_loss(output: object, targets: torch.Tensor) -> str | None:
     """What is wrong with an output that goes with no loss, where that can be told."""
     if is_per_sample(output):
         return per_sample_words(output)
+    if isinstance(output, torch.Tensor) and output.shape == targets.shape and not targets.is_floating_point():
+        return (
+            "the targets are whole numbers in the shape of the scores: probabilities, and the 0 and 1 of binary "
+            "losses, are floating-point numbers (targets.float()); class numbers are one per sample (of one-hot rows "
+            "targets.argmax(-1))"
+        )
     if isinstance(output, torch.Tensor) and targets.dim() == 2 and not targets.is_floating_point():
         positions = output.shape[1] if output.dim() == 3 else 1
         if output.dim() in (2, 3) and positions != targets.shape[1]:

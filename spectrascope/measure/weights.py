@@ -16,7 +16,7 @@ from spectrascope.errors import OptionError
 from spectrascope.measure.inspect import inspect_headers
 from spectrascope.measure.run import versions
 from spectrascope.network.effective import effective_tensors, parametrized_weights, unwrapped, with_effective_weights
-from spectrascope.network.guards import require_whole_tensor, require_whole_weights
+from spectrascope.network.guards import require_values, require_whole_tensor, require_whole_weights
 from spectrascope.network.layers import WeightLayer, find_layers
 from spectrascope.numerics.fits import fit_alpha_g
 from spectrascope.numerics.rank_models import compare_rank_models
@@ -76,6 +76,7 @@ def measure_network_weights(
     """
     model = unwrapped(model)
     require_whole_weights(model)
+    require_values(model)
     if parametrized_weights(model):
         model = with_effective_weights(model)
     rows = find_layers(model, options.layers, options.exclude, split_fused=options.split_fused)

@@ -12,7 +12,7 @@ from spectrascope.measure.asked import DTYPES, device_name, device_named, requir
 from spectrascope.measure.placement import asked_map, place
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.formats import apart_from_weights, in_format, is_spread
-from spectrascope.network.guards import held_still, require_whole_weights
+from spectrascope.network.guards import held_still, require_values, require_whole_weights
 from spectrascope.numerics.lifted import is_below
 from spectrascope.workload import Run, Workload
 
@@ -30,6 +30,7 @@ def prepare_workload(run: Run) -> Workload:
     """
     given, options = unwrapped(run.model), run.options
     require_whole_weights(given)
+    require_values(given)
     first = next(given.parameters(), None)
     spread = options.device == "auto" and is_spread(given)
     if mapped := options.device_map != "none":

@@ -21,6 +21,7 @@ __all__ = [
     "held_still",
     "require_deterministic",
     "require_finite_weights",
+    "require_values",
     "require_whole_tensor",
     "require_whole_weights",
 ]
@@ -62,7 +63,7 @@ def held_still(
         stack.enter_context(_without_padding_rows(modules))
         stack.enter_context(_without_fused_recurrence(modules))
         try:
-            model.eval()
+            _evaluate(model)
             for p in parameters:
                 p.requires_grad_(id(p) in wanted)
                 p.grad = None
@@ -75,6 +76,16 @@ def held_still(
             yield switched
         finally:
             torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+def _evaluate(model: nn.Module) -> None:
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise UnsupportedModelError(
+            "the network cannot be put into evaluation mode (an exported program stays in the mode it was exported "
+            "in): measure the module that it was made from"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -197,7 +208,26 @@ def require_whole_weights(model: nn.Module) -> None:
         if _SHARDED_MODULES & {kind.__name__ for kind in type(module).__mro__}:
             raise _sharded(f"the module {name or type(module).__name__!r} is sharded by FSDP")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
+            raise UnsupportedModelError(
+                f"the weight {name!r} has no shape yet (a lazy module): run the network once on a batch, and measure "
+                "it then"
+            )
         require_whole_tensor(name, tensor)
+
+
+def require_values(model: nn.Module) -> None:
+    """Refuse a network of which there are names and shapes alone.
+
+    Raises:
+        UnsupportedModelError: a tensor is on the meta device.
+    """
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise UnsupportedModelError(
+                f"{name!r} has a shape and no values (it is on the meta device): load the network's weights, or look "
+                "at its names and shapes with inspect"
+            )
 
 
 def require_whole_tensor(name: str, tensor: Tensor) -> None:

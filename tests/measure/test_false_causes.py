@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import spectrascope
-from spectrascope.errors import DataError
+from spectrascope.errors import DataError, OptionError, UnsupportedModelError
 from tests.support.cases import Net, labels
 
 X, Y = torch.randn(12, 6, generator=torch.Generator().manual_seed(3)), labels(12, 4)
@@ -161,3 +161,62 @@ def test_a_label_that_the_users_own_loss_does_not_know_either():
     y[9] = 7
     with pytest.raises(DataError, match=r"label 7 does not fit a model with 4 outputs"):
         spectrascope.probe(nn.Linear(6, 4), (X, y), lambda o, t: 2 * F.cross_entropy(o, t))
+
+
+# --- weights without values, a mode that is fixed, targets in the shape of the scores ------------------------------
+
+
+def _plain():
+    return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize("look", [spectrascope.weights, functools.partial(spectrascope.probe, batches=(X, Y))])
+def test_shapes_without_values_are_refused(look):
+    with torch.device("meta"):
+        net = _plain()
+    with pytest.raises(UnsupportedModelError, match=r"'0\.weight' has a shape and no values"):
+        look(net)
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        spectrascope.weights,
+        functools.partial(spectrascope.probe, batches=(X, Y)),
+        functools.partial(spectrascope.inspect, batches=(X, Y)),
+    ],
+)
+def test_weights_without_a_shape_are_refused(look):
+    with pytest.raises(UnsupportedModelError, match=r"'0\.weight' has no shape yet"):
+        look(nn.Sequential(nn.LazyLinear(4)))
+
+
+def test_an_exported_program_stays_in_its_mode():
+    exported = torch.export.export(_plain(), (X,)).module()
+    with pytest.raises(UnsupportedModelError, match="measure the module that it was made from"):
+        spectrascope.probe(exported, (X, Y))
+
+
+@pytest.mark.parametrize(
+    ("net", "targets", "loss"),
+    [
+        (_plain(), F.one_hot(Y, 4), None),
+        (nn.Linear(6, 1), (Y > 1).long()[:, None], nn.BCEWithLogitsLoss()),
+    ],
+)
+def test_whole_numbers_in_the_shape_of_the_scores(net, targets, loss):
+    with pytest.raises(DataError, match="whole numbers in the shape of the scores"):
+        spectrascope.probe(net, (X, targets), loss)
+
+
+def test_a_network_without_a_matrix_says_why():
+    class Bilinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.b = nn.Bilinear(6, 6, 4)
+
+        def forward(self, x):
+            return self.b(x, x)
+
+    with pytest.raises(OptionError, match=r"b\.weight is left out: a 3-D parameter of Bilinear"):
+        spectrascope.probe(Bilinear(), (X, Y))
