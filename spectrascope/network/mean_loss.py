@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from spectrascope.errors import DataError, UnsupportedModelError
-from spectrascope.losses import loss_label, takes_scores
+from spectrascope.losses import Loss, loss_label, takes_scores
 from spectrascope.workload import Inputs, Workload
 
 __all__ = ["require_mean_loss"]
@@ -35,7 +35,8 @@ def require_mean_loss(workload: Workload, n_samples: int = 32) -> None:
     if not size:
         return
     inputs, targets = workload.fetch(0, size)
-    if takes_scores(workload.loss_fn) and targets.is_floating_point():  # torch's losses of numbers, which only warn
+    torchs = takes_scores(workload.loss_fn) and not isinstance(workload.loss_fn, Loss)  # ours give both one shape
+    if torchs and targets.is_floating_point():  # of numbers, which torch's only warn of
         with torch.no_grad():
             if crossed := _crossed(workload.forward(inputs), targets):
                 raise DataError(f"{loss_label(workload.loss_fn)} does not compare sample by sample: {crossed}")
