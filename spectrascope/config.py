@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from spectrascope.errors import OptionError, PolicyError
-from spectrascope.records.report import ProbeOptions
+from spectrascope.records.report import WHERE_IT_FITS, ProbeOptions
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,13 +28,7 @@ OPTIONS = (
 )  # fmt: skip
 """Options whose defaults a project may set, as on the command line without the dashes."""
 
-FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {
-    "device",
-    "micro_batch",
-    "memory",
-    "device_map",
-    "self_check",
-}
+FROM_BASELINE = {item.name for item in fields(ProbeOptions)} - {"device", "micro_batch", "self_check", *WHERE_IT_FITS}
 """What a gate measures as its baseline did, rather than as the project would; where and how is its own."""
 
 _FILE = "pyproject.toml"

@@ -19,7 +19,7 @@ from spectrascope.cli.measure import measure
 from spectrascope.cli.options import Request
 from spectrascope.cli.rerun import Kept
 from spectrascope.errors import OptionError, ReportFormatError, SpectrascopeError
-from spectrascope.records.report import ProbeOptions, Report
+from spectrascope.records.report import WHERE_IT_FITS, ProbeOptions, Report
 from spectrascope.records.values import Missing
 from spectrascope.reports.json import report_to_json
 from spectrascope.reports.read import read_report
@@ -122,7 +122,7 @@ def _is_report(name: str) -> bool:
 def _asked(name: str, target: Request, options: ProbeOptions) -> dict[str, Any]:
     """What a kept report must have been asked for to be used again: the same options of the same bytes."""
     wanted = {"target": asdict(replace(target, model=None)), "options": asdict(options)}
-    for free in ("memory", "device_map"):  # what was killed for taking too much goes on with less, or on more devices
+    for free in WHERE_IT_FITS:
         del wanted["options"][free]
     text = json.dumps(wanted, sort_keys=True, default=str)
     return {"checkpoint": _digest(name), "options": hashlib.sha256(text.encode()).hexdigest()}

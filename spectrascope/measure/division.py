@@ -19,7 +19,7 @@ from spectrascope.measure.ranks import ALONE, Ranks
 from spectrascope.measure.run_folder import PieceCurvature, RunFolder
 from spectrascope.measure.signal import Piece
 from spectrascope.network.effective import unwrapped
-from spectrascope.records.report import ProbeOptions
+from spectrascope.records.report import WHERE_IT_FITS, ProbeOptions
 from spectrascope.records.values import Missing
 from spectrascope.workload import LossFunction, Run, Workload
 
@@ -118,7 +118,7 @@ def _measurement(run: Run, workload: Workload) -> dict[str, Any]:
 
     options = asdict(run.options)
     del options["device"]  # cuda:0 of one machine is cuda:1 of another
-    for name in ("memory", "device_map"):  # what was killed for taking too much goes on with less, or on more devices
+    for name in WHERE_IT_FITS:
         del options[name]
     sha256 = run.model_info.sha256
     return {

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from spectrascope.curvature.microbatches import available_bytes
 from spectrascope.errors import OptionError
 from spectrascope.measure.asked import device_name
+from spectrascope.measure.streamed import Streamed
 from spectrascope.network.formats import replace_tensors
-from spectrascope.network.streamed import Streamed
 from spectrascope.records.values import Missing
 from spectrascope.text import device_map_of, memory_text
 
@@ -56,7 +56,7 @@ def place(model: nn.Module, given: str) -> Placed:
     streamed = Streamed(away, model, first) if away else None
     on_gpus = {name: first if at == "cpu" else devices[int(at)] for name, at in places.items()}
     if len(used) == 1:
-        replace_tensors(model, {id(t): _moved(t, first) for t in (*model.parameters(), *model.buffers())})
+        replace_tensors(model, {id(t): t.detach().to(first) for t in (*model.parameters(), *model.buffers())})
     else:
         model = _accelerate().dispatch_model(model, on_gpus, main_device=first, force_hooks=True)
     words = ", ".join(device_name(devices[number]) for number in used)
@@ -69,11 +69,6 @@ def _tensors_of(model: nn.Module, name: str) -> list[Tensor]:
     """The parameters and buffers of a module, or the one of that name."""
     every = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return [tensor for own, tensor in every if not name or own == name or own.startswith(f"{name}.")]
-
-
-def _moved(tensor: Tensor, device: torch.device) -> Tensor:
-    there = tensor.detach().to(device)
-    return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
 
 
 def asked_map(given: str) -> dict[str, int | str] | str:

@@ -9,7 +9,7 @@ import torch
 from spectrascope.errors import DataError, OptionError
 from spectrascope.losses import usual_loss
 from spectrascope.measure.asked import DTYPES, device_name, device_named, require_sensible
-from spectrascope.measure.placement import asked_map, place
+from spectrascope.measure.placement import place
 from spectrascope.network.effective import copy_of, parametrized_weights, unwrapped, with_effective_weights
 from spectrascope.network.formats import apart_from_weights, in_format, is_spread
 from spectrascope.network.guards import held_still, require_values, require_whole_weights
@@ -73,12 +73,11 @@ def prepare_workload(run: Run) -> Workload:
 
 
 def _require_to_spread(run: Run, first: torch.nn.Parameter | None) -> None:
-    """Refuse what contradicts ``--device-map``, or cannot be read.
+    """Refuse what contradicts ``--device-map``.
 
     Raises:
         OptionError: says what to drop.
     """
-    asked_map(run.options.device_map)
     if run.options.device != "auto":
         raise OptionError("--device-map chooses the devices: drop --device")
     if first is not None and first.device.type != "cpu":

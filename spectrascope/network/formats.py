@@ -60,11 +60,16 @@ def _moved_weights(model: nn.Module, device: torch.device | None, dtype: torch.d
 
 
 def replace_tensors(model: nn.Module, by_id: dict[int, Tensor]) -> None:
-    """Put other tensors in place of parameters and buffers, by the id of each; what is tied stays so."""
+    """Put other numbers in place of parameters and buffers, by the id of each; what is tied stays so."""
+    new: dict[int, Tensor] = {}
     for module in model.modules():
         own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for held in own:
-            held.update({name: by_id[id(tensor)] for name, tensor in held.items() if id(tensor) in by_id})
+            for name, old in held.items():
+                if id(old) in by_id and id(old) not in new:
+                    there = by_id[id(old)]
+                    new[id(old)] = nn.Parameter(there, old.requires_grad) if isinstance(old, nn.Parameter) else there
+                held[name] = new.get(id(old), old)
 
 
 def apart_from_weights(model: nn.Module) -> Iterator[tuple[nn.Module, str, Tensor]]:

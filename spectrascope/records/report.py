@@ -49,6 +49,7 @@ from spectrascope.records.values import (
 __all__ = [
     "NOT_DECOMPOSED",
     "NOT_SELECTED",
+    "WHERE_IT_FITS",
     "Analysis",
     "DataInfo",
     "LayerInfo",
@@ -323,6 +324,10 @@ class ProbeOptions:
     across_matrix: bool = field(default=False, metadata=ADDED_LATER)
     memory: int | str = field(default="auto", metadata=ADDED_LATER)
     device_map: str = field(default="none", metadata=ADDED_LATER)
+
+
+WHERE_IT_FITS = ("memory", "device_map")
+"""Options of which no number hangs: what was killed for taking too much goes on with less, or on more devices."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import spectrascope
 from spectrascope.errors import OptionError
 from spectrascope.measure import placement
-from spectrascope.network.streamed import Streamed
+from spectrascope.measure.streamed import Streamed
 from spectrascope.records.report import LayerReport, Report
 from tests.support import other_device
 from tests.support.families import FAMILIES, no_narrowing

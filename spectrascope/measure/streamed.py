@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spectrascope.curvature.operations import storage_of, tensors_of
 from spectrascope.network.formats import replace_tensors
 
 __all__ = ["Streamed"]
@@ -43,10 +44,9 @@ class Streamed(TorchDispatchMode):
         weights: parameters and buffers that stay in the host's memory.
         network: that holds them, where they are replaced.
         device: on which they are read.
-        room: bytes of them there at a time; at least what the largest few take.
     """
 
-    def __init__(self, weights: Iterable[Tensor], network: nn.Module, device: torch.device, room: int = 0) -> None:
+    def __init__(self, weights: Iterable[Tensor], network: nn.Module, device: torch.device) -> None:
         super().__init__()
         self._weights: dict[int, _Weight] = {}
         self._there: OrderedDict[int, None] = OrderedDict()  # the longest unused first
@@ -57,7 +57,7 @@ class Streamed(TorchDispatchMode):
             if id(tensor) not in replaced and tensor.device != device:
                 replaced[id(tensor)] = self._take(tensor, device)
         replace_tensors(network, replaced)
-        self.room = max(room, _AT_A_TIME * max((w.nbytes for w in self._weights.values()), default=0))
+        self._room = _AT_A_TIME * max((w.nbytes for w in self._weights.values()), default=0)
 
     @property
     def nbytes(self) -> int:
@@ -67,15 +67,17 @@ class Streamed(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        read = [key for key in map(_memory_of, _tensors_in((*args, *(kwargs or {}).values()))) if key in self._weights]
+        kwargs = kwargs or {}
+        strided = (tensor for tensor in tensors_of(args, kwargs) if tensor.layout is torch.strided)
+        read = [key for key in map(storage_of, strided) if key in self._weights]
         if not read:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         with self._lock:
             self._bring(read)
             if func._schema.is_mutable:
                 for key in read:
                     self._weights[key].changed = True
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
 
     def _take(self, tensor: Tensor, device: torch.device) -> Tensor:
         here = tensor.detach().contiguous()
@@ -83,14 +85,14 @@ class Streamed(TorchDispatchMode):
         if device.type == "cuda":
             here = here.pin_memory()
         # ``.data`` has a count of changes of its own: bringing numbers back is no change to autograd.
-        self._weights[_memory_of(there)] = _Weight(there.data, here)
+        self._weights[storage_of(there)] = _Weight(there.data, here)
         there.untyped_storage().resize_(0)
-        return nn.Parameter(there, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else there
+        return there
 
     def _bring(self, keys: list[int]) -> None:
         missing = sum(self._weights[key].nbytes for key in {*keys} - self._there.keys())
         for key in [key for key in self._there if key not in keys]:
-            if self._taken + missing <= self.room:
+            if self._taken + missing <= self._room:
                 break
             self._send_back(key)
         for key in keys:
@@ -110,16 +112,3 @@ class Streamed(TorchDispatchMode):
         weight.there.untyped_storage().resize_(0)
         del self._there[key]
         self._taken -= weight.nbytes
-
-
-def _memory_of(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
-
-
-def _tensors_in(arguments: Iterable[Any]) -> Iterable[Tensor]:
-    for argument in arguments:
-        if isinstance(argument, Tensor):
-            if argument.layout is torch.strided:
-                yield argument
-        elif isinstance(argument, (list, tuple)):
-            yield from _tensors_in(argument)
