@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import is_lazy
 
 from spectrascope.curvature.choose import ENGINES, EnginePlan
 from spectrascope.curvature.operations import storage_of
@@ -172,7 +171,7 @@ def _parts(
     tangents: int | Missing,
 ) -> HeldBytes:
     """The weights, the gradients of the largest block of weights and its sample groups, all directions, tangents."""
-    count = sum(t.numel() for t in _tensors(network))
+    count = sum(t.numel() for t in (*network.parameters(), *network.buffers()))
     own = {id(layer.parameter): gradient_bytes(layer, _groups(options)) for layer in layers}
     largest = max(sum(own[p] for p in {id(layer.parameter) for layer in block}) for block in blocks)
     kept = 0
@@ -203,7 +202,7 @@ class Held:
     @classmethod
     def of(cls, network: nn.Module, *, owned: bool) -> Held:
         """Look at a network, in memory or on the meta device."""
-        tensors = _tensors(network)
+        tensors = [*network.parameters(), *network.buffers()]
         sizes = [(t.numel() * t.element_size(), t.is_meta) for t in tensors]  # a sparse one tells no bytes
         dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()}
         return cls(sum(n for n, _ in sizes), sum(n for n, is_meta in sizes if not is_meta), dtypes, owned)
@@ -223,7 +222,8 @@ def _pass(
     workload: Workload, weights: Sequence[nn.Parameter], flops_of: Mapping[object, Callable[..., int]], *, twice: bool
 ) -> _Pass:
     """Look at one sample's forward pass (``twice``: bytes of the gradient's graph too)."""
-    held = {storage_of(t) for t in _tensors(workload.model) if t.layout is torch.strided}
+    tensors = (*workload.model.parameters(), *workload.model.buffers())
+    held = {storage_of(t) for t in tensors if t.layout is torch.strided}
     kept: dict[int, Tensor] = {}  # keeps the storages alive, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:
@@ -245,7 +245,3 @@ def _pass(
         return _Pass(why, why, why, [])
     graph = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     return _Pass(counter.total, graph, 5 * counter.made + 2 * counter.widest, [*counter.calls.values()])
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from spectrascope.curvature.microbatches import wait_for
@@ -113,9 +112,8 @@ def guess_time(
     if isinstance(cost.flops_per_sample, Missing):
         return cost.flops_per_sample
     scale = _SCALES.get(device.type, _DEVICE)
-    weights = workload.dtype.itemsize * sum(
-        t.numel() for t in (*workload.model.parameters(), *workload.model.buffers()) if not is_lazy(t)
-    )
+    tensors = (*workload.model.parameters(), *workload.model.buffers())
+    weights = workload.dtype.itemsize * sum(t.numel() for t in tensors)
     try:
         with random_state_kept():
             if weights <= scale.weight_bytes and cost.flops_per_sample <= scale.pass_flops:
@@ -191,7 +189,7 @@ def _with_numbers(model: nn.Module, device: torch.device, dtype: torch.dtype) ->
         stores: list[dict[str, Any]] = [module._parameters, module._buffers]
         for store in stores:
             for name, old in store.items():
-                if old is None or is_lazy(old) or not old.is_meta:
+                if old is None or not old.is_meta:
                     continue
                 if id(old) not in made:
                     new = _numbers(old, device, dtype)

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spectrascope.curvature.choose import EnginePlan, plan_engines
@@ -167,7 +166,7 @@ def _on_meta(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     doubles: dict[int, nn.Parameter] = {}  # ``Module.to`` would untie tied weights on this device
     for module in network.modules():
         for name, p in module._parameters.items():
-            if p is not None and not is_lazy(p):
+            if p is not None:
                 double = doubles.setdefault(id(p), nn.Parameter(_without_numbers(p, dtype), p.requires_grad))
                 module._parameters[name] = double
                 doubles[id(double)] = double
@@ -196,8 +195,7 @@ def _without_numbers(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def _require_grad(network: nn.Module, layers: Sequence[WeightLayer]) -> None:
     wanted = {id(layer.parameter) for layer in layers}
     for p in network.parameters():
-        if not is_lazy(p):
-            p.requires_grad_(id(p) in wanted)
+        p.requires_grad_(id(p) in wanted)
 
 
 def _plan(workload: Workload, layers: list[WeightLayer], options: ProbeOptions) -> EnginePlan | Missing:

@@ -210,8 +210,8 @@ def require_whole_weights(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
             raise UnsupportedModelError(
-                f"the weight {name!r} has no shape yet (a lazy module): run the network once on a batch, and measure "
-                "it then"
+                f"the weight {name!r} has no shape yet (a lazy module): run the network once on a batch first, or take "
+                "the module out where the network never runs it"
             )
         require_whole_tensor(name, tensor)
 
