@@ -59,8 +59,8 @@ def in_float32(
             raise
         raise NoRoomError("memory does not hold the network in float32") from error
     moved = [replace(at, parameter=wide.get_parameter(at.name.partition("[")[0])) for at in layers]
-    copied = replace(workload, model=wide, dtype=workload.wide).without_casts()
-    with held_still(wide, [at.parameter for at in moved], workload.device, copied.loss_fn, owned=True):
+    copied = replace(workload, model=wide, dtype=workload.wide, owned=True).without_casts()
+    with held_still(copied, [at.parameter for at in moved]):
         yield copied, moved
 
 

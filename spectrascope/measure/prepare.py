@@ -93,7 +93,7 @@ def _prepared(run: Run, workload: Workload, division: Division) -> Iterator[Read
     if not layers:
         raise OptionError(f"every weight is left out: nothing to measure; {_why_none(candidates)}")
     weights = [layer.parameter for layer in layers]
-    with held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned) as switched:
+    with held_still(workload, weights) as switched:
         with run.clock.stage("check"):
             run.on_progress("check", 0, 1)
             workload = _in_asked_precision(_with_matching_labels(workload), switched)

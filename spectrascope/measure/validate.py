@@ -111,10 +111,7 @@ def _validate(run: Run, checked: SampleSource, report: Report, advice: Advice) -
     advised = {layer.info.name: layer for layer in advice.layers}
     steps: list[ValidatedStep] = []
     weights = [layer.parameter for layer in layers]
-    with (
-        workload.with_weights(),
-        held_still(workload.model, weights, workload.device, workload.loss_fn, owned=workload.owned),
-    ):
+    with workload.with_weights(), held_still(workload, weights):
         workload = with_fastest_format(workload)
         gradients = measure_gradients(workload, layers).gradients
         loss = _Loss(replace(workload, source=checked))

@@ -97,10 +97,7 @@ def _runs(workload: Workload) -> bool:
     if not any(True for _ in apart_from_weights(workload.model)):
         return True
     try:
-        with (
-            held_still(workload.model, [], workload.device, workload.loss_fn, owned=workload.owned),
-            torch.no_grad(),
-        ):
+        with held_still(workload, []), torch.no_grad():
             workload.forward(workload.fetch(0, 1)[0])
     except RuntimeError:
         return False

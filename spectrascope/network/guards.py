@@ -28,14 +28,7 @@ __all__ = [
 
 
 @contextlib.contextmanager
-def held_still(
-    model: nn.Module,
-    weights: Sequence[nn.Parameter],
-    device: torch.device,
-    loss_fn: object = None,
-    *,
-    owned: bool = False,
-) -> Iterator[set[str]]:
+def held_still(workload: Workload, weights: Sequence[nn.Parameter]) -> Iterator[set[str]]:
     """Evaluation mode, gradients for ``weights`` only, full float32 precision; everything restored afterwards.
 
     Restored, also after an exception or Ctrl-C: all that the network and its loss hold (:func:`state_kept`), the random
@@ -47,6 +40,7 @@ def held_still(
     Yields:
         What the network switches on itself and is held off, in words, as it comes up.
     """
+    model = workload.model
     modules = list(model.modules())
     parameters = list(model.parameters())
     wanted = {id(w) for w in weights}
@@ -54,8 +48,8 @@ def held_still(
     with contextlib.ExitStack() as stack:
         stack.enter_context(random_state_kept())
         stack.enter_context(settings_kept())
-        stack.enter_context(state_kept(model, loss_fn, but_values_of=model if owned else None))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(state_kept(model, workload.loss_fn, but_values_of=model if workload.owned else None))
+        stack.enter_context(torch.autocast(workload.device.type, enabled=False))
         switched = stack.enter_context(_without_autocast_inside())
         stack.enter_context(full_float32())
         stack.enter_context(_without_caches(modules))

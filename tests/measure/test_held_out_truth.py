@@ -50,7 +50,7 @@ def test_predictions_hold_on_fresh_images_where_those_of_the_same_samples_do_not
         for layer, gradient in zip(layers, gradients, strict=True)
     ]
     workload = Workload(model, fresh, torch.nn.functional.cross_entropy, torch.device("cpu"), torch.float32)
-    with held_still(model, [layer.parameter for layer in layers], workload.device):
+    with held_still(workload, [layer.parameter for layer in layers]):
         truths = GaussNewton().measure(workload, targets, groups=1)
 
     rows = {row.info.name: row for row in report.layers if isinstance(row, LayerReport)}

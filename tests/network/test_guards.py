@@ -17,7 +17,7 @@ from spectrascope.network.guards import (
     require_finite_weights,
 )
 from spectrascope.network.mean_loss import require_mean_loss
-from spectrascope.workload import silent
+from spectrascope.workload import TensorSource, Workload, silent
 from tests.support.cases import Net, batch_norm, labels, make_workload, vec
 from tests.support.counting import elements_made
 
@@ -48,6 +48,11 @@ def _odd_model() -> nn.Module:
     net.b.weight.grad = torch.full_like(net.b.weight, 0.5)
     net.b.register_forward_hook(lambda m, i, o: None)
     return net
+
+
+def _workload(net: nn.Module, owned: bool = False) -> Workload:
+    source = TensorSource(torch.randn(2, 3, 5, 5), torch.zeros(2, dtype=torch.long))
+    return Workload(net, source, F.cross_entropy, torch.device("cpu"), torch.float32, owned=owned)
 
 
 def _state(net: nn.Module) -> dict[str, object]:
@@ -153,7 +158,7 @@ def test_settings_of_the_process_are_restored_and_do_not_matter():
 
 def test_inside_only_the_wanted_weights_require_gradients():
     net = _odd_model()
-    with held_still(net, [net.a.weight], torch.device("cpu")):
+    with held_still(_workload(net), [net.a.weight]):
         assert [n for n, p in net.named_parameters() if p.requires_grad] == ["a.weight"]
         assert not any(m.training for m in net.modules())
 
@@ -161,11 +166,11 @@ def test_inside_only_the_wanted_weights_require_gradients():
 def test_a_network_that_nobody_else_holds_is_not_copied_and_all_but_its_values_is_put_back():
     net = _odd_model()
     before = _state(net)
-    with elements_made() as kept, held_still(net, [net.a.weight], torch.device("cpu")):
+    with elements_made() as kept, held_still(_workload(net), [net.a.weight]):
         pass
     assert sum(kept) >= sum(t.numel() for t in (*net.parameters(), *net.buffers()))
     assert _state(net) == before
-    with elements_made() as made, held_still(net, [net.a.weight], torch.device("cpu"), owned=True):
+    with elements_made() as made, held_still(_workload(net, owned=True), [net.a.weight]):
         net(torch.randn(2, 3, 5, 5))
     assert sum(made) < sum(kept) - sum(t.numel() for t in net.parameters())
     after = _state(net)

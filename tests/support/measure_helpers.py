@@ -31,7 +31,7 @@ def targets_of(workload: Workload, layers: Sequence[WeightLayer], k: int = TOP_K
 
 
 def hold(workload: Workload, layers: Sequence[WeightLayer]):
-    return held_still(workload.model, [la.parameter for la in layers], workload.device)
+    return held_still(workload, [la.parameter for la in layers])
 
 
 def parameter_name(layer: WeightLayer) -> str:
