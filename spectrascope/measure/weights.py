@@ -204,7 +204,8 @@ def _eigenvalues(tensor: Tensor, options: WeightOptions, *, precise: bool) -> tu
     if not precise:
         tail = fit_tail(values, _resolution(tensor))
         error = max(error for _, error in found)
-        if isinstance(tail, TailFit) and error > _TRUSTED * min(tail.xmin, tail.xmax - tail.xmin):
+        # Without a tail: whether eigenvalues are equal is for the weight's own rounding to say.
+        if isinstance(tail, Missing) or error > _TRUSTED * min(tail.xmin, tail.xmax - tail.xmin):
             return _eigenvalues(tensor, options, precise=True)
     return values, shape
 
