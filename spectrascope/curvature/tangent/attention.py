@@ -60,26 +60,23 @@ class _Attention:
         found = {p: dense(t) for p, t in zip(self.positions, z, strict=True) if t is not None}
         directions = next(iter(found.values())).shape[0]
         batch, heads, rows, _ = self.q.shape
-        repeat = heads // self.k.shape[1]
-        flat = {p: _heads(t if p == 0 else _repeated(t, repeat, 2)).flatten(1, 2) for p, t in found.items()}
-        n = batch * heads
+        repeat, n = heads // self.k.shape[1], batch * heads
+        of_all = {p: _heads_first(t if p == 0 else _repeated(_heads(t), repeat, 2)) for p, t in found.items()}
         q, k, v = self.q.flatten(0, 1), *(_repeated(t, repeat, 1).flatten(0, 1) for t in (self.k, self.v))
         whole = self.v.new_empty(directions, n, rows, self.v.shape[3]) if outputs else None
-        forms: Tensor | None = None
-        for some, seen in self._row_blocks():
-            step = block_size(self.q, directions * (some.stop - some.start) * seen.stop, 4)
-            for start in range(0, n, step):
-                part = slice(start, min(start + step, n))
-                heads_here = q[part, some], k[part, seen], v[part, seen]
-                primal = self._primal(heads_here, part, some, seen, bend=within is not None)
-                z_part = {p: t[:, part, some if p == 0 else seen] for p, t in flat.items()}
-                out, form = self._push(primal, z_part, outputs, within)
+        forms: list[Tensor] = []
+        blocks = [*self._row_blocks()]
+        step = block_size(self.q, directions * max((r.stop - r.start) * c.stop for r, c in blocks), 4)
+        for part in (slice(start, min(start + step, n)) for start in range(0, n, step)):
+            moving = _Moving({p: t[part] for p, t in of_all.items()}, self.scale, within)
+            for some, seen in blocks:
+                primal = self._primal((q[part, some], k[part, seen], v[part, seen]), part, some, seen, within)
+                out = moving.push(primal, some, seen, outputs)
                 if whole is not None and out is not None:
-                    whole[:, part, some] = out
-                if form is not None:
-                    forms = form.new_zeros(n, *form.shape[1:]) if forms is None else forms
-                    forms[part] += form
-        bent = within.sums(forms) if within is not None and forms is not None else None
+                    whole[:, part, some] = out.transpose(0, 1)
+            if (form := moving.finish()) is not None:
+                forms.append(form)
+        bent = within.sums(torch.cat(forms)) if within is not None and forms else None
         return (() if whole is None else (whole.unflatten(1, (batch, heads)),)), bent
 
     def _row_blocks(self) -> Iterator[tuple[slice, slice]]:
@@ -94,7 +91,7 @@ class _Attention:
         return self.q.shape[0] % samples == 0
 
     def _primal(
-        self, of: tuple[Tensor, Tensor, Tensor], part: slice, rows: slice, seen: slice, *, bend: bool
+        self, of: tuple[Tensor, Tensor, Tensor], part: slice, rows: slice, seen: slice, within: Within | None
     ) -> _Primal:
         q, k, v = of
         scores = _product(q, k.transpose(1, 2)) * self.scale
@@ -108,67 +105,116 @@ class _Attention:
             keep = torch.ones(scores.shape[1:], dtype=torch.bool, device=q.device).tril(rows.start)
             scores = scores.masked_fill(~keep, -math.inf)
         scores = scores.softmax(-1).nan_to_num(0.0)  # a query that may look nowhere
-        if self.adjoint is None or not bend:
+        if self.adjoint is None or within is None:
             return _Primal(q, k, v, scores, None, None)
         adjoint = self.adjoint.flatten(0, 1)[part, rows]
         pull = _product(adjoint, v.transpose(1, 2))
         pull = scores * (pull - (scores * pull).sum(-1, keepdim=True))
         return _Primal(q, k, v, scores, adjoint, pull)
 
-    def _push(
-        self, of: _Primal, z: dict[int, Tensor], outputs: bool, within: Within | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """The outputs' tangents (S, N, T, d), and second-order terms head by head (N, W, K, K)."""
-        zq, zk, zv = (z.get(p) for p in range(3))
-        out = bent = weights = None
-        if zq is not None or zk is not None:
-            moved = self._centred_scores(of, zq, zk)
-            if within is not None and of.pull is not None:
-                bent = within.pairs(moved.flatten(2) * of.pull.flatten(1).unsqueeze(1), moved.flatten(2))
-                if zq is not None and zk is not None:
-                    crossed = _by_head(_fold(of.pull.to(zq.dtype).transpose(1, 2), zq))
-                    bent = bent.add_(within.pairs(crossed, _by_head(zk)), alpha=2 * self.scale)
+
+class _Moving:
+    """Tangents of a few heads' queries, keys and values (N, S, T, d), pushed some queries at a time.
+
+    Copies are of what grows with T alone: of what grows with T², tangents of the scores, there is one.
+    """
+
+    def __init__(self, z: dict[int, Tensor], scale: float, within: Within | None) -> None:
+        self.zq, self.zv = z.get(0), z.get(2)
+        self.zk = z[1].contiguous() if 1 in z else None
+        self.directions = next(iter(z.values())).shape[1]
+        self.scale = scale
+        self.within = within
+        self._k_columns, self._v_columns = (None if t is None else _columns(t) for t in (self.zk, self.zv))
+        self._bent: Tensor | None = None
+        self._returned: Tensor | None = None  # P'^T G, what the tangents of values meet
+
+    def push(self, of: _Primal, some: slice, seen: slice, outputs: bool) -> Tensor | None:
+        """The outputs' tangents (N, S, R, d); second-order terms are summed."""
+        out = weights = None
+        if self.zq is not None or self.zk is not None:
+            queries = None if self.zq is None else self.zq[:, :, some].contiguous()
+            moved = self._centred_scores(of, queries, seen)
+            if of.pull is not None:
+                self._bend(of.pull, moved, queries, seen)
             weights = moved.mul_(of.scores.unsqueeze(1)).to(of.v.dtype)
+            if of.adjoint is not None and self.zv is not None:
+                self._return(weights, of.adjoint, seen)
         if outputs:
             if weights is not None:
-                heads, directions, rows, _ = weights.shape
-                out = torch.bmm(weights.flatten(1, 2), of.v).view(heads, directions, rows, -1).transpose(0, 1)
-            if zv is not None:
-                part = _fold(of.scores.to(zv.dtype), zv)
+                out = torch.bmm(weights.flatten(1, 2), of.v).view(*weights.shape[:3], -1)
+            if self._v_columns is not None:
+                part = _by_columns(of.scores, self._v_columns[:, seen], self.directions)
                 out = part if out is None else out.add_(part)
-        if within is not None and of.adjoint is not None and weights is not None and zv is not None:
-            crossed = (weights.transpose(2, 3) @ of.adjoint.unsqueeze(1)).flatten(2)
-            more = within.pairs(crossed, _by_head(zv))
-            bent = 2 * more if bent is None else bent.add_(more, alpha=2)
-        return out, bent
+        return out
 
-    def _centred_scores(self, of: _Primal, zq: Tensor | None, zk: Tensor | None) -> Tensor:
-        """S' − rowsum(P S') (N, K, T, T), heads first: every product is then one of large matrices."""
+    def finish(self) -> Tensor | None:
+        """Second-order terms head by head (N, W, K, K)."""
+        if self._returned is not None and self.zv is not None:
+            self._add(self._returned.flatten(2), self.zv.flatten(2), 2)
+        return self._bent
+
+    def _centred_scores(self, of: _Primal, queries: Tensor | None, seen: slice) -> Tensor:
+        """S' − rowsum(P S') (N, S, R, T)."""
         moved: Tensor | None = None
-        if zq is not None:
-            directions, heads, rows, width = zq.shape
-            stacked = zq.transpose(0, 1).reshape(heads, directions * rows, width)
-            keys = (of.k * self.scale).transpose(1, 2)
-            moved = _product(stacked, keys).view(heads, directions, rows, -1)
-        if zk is not None:
-            directions, heads, columns, width = zk.shape
-            stacked = zk.transpose(0, 1).reshape(heads, directions * columns, width)
-            part = _product(of.q * self.scale, stacked.transpose(1, 2))
-            part = part.view(heads, -1, directions, columns).transpose(1, 2)
-            moved = part.contiguous() if moved is None else moved.add_(part)
+        if queries is not None:
+            moved = _product(queries.flatten(1, 2), (of.k * self.scale).transpose(1, 2)).view(*queries.shape[:3], -1)
+        if self.zk is not None:
+            still = _for_each(of.q * self.scale, self.directions)
+            keys = self.zk[:, :, seen].flatten(0, 1).transpose(1, 2)
+            if moved is None:
+                moved = _product(still, keys).unflatten(0, (-1, self.directions))
+            elif moved.dtype == keys.dtype:
+                moved.flatten(0, 1).baddbmm_(still, keys)
+            else:
+                moved.flatten(0, 1).add_(torch.bmm(still, keys))
         assert moved is not None
         return moved.sub_((moved * of.scores.unsqueeze(1)).sum(-1, keepdim=True))
+
+    def _bend(self, pull: Tensor, moved: Tensor, queries: Tensor | None, seen: slice) -> None:
+        self._add(moved.flatten(2) * pull.flatten(1).unsqueeze(1), moved.flatten(2), 1)
+        if queries is not None and self._k_columns is not None:
+            crossed = _by_columns(pull, self._k_columns[:, seen], self.directions)
+            self._add(crossed.flatten(2), queries.flatten(2), 2 * self.scale)
+
+    def _return(self, weights: Tensor, adjoint: Tensor, seen: slice) -> None:
+        assert self.zv is not None
+        if self._returned is None:
+            self._returned = self.zv.new_zeros(self.zv.shape, dtype=wide(self.zv.dtype))
+        back = torch.bmm(weights.flatten(0, 1).transpose(1, 2), _for_each(adjoint, self.directions))
+        self._returned[:, :, seen].add_(back.unflatten(0, (-1, self.directions)))
+
+    def _add(self, a: Tensor, b: Tensor, times: float) -> None:
+        assert self.within is not None
+        more = self.within.pairs(a, b)
+        self._bent = more.mul_(times) if self._bent is None else self._bent.add_(more, alpha=times)
+
+
+def _heads_first(z: Tensor) -> Tensor:
+    """Tangents (S, B, H, T, d) as (B H, S, T, d)."""
+    return _heads(z).flatten(1, 2).transpose(0, 1)
+
+
+def _columns(z: Tensor) -> Tensor:
+    """Tangents (N, S, T, d) as matrices (N, T, S d), the directions side by side."""
+    return z.transpose(1, 2).flatten(2)
+
+
+def _by_columns(matrix: Tensor, columns: Tensor, directions: int) -> Tensor:
+    """Matrix (N, R, T) times each direction of ``columns`` (N, T, S d): (N, S, R, d)."""
+    product: Tensor = torch.bmm(matrix.to(columns.dtype), columns).unflatten(2, (directions, -1))
+    return product.transpose(1, 2)
+
+
+def _for_each(x: Tensor, directions: int) -> Tensor:
+    """Matrices (N, R, d) once per direction: (N S, R, d)."""
+    return x.unsqueeze(1).expand(-1, directions, -1, -1).flatten(0, 1)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """A product of narrow matrices whose result goes on in float32: what a softmax is made of."""
     out = torch.bmm(a, b)
     return out.to(wide(out.dtype))
-
-
-def _by_head(z: Tensor) -> Tensor:
-    """Tangents (S, N, T, d) as (N, S, T d)."""
-    return z.transpose(0, 1).flatten(2)
 
 
 def _heads(z: Tensor) -> Tensor:
@@ -178,14 +224,6 @@ def _heads(z: Tensor) -> Tensor:
 def _repeated(x: Tensor, times: int, axis: int) -> Tensor:
     """Keys and values shared by several query heads, one copy per head."""
     return x if times == 1 else x.repeat_interleave(times, axis)
-
-
-def _fold(matrix: Tensor, z: Tensor) -> Tensor:
-    """Matrix (N, S, T) times each of z (K, N, T, d), the directions side by side as columns."""
-    k, n, rows, width = z.shape
-    columns = z.permute(1, 2, 0, 3).reshape(n, rows, k * width)
-    out = torch.bmm(matrix, columns).view(n, -1, k, width)
-    return out.permute(2, 0, 1, 3)
 
 
 def _make(node: Node, adjoints: Sequence[Tensor | None]) -> _Attention:
