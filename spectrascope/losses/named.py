@@ -283,7 +283,7 @@ def usual_loss(model: nn.Module, targets: Tensor | None = None) -> Loss:
     return make_loss(problem_loss(model, targets), task=task_of(model))
 
 
-def require_labels_below(targets: Tensor, n_classes: int, ignored: int = IGNORED) -> None:
+def require_labels_below(targets: Tensor, n_classes: int, ignored: int | None = IGNORED) -> None:
     """Refuse labels outside 0 … n_classes − 1, ``ignored`` ("no label") aside.
 
     Raises:
@@ -293,14 +293,21 @@ def require_labels_below(targets: Tensor, n_classes: int, ignored: int = IGNORED
         return
     low, high = (int(value) for value in torch.aminmax(targets))
     if high >= n_classes or low < 0:
-        labels = targets[targets != ignored]
+        labels = targets if ignored is None else targets[targets != ignored]
         if not labels.numel():
             return
         low, high = (int(value) for value in torch.aminmax(labels))
         if low >= 0 and high < n_classes:
             return
-        wrong = high if high >= n_classes else low
         raise DataError(
-            f"label {wrong} does not fit a model with {n_classes} outputs (0 … {n_classes - 1}): "
-            "the dataset and the model have different classes"
+            f"label {high if high >= n_classes else low} does not fit a model with {n_classes} outputs "
+            f"(0 … {n_classes - 1}): {_why_labels_do_not_fit(low, high, n_classes, ignored)}"
         )
+
+
+def _why_labels_do_not_fit(low: int, high: int, n_classes: int, ignored: int | None) -> str:
+    if low == 1 and high == n_classes:
+        return "labels are counted from 0; if these are counted from 1, subtract 1"
+    if low == -1 and high < n_classes and ignored is not None:
+        return f"labels are counted from 0, and what has no label is {ignored}"
+    return "the dataset and the model have different classes"

@@ -32,7 +32,7 @@ def probe(output: Path, *arguments: str) -> dict:
             ("--num-classes", "200", "--image-size", "32", "--layers", "linear.weight"),
             "wnids.txt",
         ),
-        ("squeezenet1_1@none", ("--layers", "classifier.1.weight"), "WordNet"),
+        ("squeezenet1_1@none", ("--layers", "classifier.1.weight", "--image-size", "64"), "WordNet"),
     ],
     ids=["200", "1000"],
 )

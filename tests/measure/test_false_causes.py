@@ -156,6 +156,15 @@ def test_a_void_label_of_the_users_own_loss(name):
     assert found.layers[0].measurement.h == pytest.approx(known.layers[0].measurement.h, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("labels", "hint"),
+    [(Y % 4 + 1, "counted from 1, subtract 1"), (Y % 4 - 1, "no label is -100"), (Y % 3 + 2, "different classes")],
+)
+def test_labels_that_do_not_fit_are_told_how_they_are_counted(labels, hint):
+    with pytest.raises(DataError, match=hint):
+        spectrascope.probe(nn.Linear(6, 4), (X, labels), top_k=2)
+
+
 def test_a_label_that_the_users_own_loss_does_not_know_either():
     y = Y.clone()
     y[9] = 7

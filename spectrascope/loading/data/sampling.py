@@ -12,6 +12,7 @@ from torch import Tensor
 
 from spectrascope.errors import DataError
 from spectrascope.loading.data.source import DataRequest, LoadedData
+from spectrascope.losses import require_labels_below
 from spectrascope.records.report import DataInfo
 from spectrascope.records.values import ALL_SAMPLES, LossName, Missing
 from spectrascope.text import printable
@@ -227,10 +228,5 @@ class _OneHot(SampleSource):
     def fetch(self, start: int, stop: int) -> tuple[Inputs, Tensor]:
         """Fetch and spread the labels."""
         inputs, labels = self.source.fetch(start, stop)
-        low, high = (int(value) for value in torch.aminmax(labels))
-        if low < 0 or high >= self.n_classes:
-            raise DataError(
-                f"label {low if low < 0 else high} does not fit a model with {self.n_classes} outputs "
-                f"(0 … {self.n_classes - 1}): the dataset and the model have different classes"
-            )
+        require_labels_below(labels, self.n_classes, ignored=None)
         return inputs, torch.nn.functional.one_hot(labels, self.n_classes).to(torch.float32)

@@ -26,6 +26,14 @@ def folder(root: Path, counts: tuple[int, ...], size: int = 4) -> Path:
     return root
 
 
+def test_what_macos_and_notebooks_leave_behind_is_no_data(tmp_path: Path) -> None:
+    root = folder(tmp_path / "images", (3, 5))
+    for litter in ("__MACOSX/._0.bmp", "0/._0.bmp", "1/.ipynb_checkpoints/0-checkpoint.bmp"):
+        (root / litter).parent.mkdir(exist_ok=True)
+        (root / litter).write_bytes(b"no picture")
+    assert load(f"folder:{root}", images(2), ALL_SAMPLES).info.n == 8
+
+
 def test_all_of_each_source(tmp_path: Path) -> None:
     assert load("digits", load_model(None), ALL_SAMPLES).info.n == 1797
     root = folder(tmp_path / "images", (3, 5))
