@@ -7,9 +7,13 @@ import codecs
 import errno
 import gc
 import os
+import signal
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import current_thread, main_thread
+from types import FrameType
 
 from spectrascope.cli.blame import users_place
 from spectrascope.cli.job import silence_others
@@ -49,21 +53,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
     atexit.unregister(gc.freeze)
     atexit.register(gc.freeze)  # the interpreter's last search for garbage takes a second where PyTorch is loaded
     _fill_closed_descriptors()
+    with _seeing_interrupts() as interrupts:
+        try:
+            silence_others()
+            code = _run(argv)
+            if sys.stdout is not None:
+                sys.stdout.flush()
+        except BrokenPipeError:
+            _drop_stdout()
+            return BROKEN_PIPE
+        except KeyboardInterrupt:
+            return _fail("interrupted", INTERRUPTED)
+        except Exception as error:
+            if interrupts:
+                return _fail("interrupted", INTERRUPTED, error)
+            if isinstance(error, SpectrascopeError):
+                return _fail(str(error), error.exit_code, error)
+            return _report_unexpected(error)
+        return code
+
+
+@contextmanager
+def _seeing_interrupts() -> Iterator[list[int]]:
+    """Collect the Ctrl-C's there were: a library that swallows one, as while it is imported, fails later of that."""
+    seen: list[int] = []
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or current_thread() is not main_thread():
+        yield seen
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        silence_others()
-        code = _run(argv)
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_stdout()
-        return BROKEN_PIPE
-    except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
-    except SpectrascopeError as error:
-        return _fail(str(error), error.exit_code, error)
-    except Exception as error:
-        return _report_unexpected(error)
-    return code
+        yield seen
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _run(argv: list[str]) -> int:

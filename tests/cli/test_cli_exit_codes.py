@@ -1,5 +1,6 @@
 """One line on stderr and the right exit code for everything that goes wrong."""
 
+import contextlib
 import json
 import os
 import signal
@@ -168,6 +169,23 @@ def test_interrupting_the_process_ends_with_130(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "error: interrupted\n"
     assert process.returncode == 130
+
+
+def test_an_interrupt_that_a_library_swallows_is_the_cause_of_what_fails_then(monkeypatch, capsys) -> None:
+    """As numpy's import from within torch does."""
+
+    def swallow(argv: list[str]) -> int:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise ImportError("cannot load module more than once per process")
+
+    monkeypatch.setattr("spectrascope.cli.entry._run", swallow)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert _fail(capsys, "probe") == (130, "error: interrupted\n")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_closed_pipe_is_quiet(saved: Path) -> None:
