@@ -16,6 +16,7 @@ NETWORKS = {
     "resnet20": "ResNet-20, 256 images",
     "gpt2-small": "small GPT-2, 16 × 128 tokens",
     "gpt2-small-48": "the same, 16 × 48",
+    "gpt2-768": "GPT-2 12 × 768, 1 × 128",
 }
 
 

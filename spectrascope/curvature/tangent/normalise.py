@@ -117,7 +117,7 @@ class _Normalised:
         if not outputs:
             return (), bent
         scale = self.r if self.gamma is None else self.r * self.gamma
-        return ((w * scale).reshape(-1, *self.shape),), bent
+        return (w.mul_(scale).reshape(-1, *self.shape),), bent
 
     def splits(self, samples: int) -> bool:
         return self.xh.shape[0] % samples == 0
