@@ -15,8 +15,8 @@ NETWORKS = {
     "digits-cnn": "digits-cnn, 1 797 digits",
     "resnet20": "ResNet-20, 256 images",
     "gpt2-small": "small GPT-2, 16 × 128 tokens",
-    "gpt2-small-48": "the same, 16 × 48",
-    "gpt2-768": "GPT-2 12 × 768, 1 × 128",
+    "gpt2-small-48": "the same, 16 × 48 tokens",
+    "gpt2-768": "GPT-2 12 × 768, 128 tokens",
 }
 
 
@@ -27,23 +27,20 @@ def read(name: str) -> dict[str, Any]:
 
 
 def speed() -> str:
-    """One column per network: forward passes per (weight, k), the ratio, and how far h is off."""
-    found = [read(name) for name in NETWORKS]
-    rows = [("", list(NETWORKS.values())), ("spectrascope", [f"{f['engine_per_product']:.2f}" for f in found])]
-    for name, way, ratio in (
-        ("a graph per product", "reference", "ratio"),
-        ("graphs kept and shared", "kept_graph", "kept_graph_ratio"),
-    ):
-        cells = [f"{f[way + '_per_product']:.1f} ({f[ratio]:.1f})" for f in found]
-        rows.append((f"double backprop, {name}", cells))
-    for i, peer in enumerate(found[0]["peers"]):
-        of_each = [f["peers"][i] if f["peers"] else None for f in found]
-        cells = ["–" if p is None else f"{p['per_product']:.1f} ({p['ratio']:.1f})" for p in of_each]
-        rows.append((f"{peer['name']} {peer['version']}", cells))
-    differences = [max(side["max_relative_difference"] for side in (f, *f["peers"])) for f in found]
-    rows.append(("h differs by at most", [f"{d:.0e}" for d in differences]))
-    lines = [f"| {' | '.join([name, *cells])} |" for name, cells in rows]
-    return "\n".join([lines[0], "|---" * (1 + len(found)) + "|", *lines[1:]])
+    """One row per network: forward passes per (weight, k) and, of others, the ratio to ours; how far h is off."""
+    found = {title: read(name) for name, title in NETWORKS.items()}
+    tools = next({p["name"]: p["version"] for p in f["peers"]} for f in found.values() if f["peers"])
+    heads = ["", "ours", "rebuilt", "kept", *(name.removeprefix("hessian-") for name in tools)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for title, f in found.items():
+        peers = {p["name"]: f"{p['per_product']:.1f} ({p['ratio']:.1f})" for p in f["peers"]}
+        kept = f"{f['kept_graph_per_product']:.1f} ({f['kept_graph_ratio']:.1f})"
+        rebuilt = f"{f['reference_per_product']:.1f} ({f['ratio']:.1f})"
+        cells = [title, f"{f['engine_per_product']:.2f}", rebuilt, kept, *(peers.get(name, "–") for name in tools)]
+        lines.append(f"| {' | '.join(cells)} |")
+    furthest = max(side["max_relative_difference"] for f in found.values() for side in (f, *f["peers"]))
+    versions = ", ".join(f"{name} {version}" for name, version in tools.items())
+    return "\n".join([*lines, "", f"{versions}. h differs by at most {furthest:.0e} of a weight's largest."])
 
 
 def samples() -> str:

@@ -116,7 +116,7 @@ class _Attention:
 class _Moving:
     """Tangents of a few heads' queries, keys and values (N, S, T, d), pushed some queries at a time.
 
-    Copies are of what grows with T alone: of what grows with T², tangents of the scores, there is one.
+    What grows with T², tangents of the scores, is never copied into another order of axes; what grows with T is.
     """
 
     def __init__(self, z: dict[int, Tensor], scale: float, within: Within | None) -> None:
