@@ -24,6 +24,10 @@ def test_the_readme_shows_what_the_file_holds():
     said = [f"costs {found['engine_forward_equivalents']:.0f} forward passes", f"{found['ratio']:.0f} times as much"]
     said += [f"({found['kept_graph_ratio']:.0f} with graphs kept)"]
     said += [f"{p['ratio']:.0f} by {p['name']}" for p in found["peers"]]
+    for name in ("gpt2-768", "vit-b-16"):
+        found = read(name)
+        said += [f"{found['engine_per_product']:.2f}", f"{found['ratio']:.1f} times less"]
+        said += [f"({found['kept_graph_ratio']:.1f}"]
     assert [words for words in said if words not in text] == []
 
 

@@ -17,6 +17,7 @@ NETWORKS = {
     "gpt2-small": "small GPT-2, 16 × 128 tokens",
     "gpt2-small-48": "the same, 16 × 48 tokens",
     "gpt2-768": "GPT-2 12 × 768, 128 tokens",
+    "vit-b-16": "ViT-B/16, one image",
 }
 
 
