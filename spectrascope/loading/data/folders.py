@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.images import file_pictures, image_suffixes, read_images
+from spectrascope.loading.data.images import file_pictures, image_suffixes, is_litter, read_images
 from spectrascope.loading.data.labels import match_labels
 from spectrascope.loading.data.sampling import describe, listed, shown
 from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
@@ -50,7 +50,7 @@ def _files(root: Path, suffixes: Collection[str], what: str, such_as: str) -> tu
     name = f"folder:{shown(root)}"
     if not root.is_dir():
         raise DataError(f"{name}: no such folder; expected one with a sub-folder of {what} per class")
-    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not _is_litter(p.name))
+    classes = sorted(p.name for p in root.iterdir() if p.is_dir() and not is_litter(p.name))
     if not classes:
         raise DataError(f"{name} has no sub-folders; expected one sub-folder of {what} per class")
     if all(folder.lower() in _SPLITS for folder in classes):
@@ -62,7 +62,7 @@ def _files(root: Path, suffixes: Collection[str], what: str, such_as: str) -> tu
     names: list[str] = []
     for folder in classes:
         found = [p for p in (root / folder).rglob("*") if p.suffix.lower() in suffixes and p.is_file()]
-        found = [p for p in found if not any(map(_is_litter, p.relative_to(root).parts))]
+        found = [p for p in found if not any(map(is_litter, p.relative_to(root).parts))]
         paths += sorted(found, key=lambda p: p.relative_to(root).as_posix())
         names += [folder] * len(found)
     if not paths:
@@ -70,11 +70,6 @@ def _files(root: Path, suffixes: Collection[str], what: str, such_as: str) -> tu
             f"{name}: no {what} in its {len(classes)} sub-folders; expected files such as {such_as} in them"
         )
     return paths, names, classes
-
-
-def _is_litter(name: str) -> bool:
-    """Whether a name is hidden, as notebooks' copies and macOS's own files are, or what macOS adds to an archive."""
-    return name.startswith(".") or name == "__MACOSX"
 
 
 def number_classes(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spectrascope.errors import DataError
-from spectrascope.loading.data.images import file_pictures, image_suffixes, read_images
+from spectrascope.loading.data.images import file_pictures, image_suffixes, is_litter, read_images
 from spectrascope.loading.data.labels import imagenet_wnids
 from spectrascope.loading.data.sampling import describe, listed, shown
 from spectrascope.loading.data.source import DataRequest, DataSource, LoadedData
@@ -112,7 +112,7 @@ def _find(root: Path, request: DataRequest) -> Path:
 
 def _files(folder: Path, root: Path) -> tuple[list[Path], list[str]]:
     known = set(imagenet_wnids())
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not is_litter(p.name))
     strange = [name for name in classes if name not in known and (folder != root or re.fullmatch(r"n\d{8}", name))]
     if strange:
         raise DataError(
@@ -123,7 +123,7 @@ def _files(folder: Path, root: Path) -> tuple[list[Path], list[str]]:
     wnids: list[str] = []
     for wnid in classes:
         if wnid in known:
-            found = sorted(p for p in (folder / wnid).iterdir() if p.suffix.lower() in image_suffixes() and p.is_file())
+            found = sorted(p for p in (folder / wnid).iterdir() if _is_picture(p))
             paths += found
             wnids += [wnid] * len(found)
     if not paths:
@@ -131,6 +131,10 @@ def _files(folder: Path, root: Path) -> tuple[list[Path], list[str]]:
             f"imagenet: no images in the {len(classes)} folders of {shown(folder)}; expected .JPEG files in them"
         )
     return paths, wnids
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in image_suffixes() and path.is_file() and not is_litter(path.name)
 
 
 @dataclass(frozen=True)
@@ -327,7 +331,7 @@ def _class_folders(name: str, folder: Path, wnids: list[str]) -> _WnidFiles:
     files = _WnidFiles([], [])
     empty = []
     for wnid in wnids:
-        found = sorted(p for p in (folder / wnid).rglob("*") if p.suffix.lower() in image_suffixes() and p.is_file())
+        found = sorted(p for p in (folder / wnid).rglob("*") if _is_picture(p))
         files.paths.extend(found)
         files.wnids.extend([wnid] * len(found))
         if not found:

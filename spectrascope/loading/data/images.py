@@ -31,6 +31,7 @@ __all__ = [
     "array_pictures",
     "file_pictures",
     "image_suffixes",
+    "is_litter",
     "read_images",
     "to_pixels",
 ]
@@ -79,6 +80,11 @@ def image_suffixes() -> frozenset[str]:
 
     Image.init()
     return frozenset(end for end, name in Image.registered_extensions().items() if name in Image.OPEN)
+
+
+def is_litter(name: str) -> bool:
+    """Whether a name is hidden, as notebooks' copies and macOS's own files are, or what macOS adds to an archive."""
+    return name.startswith(".") or name == "__MACOSX"
 
 
 def to_pixels(image: Image.Image, preprocessing: Preprocessing) -> Tensor:

@@ -193,6 +193,10 @@ def test_imagenet_folders(tmp_path: Path) -> None:
     assert data.notes == ("images of 3 of ImageNet's 1000 classes are there",)
     assert load(f"imagenet:{tmp_path}/imagenet", net).info == data.info
     assert load(f"imagenet:{tmp_path}/imagenet/val", net).info == data.info
+    for litter in (f"{wnids[0]}/._a.JPEG", "__MACOSX/._a.JPEG"):
+        (tmp_path / "imagenet" / "val" / litter).parent.mkdir(exist_ok=True)
+        (tmp_path / "imagenet" / "val" / litter).write_bytes(b"no picture")
+    assert load("imagenet", net, data_root=tmp_path).info == data.info
     refusal("imagenet has 1000 classes, but net has 10 outputs", "imagenet", images(10), data_root=tmp_path)
     (tmp_path / "imagenet" / "val" / "cat").mkdir()
     refusal("1 folders in .* are no ImageNet-1k classes: cat", "imagenet", net, data_root=tmp_path)
