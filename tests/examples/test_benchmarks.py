@@ -27,7 +27,7 @@ def test_the_readme_shows_what_the_file_holds():
     for name in ("gpt2-768", "vit-b-16"):
         found = read(name)
         said += [f"{found['engine_per_product']:.2f}", f"{found['ratio']:.1f} times less"]
-        said += [f"({found['kept_graph_ratio']:.1f}"]
+        said += [f"({found['kept_graph_ratio']:.1f})"]
     assert [words for words in said if words not in text] == []
 
 

@@ -34,14 +34,18 @@ def speed() -> str:
     heads = ["", "ours", "rebuilt", "kept", *(name.removeprefix("hessian-") for name in tools)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for title, f in found.items():
-        peers = {p["name"]: f"{p['per_product']:.1f} ({p['ratio']:.1f})" for p in f["peers"]}
-        kept = f"{f['kept_graph_per_product']:.1f} ({f['kept_graph_ratio']:.1f})"
-        rebuilt = f"{f['reference_per_product']:.1f} ({f['ratio']:.1f})"
+        peers = {p["name"]: _beside_ours(p["per_product"], p["ratio"]) for p in f["peers"]}
+        kept = _beside_ours(f["kept_graph_per_product"], f["kept_graph_ratio"])
+        rebuilt = _beside_ours(f["reference_per_product"], f["ratio"])
         cells = [title, f"{f['engine_per_product']:.2f}", rebuilt, kept, *(peers.get(name, "–") for name in tools)]
         lines.append(f"| {' | '.join(cells)} |")
     furthest = max(side["max_relative_difference"] for f in found.values() for side in (f, *f["peers"]))
     versions = ", ".join(f"{name} {version}" for name, version in tools.items())
     return "\n".join([*lines, "", f"{versions}. h differs by at most {furthest:.0e} of a weight's largest."])
+
+
+def _beside_ours(per_product: float, ratio: float) -> str:
+    return f"{per_product:.1f} ({ratio:.1f})"
 
 
 def samples() -> str:
