@@ -57,21 +57,21 @@ class _Attention:
     adjoint: Tensor | None
 
     def push(self, z: Tangents, *, outputs: bool, within: Within | None) -> tuple[Pushed, Tensor | None]:
-        found = {p: dense(t) for p, t in zip(self.positions, z, strict=True) if t is not None}
+        found = {p: _heads(dense(t)) for p, t in zip(self.positions, z, strict=True) if t is not None}
         directions = next(iter(found.values())).shape[0]
         batch, heads, rows, _ = self.q.shape
         repeat, n = heads // self.k.shape[1], batch * heads
-        of_all = {p: _heads_first(t if p == 0 else _repeated(_heads(t), repeat, 2)) for p, t in found.items()}
+        of_all = {p: _heads_first(t if p == 0 else _repeated(t, repeat, 2)) for p, t in found.items()}
         q, k, v = self.q.flatten(0, 1), *(_repeated(t, repeat, 1).flatten(0, 1) for t in (self.k, self.v))
         whole = self.v.new_empty(directions, n, rows, self.v.shape[3]) if outputs else None
         forms: list[Tensor] = []
         blocks = [*self._row_blocks()]
         step = block_size(self.q, directions * max((r.stop - r.start) * c.stop for r, c in blocks), 4)
         for part in (slice(start, min(start + step, n)) for start in range(0, n, step)):
-            moving = _Moving({p: t[part] for p, t in of_all.items()}, self.scale, within)
+            moving = _Moving({p: t[part] for p, t in of_all.items()}, self.scale, outputs, within)
             for some, seen in blocks:
                 primal = self._primal((q[part, some], k[part, seen], v[part, seen]), part, some, seen, within)
-                out = moving.push(primal, some, seen, outputs)
+                out = moving.push(primal, some, seen)
                 if whole is not None and out is not None:
                     whole[:, part, some] = out.transpose(0, 1)
             if (form := moving.finish()) is not None:
@@ -119,18 +119,21 @@ class _Moving:
     What grows with T², tangents of the scores, is never copied into another order of axes; what grows with T is.
     """
 
-    def __init__(self, z: dict[int, Tensor], scale: float, within: Within | None) -> None:
+    def __init__(self, z: dict[int, Tensor], scale: float, outputs: bool, within: Within | None) -> None:
         self.zq, self.zv = z.get(0), z.get(2)
         self.zk = z[1].contiguous() if 1 in z else None
         self.directions = next(iter(z.values())).shape[1]
         self.scale = scale
+        self.outputs = outputs
         self.within = within
-        self._k_columns, self._v_columns = (None if t is None else _columns(t) for t in (self.zk, self.zv))
+        crossed = within is not None and self.zq is not None
+        self._k_columns = _columns(self.zk) if crossed and self.zk is not None else None
+        self._v_columns = _columns(self.zv) if outputs and self.zv is not None else None
         self._bent: Tensor | None = None
         self._returned: Tensor | None = None  # P'^T G, what the tangents of values meet
 
-    def push(self, of: _Primal, some: slice, seen: slice, outputs: bool) -> Tensor | None:
-        """The outputs' tangents (N, S, R, d); second-order terms are summed."""
+    def push(self, of: _Primal, some: slice, seen: slice) -> Tensor | None:
+        """The outputs' tangents (N, S, R, d) where they are wanted; second-order terms are summed."""
         out = weights = None
         if self.zq is not None or self.zk is not None:
             queries = None if self.zq is None else self.zq[:, :, some].contiguous()
@@ -140,7 +143,7 @@ class _Moving:
             weights = moved.mul_(of.scores.unsqueeze(1)).to(of.v.dtype)
             if of.adjoint is not None and self.zv is not None:
                 self._return(weights, of.adjoint, seen)
-        if outputs:
+        if self.outputs:
             if weights is not None:
                 out = torch.bmm(weights.flatten(1, 2), of.v).view(*weights.shape[:3], -1)
             if self._v_columns is not None:
@@ -192,7 +195,7 @@ class _Moving:
 
 def _heads_first(z: Tensor) -> Tensor:
     """Tangents (S, B, H, T, d) as (B H, S, T, d)."""
-    return _heads(z).flatten(1, 2).transpose(0, 1)
+    return z.flatten(1, 2).transpose(0, 1)
 
 
 def _columns(z: Tensor) -> Tensor:
